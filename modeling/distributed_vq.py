@@ -1,0 +1,74 @@
+# Copyright 2026 The hf_vq authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
+# the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0
+"""The few collectives a codebook needs. Every rank must call them in the same order, also with an empty batch.
+
+Whether there are several processes is asked at each call: a layer built before the process group works as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+
+
+def is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def sum_over_ranks(*tensors: torch.Tensor) -> None:
+    """Replaces each tensor, in place, by its sum over the ranks; equal to the bit on all of them."""
+    if is_distributed():
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+
+
+def broadcast_from_first(*tensors: torch.Tensor) -> None:
+    """Replaces each tensor, in place, by that of rank 0."""
+    if is_distributed():
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
+
+
+def decided_by_first(make: Callable[[], torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+    """`make()` of rank 0 (of shape and dtype `like`), on every rank: for whatever draws random numbers."""
+    value = make() if not is_distributed() or dist.get_rank() == 0 else torch.empty_like(like)
+    value = value.contiguous()
+    broadcast_from_first(value)
+    return value
+
+
+def gather_sample(vectors: torch.Tensor, limit: int) -> torch.Tensor:
+    """A random sample of at most `limit` of all ranks' vectors, equal on all ranks.
+
+    Args:
+        vectors: `(N, D)`; N may differ between the ranks and be 0.
+        limit: most rows to return; when there are more, each rank gives its share of the total.
+    """
+    if not is_distributed():
+        return _sample(vectors, limit)
+    sizes = torch.zeros(dist.get_world_size(), dtype=torch.long, device=vectors.device)
+    sizes[dist.get_rank()] = vectors.shape[0]
+    dist.all_reduce(sizes)
+    counts = sizes.tolist()
+    total = sum(counts)
+    if total > limit:
+        counts = [count * limit // total for count in counts]
+    longest = max(counts)
+    if longest == 0:
+        return vectors[:0]
+    sample = _sample(vectors, counts[dist.get_rank()])
+    padded = sample.new_zeros(longest, vectors.shape[1])
+    padded[: sample.shape[0]] = sample
+    gathered = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(gathered, padded)
+    return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)])
+
+
+def _sample(vectors: torch.Tensor, limit: int) -> torch.Tensor:
+    if vectors.shape[0] <= limit:
+        return vectors
+    return vectors[torch.randperm(vectors.shape[0], device=vectors.device)[:limit]]

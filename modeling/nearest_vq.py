@@ -1,0 +1,106 @@
+# Copyright 2026 The hf_vq authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
+# the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0
+"""Exact nearest-code search that never holds more than a chunk of the N x K scores.
+
+What it does differently from `torch.cdist(z, c).argmin()`:
+
+- vectors and codes are centred on the codebook's mean, so the expansion |z|^2 - 2 z.c + |c|^2 does not cancel;
+- |z|^2 is left out, it is the same for all codes: a score is |c|^2 / 2 - z.c, one matrix product with a bias;
+- the minimum goes over blocks of codes first and then inside the winning block: a row-wise argmin over all codes costs
+  more than the product itself;
+- products never run in TF32 or bfloat16, whatever the global settings say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+
+_BLOCK = 32
+_MAX_ROWS = 1024
+# Scores held at once. 16 MiB stay in a CPU's last-level cache; an accelerator wants fewer, larger launches.
+_CPU_SCORES = 2**22
+_DEVICE_SCORES = 2**24
+
+
+@contextmanager
+def ieee_matmul() -> Iterator[None]:
+    """Float32 matrix products in float32: no TF32 on CUDA, no bfloat16 in oneDNN, and no autocast."""
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
+
+
+@torch.no_grad()
+def nearest_code(vectors: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """Index of the nearest code of each vector by Euclidean distance, ties to the lowest index.
+
+    Args:
+        vectors: `(N, D)`, float32 or float64; N may be 0.
+        codes: `(K, D)`, same dtype and device, K at least 1.
+
+    Returns:
+        int64 `(N,)` in `[0, K)`. With `mu` the mean of the codes and `u` the dtype's unit roundoff, the squared distance
+        to the returned code exceeds the least one by at most `4 (D + 2) u max_k |c_k - mu| (|z - mu| + |c_k - mu|)`
+        (twice the rounding bound of a dot product, for two scores). Exact ties, such as duplicated codes, are
+        broken towards the lowest index. Extra memory: copies of the inputs and at most 64 MiB of float32 scores.
+    """
+    num_vectors, num_codes = vectors.shape[0], codes.shape[0]
+    mean = codes.mean(0)
+    vectors = vectors - mean
+    codes = codes - mean
+    half_norms = codes.square().sum(1) / 2
+    padding = -num_codes % _BLOCK
+    if padding:  # whole blocks; the padding never wins, its scores are infinite
+        codes = F.pad(codes, (0, 0, 0, padding))
+        half_norms = F.pad(half_norms, (0, padding), value=torch.inf)
+    if num_vectors == 0:
+        return torch.empty(0, dtype=torch.long, device=vectors.device)
+
+    compiling = torch.compiler.is_compiling()
+    budget = _CPU_SCORES if vectors.device.type == "cpu" and not compiling else _DEVICE_SCORES
+    rows = max(1, budget // codes.shape[0])
+    if vectors.device.type == "cpu":
+        rows = min(rows, _MAX_ROWS)
+    chunks = range(0, num_vectors, rows)
+    if compiling:
+        found = [_search_traced(vectors[i : i + rows], codes, half_norms) for i in chunks]
+    else:
+        scores = vectors.new_empty(min(rows, num_vectors), codes.shape[0])
+        with ieee_matmul():
+            found = [_search(vectors[i : i + rows], codes, half_norms, scores) for i in chunks]
+    index = found[0] if len(found) == 1 else torch.cat(found)
+    # Only a NaN or infinite vector can have ended in the padding: it too gets an index that exists.
+    return index.clamp_max(num_codes - 1) if padding else index
+
+
+def _search(vectors: torch.Tensor, codes: torch.Tensor, half_norms: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
+    scores = torch.addmm(half_norms, vectors, codes.T, alpha=-1, out=buffer[: vectors.shape[0]])
+    return _blockwise_argmin(scores)
+
+
+def _search_traced(vectors: torch.Tensor, codes: torch.Tensor, half_norms: torch.Tensor) -> torch.Tensor:
+    """As `_search`, for `torch.compile` and `torch.export`, where the precision of products cannot be switched."""
+    if vectors.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32:
+        scores = half_norms - (vectors[:, None] * codes[None]).sum(-1)  # fused by the compiler, not materialised
+    else:
+        scores = torch.addmm(half_norms, vectors, codes.T, alpha=-1)
+    return _blockwise_argmin(scores)
+
+
+def _blockwise_argmin(scores: torch.Tensor) -> torch.Tensor:
+    blocks = scores.unflatten(1, (-1, _BLOCK))
+    block = blocks.amin(-1).argmin(1)
+    within = blocks.take_along_dim(block[:, None, None], 1).squeeze(1).argmin(1)
+    return block * _BLOCK + within
