@@ -1,0 +1,168 @@
+"""The autoencoder experiment that the quality tables share: one small network, one budget, any quantizer.
+
+SQ-VAE network with 64 channels for 32 px images, 1,024 codes, batch 32, AdamW 3e-4 with a one-cycle schedule, mean
+squared error. Photographs are those that scikit-learn and scikit-image ship, cut in tiles, split by photograph.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import torch
+from PIL import Image
+from torch import nn
+
+from hf_vq.modeling.configuration_vq import VQConfig
+from hf_vq.modeling.modeling_vq import VQModel
+from hf_vq.modeling.quantizer_vq import QuantizerOutput, VectorQuant, no_vq
+
+NUM_CODES = 1024
+SIZE = 32
+TRAIN_PHOTOS = ("china.jpg", "coffee.png", "chelsea.png", "motorcycle_left.png", "rocket.jpg")
+TEST_PHOTOS = ("flower.jpg", "astronaut.png")
+
+
+def emoji() -> tuple[torch.Tensor, torch.Tensor]:
+    """Training and held-out images of the shipped sample, `(N, 3, 32, 32)` in [-1, 1]."""
+    import hf_vq
+
+    folder = Path(hf_vq.__file__).parent / "noto_emoji_32"
+    splits = []
+    for split in ("train", "test"):
+        rows = pyarrow.parquet.read_table(folder / f"{split}.parquet").column("image").to_pylist()
+        images = [np.asarray(Image.open(io.BytesIO(row["bytes"])).convert("RGB")) for row in rows]
+        splits.append(_to_pixels(np.stack(images)))
+    return splits[0], splits[1]
+
+
+def photographs() -> tuple[torch.Tensor, torch.Tensor]:
+    """Training tiles (stride 16) and held-out tiles (stride 32, of other photographs), as `emoji`."""
+    import skimage
+    import sklearn.datasets
+
+    folders = (Path(skimage.__file__).parent / "data", Path(sklearn.datasets.__file__).parent / "images")
+
+    def tiles(names: tuple[str, ...], stride: int) -> torch.Tensor:
+        found = []
+        for name in names:
+            path = next(folder / name for folder in folders if (folder / name).exists())
+            image = np.asarray(Image.open(path).convert("RGB"))
+            windows = np.lib.stride_tricks.sliding_window_view(image, (SIZE, SIZE), (0, 1))[::stride, ::stride]
+            found.append(windows.reshape(-1, 3, SIZE, SIZE).transpose(0, 2, 3, 1))
+        return _to_pixels(np.concatenate(found))
+
+    return tiles(TRAIN_PHOTOS, 16), tiles(TEST_PHOTOS, SIZE)
+
+
+def _to_pixels(images: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
+
+
+DATA = {"emoji": emoji, "photographs": photographs}
+
+
+class Foreign(nn.Module):
+    """A quantizer of another library behind the interface that `VQModel` calls.
+
+    Args:
+        layer: takes `(B, h * w, dim)`, returns `(quantized, ids, loss)`.
+    """
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, z: torch.Tensor) -> tuple[torch.Tensor, QuantizerOutput]:
+        flat = z.flatten(2).transpose(1, 2)
+        result = self.layer(flat)
+        quantized, index = result[0], result[1]
+        loss = result[2].sum() if len(result) > 2 else z.new_zeros(())
+        quantized = quantized.transpose(1, 2).unflatten(2, z.shape[2:])
+        index = index.reshape(z.shape[0], *z.shape[2:], 1).long()
+        zero = z.new_zeros(())
+        return quantized, QuantizerOutput(
+            z=z, z_q=quantized, q=index, loss=loss, perplexity=zero, usage=zero
+        )
+
+
+def build(
+    quantizer: dict | Callable[[int], nn.Module] | None, embed_dim: int = 64, seed: int = 0
+) -> VQModel:
+    """The autoencoder with a `VectorQuant` of these arguments, with a foreign layer, or (None) with no quantizer."""
+    torch.manual_seed(seed)
+    config = VQConfig(architecture="sqvae", image_size=SIZE, num_codes=NUM_CODES, embed_dim=embed_dim, kmeans_init=False)
+    model = VQModel(config)
+    if isinstance(quantizer, dict):
+        model.quantize = VectorQuant(embed_dim, NUM_CODES, **quantizer)
+    elif quantizer is not None:
+        model.quantize = Foreign(quantizer(embed_dim))
+    return model
+
+
+def train(
+    model: VQModel,
+    images: torch.Tensor,
+    *,
+    commitment_weight: float,
+    steps: int = 1500,
+    batch_size: int = 32,
+    learning_rate: float = 3e-4,
+    weight_decay: float = 1e-4,
+    seed: int = 0,
+) -> float:
+    """Trains in place on `images`; returns the seconds it took."""
+    codebooks = [p for n, p in model.named_parameters() if n.startswith("quantize.")]
+    others = [p for n, p in model.named_parameters() if not n.startswith("quantize.")]
+    groups = [{"params": others, "weight_decay": weight_decay}]
+    if codebooks:
+        groups.append({"params": codebooks, "weight_decay": 0.0})
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
+    order = torch.Generator().manual_seed(seed)
+    start = time.perf_counter()
+    for _ in range(steps):
+        batch = images[torch.randint(len(images), (batch_size,), generator=order).to(images.device)]
+        out = model(batch)
+        loss = out.reconstruction_loss + commitment_weight * out.commitment_loss
+        loss.backward()
+        for layer in model.modules():  # a code that has just been rewritten starts with fresh moments
+            if isinstance(layer, VectorQuant) and layer.codebook.rewritten is not None:
+                state = optimizer.state.get(layer.codebook.weight, {})
+                for name in ("exp_avg", "exp_avg_sq"):
+                    if name in state:
+                        state[name][layer.codebook.rewritten] = 0
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        schedule.step()
+    if images.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+@torch.no_grad()
+def evaluate(model: VQModel, images: torch.Tensor, num_codes: int = NUM_CODES) -> dict[str, float]:
+    """Held-out `mse` (on [0, 1]), `psnr` (of the mean error), `perplexity`, `usage` in [0, 1]."""
+    model.eval()
+    squared, counts = 0.0, torch.zeros(num_codes, dtype=torch.double, device=images.device)
+    for batch in images.split(128):
+        out = model(batch)
+        difference = (out.decoded_pixel_values.clamp(-1, 1) - batch) / 2
+        squared += difference.double().square().sum().item()
+        if out.image_tokens is not None:
+            counts += torch.bincount(out.image_tokens.flatten(), minlength=num_codes)
+    mse = squared / images.numel()
+    frequency = counts / counts.sum().clamp_min(1)
+    return {
+        "mse": mse,
+        "psnr": -10 * float(np.log10(mse)),
+        "perplexity": float((-torch.xlogy(frequency, frequency).sum()).exp()),
+        "usage": float((counts > 0).double().mean()),
+    }
+
+
+__all__ = ["DATA", "build", "evaluate", "no_vq", "train"]
