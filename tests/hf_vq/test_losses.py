@@ -1,0 +1,158 @@
+"""Losses: their scales, their gradients, and what they must not touch."""
+
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from hf_vq.losses import (
+    PatchDiscriminator,
+    PerceptualLoss,
+    adaptive_weight,
+    generator_loss,
+    hinge_d_loss,
+    nonsaturating_d_loss,
+    reconstruction_loss,
+)
+
+
+def test_reconstruction_loss_is_on_the_unit_scale():
+    """Black against white is an error of 1, a quarter of the range one of 1/4 or 1/16."""
+    black, white = torch.full((2, 3, 4, 4), -1.0), torch.full((2, 3, 4, 4), 1.0)
+
+    assert reconstruction_loss(black, white, "l1") == reconstruction_loss(black, white, "l2") == 1
+    assert reconstruction_loss(black + 0.5, black, "l1") == 0.25
+    assert reconstruction_loss(black + 0.5, black, "l2") == 0.0625
+
+
+def test_reconstruction_loss_of_half_precision_is_computed_in_float32():
+    """Errors below half precision's reach are not rounded away."""
+    image = torch.zeros(1, 3, 64, 64, dtype=torch.float16)
+
+    loss = reconstruction_loss(image + 1e-3, image, "l2")
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(2.5e-7, rel=1e-2)
+
+
+def test_reconstruction_loss_refuses_what_it_cannot_mean():
+    """Shapes that would broadcast and unknown kinds are errors."""
+    with pytest.raises(ValueError, match="shapes differ"):
+        reconstruction_loss(torch.zeros(2, 1, 4, 4), torch.zeros(2, 3, 4, 4))
+    with pytest.raises(ValueError, match="'huber'.*'l1' or 'l2'"):
+        reconstruction_loss(torch.zeros(1), torch.zeros(1), "huber")  # type: ignore[arg-type]
+
+
+class FeatureDistance(nn.Module):
+    """Stands in for LPIPS: squared distance of the features of one convolution, for each image."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(0.5))
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return (self.features(x) - self.features(y)).square().mean((1, 2, 3), keepdim=True)
+
+
+def test_perceptual_loss_trains_the_image_and_not_the_judge():
+    """The gradient reaches the reconstruction; the network stays frozen and in eval mode."""
+    loss = PerceptualLoss(network=FeatureDistance()).train()
+    image = torch.rand(2, 3, 8, 8)
+    decoded = torch.rand(2, 3, 8, 8, requires_grad=True)
+
+    assert loss(image, image) == 0  # with dropout on, it would not be
+    loss(decoded, image).backward()
+    assert decoded.grad is not None and decoded.grad.abs().sum() > 0
+    assert not any(parameter.requires_grad for parameter in loss.parameters())
+
+
+def test_perceptual_loss_takes_grey_images():
+    """One channel is shown to the network as three equal ones."""
+    loss = PerceptualLoss(network=FeatureDistance())
+    grey, other = torch.rand(2, 2, 1, 8, 8)
+
+    assert loss(grey, other) == loss(grey.expand(-1, 3, -1, -1), other.expand(-1, 3, -1, -1))
+
+
+def test_perceptual_loss_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    """A missing optional package is an error with the command that installs it."""
+    monkeypatch.setitem(sys.modules, "lpips", None)
+
+    with pytest.raises(ImportError, match=r'pip install "hf_vq\[perceptual\]"'):
+        PerceptualLoss()
+
+
+def test_discriminator_scores_each_image_by_itself():
+    """Scores do not depend on the rest of the batch, so splitting a batch over processes changes nothing."""
+    torch.manual_seed(0)
+    discriminator = PatchDiscriminator(base_channels=8, num_layers=2).train()
+    images = torch.rand(4, 3, 32, 32) * 2 - 1
+
+    scores = discriminator(images)
+    assert scores.shape == (4, 1, 6, 6)
+    torch.testing.assert_close(scores[:1], discriminator(images[:1]))
+    assert not list(discriminator.buffers())
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3, 4])
+def test_discriminator_works_down_to_the_size_it_states(num_layers: int):
+    """The smallest size the message names gives a score, one pixel less gives the message."""
+    discriminator = PatchDiscriminator(base_channels=8, num_layers=num_layers)
+    smallest = 3 * 2**num_layers
+
+    assert discriminator(torch.zeros(1, 3, smallest, smallest)).numel() == 1
+    with pytest.raises(ValueError, match=f"at least {smallest} pixels.*fewer layers"):
+        discriminator(torch.zeros(1, 3, smallest - 1, smallest))
+
+
+def test_adversarial_losses_have_their_textbook_values():
+    """At score 0 hinge is 1 and cross-entropy ln 2; a sure discriminator pays nothing under the hinge."""
+    zero, sure = torch.zeros(2, 1, 3, 3), torch.full((2, 1, 3, 3), 2.0)
+
+    assert hinge_d_loss(zero, zero) == 1
+    assert hinge_d_loss(sure, -sure) == 0 and hinge_d_loss(-sure, sure) == 3
+    assert nonsaturating_d_loss(zero, zero).item() == pytest.approx(0.693147, abs=1e-6)
+    assert nonsaturating_d_loss(sure, -sure) < nonsaturating_d_loss(-sure, sure)
+    assert generator_loss(sure) == -2
+    assert generator_loss(zero, "nonsaturating").item() == pytest.approx(0.693147, abs=1e-6)
+    with pytest.raises(ValueError, match="'wasserstein'"):
+        generator_loss(zero, "wasserstein")  # type: ignore[arg-type]
+
+
+def test_adversarial_training_separates_real_from_fake():
+    """A few steps on the hinge loss teach the discriminator, and its gradient makes fakes look more real to it."""
+    torch.manual_seed(0)
+    discriminator = PatchDiscriminator(base_channels=8, num_layers=1)
+    optimizer = torch.optim.Adam(discriminator.parameters(), 1e-2)
+    real, fake = torch.rand(8, 3, 8, 8), -torch.rand(8, 3, 8, 8)
+    for _ in range(20):
+        optimizer.zero_grad()
+        hinge_d_loss(discriminator(real), discriminator(fake)).backward()
+        optimizer.step()
+
+    assert discriminator(real).mean() > discriminator(fake).mean() + 1
+    fake.requires_grad_(True)
+    loss = generator_loss(discriminator(fake))
+    (grad,) = torch.autograd.grad(loss, fake)
+    assert generator_loss(discriminator(fake - 0.1 * grad / grad.abs().max())) < loss
+
+
+def test_adaptive_weight_balances_the_two_gradients():
+    """At the last layer the weighted adversarial gradient is as long as the reconstruction's."""
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 4).double()
+    output = layer(torch.rand(8, 4, dtype=torch.float64))
+    reconstruction, adversarial = output.square().mean(), 100 * output.mean()
+
+    weight = adaptive_weight(reconstruction, adversarial, layer.weight)
+    grads = [torch.autograd.grad(x, layer.weight, retain_graph=True)[0] for x in (reconstruction, adversarial)]
+    assert (weight * grads[1].norm()).item() == pytest.approx(grads[0].norm().item(), rel=1e-4)
+    assert not weight.requires_grad
+    (reconstruction + weight * adversarial).backward()
+
+
+def test_adaptive_weight_is_bounded_where_the_adversarial_gradient_vanishes():
+    """A flat discriminator does not blow the loss up."""
+    value = torch.ones(1, requires_grad=True)
+
+    assert adaptive_weight(1e9 * value.sum(), 0 * value.sum(), value) == 1e4
