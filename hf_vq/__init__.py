@@ -1,0 +1,77 @@
+# Copyright 2026 The hf_vq authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
+# the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0
+"""Vector-quantized image tokenizers in the Hugging Face way.
+
+Importing this package registers its classes, so that `AutoConfig`, `AutoModel` and `AutoImageProcessor` load its
+checkpoints without `trust_remote_code`. The trainers need the extra `hf_vq[train]` and are imported on first use.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModel
+
+from .modeling import (
+    RECOMMENDED_QUANTIZER,
+    GroupVectorQuant,
+    MaxVecPool2d,
+    ResidualVectorQuant,
+    SoftMaxVecPool2d,
+    VectorQuant,
+    VQConfig,
+    VQImageProcessor,
+    VQModel,
+    get_vq_layers,
+    no_vq,
+)
+from .version import __version__
+
+if TYPE_CHECKING:
+    from .training.arguments import TokenizerTrainingArguments as TokenizerTrainingArguments
+    from .training.tokenizer_trainer import TokenizerTrainer as TokenizerTrainer
+
+# Name -> module. Not in `__all__`: a star import has to work in an installation without the extra.
+_NEEDS_TRAIN_EXTRA = {
+    "TokenizerTrainer": ".training.tokenizer_trainer",
+    "TokenizerTrainingArguments": ".training.arguments",
+}
+
+AutoConfig.register(VQConfig.model_type, VQConfig, exist_ok=True)
+AutoModel.register(VQConfig, VQModel, exist_ok=True)
+AutoImageProcessor.register(VQConfig, image_processor_classes={"pil": VQImageProcessor}, exist_ok=True)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NEEDS_TRAIN_EXTRA:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(import_module(_NEEDS_TRAIN_EXTRA[name], __name__), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == __name__:
+            raise
+        raise ModuleNotFoundError(
+            f"{name} needs the package {error.name!r}. Install the training extra: pip install 'hf_vq[train]'",
+            name=error.name,
+        ) from error
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_NEEDS_TRAIN_EXTRA])
+
+
+__all__ = [
+    "RECOMMENDED_QUANTIZER",
+    "GroupVectorQuant",
+    "MaxVecPool2d",
+    "ResidualVectorQuant",
+    "SoftMaxVecPool2d",
+    "VQConfig",
+    "VQImageProcessor",
+    "VQModel",
+    "VectorQuant",
+    "__version__",
+    "get_vq_layers",
+    "no_vq",
+]

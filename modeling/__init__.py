@@ -1,0 +1,43 @@
+# Copyright 2026 The hf_vq authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
+# the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0
+"""What travels with the weights: configuration, model, quantizer and image processor.
+
+The files are flat and import nothing but each other (with one dot), torch, NumPy, Pillow and transformers, so that
+`save_pretrained` can copy them beside a checkpoint and `trust_remote_code=True` can load them without this package.
+"""
+
+from .codebook_vq import Codebook
+from .configuration_vq import RECOMMENDED_QUANTIZER, VQConfig
+from .image_processing_vq import VQImageProcessor
+from .modeling_vq import VQDecoderOutput, VQEncoderOutput, VQModel, VQModelOutput, VQPreTrainedModel
+from .pooling_vq import MaxVecPool2d, SoftMaxVecPool2d
+from .quantizer_vq import (
+    GroupVectorQuant,
+    QuantizerOutput,
+    ResidualVectorQuant,
+    VectorQuant,
+    get_vq_layers,
+    no_vq,
+)
+
+__all__ = [
+    "RECOMMENDED_QUANTIZER",
+    "Codebook",
+    "GroupVectorQuant",
+    "MaxVecPool2d",
+    "QuantizerOutput",
+    "ResidualVectorQuant",
+    "SoftMaxVecPool2d",
+    "VQConfig",
+    "VQDecoderOutput",
+    "VQEncoderOutput",
+    "VQImageProcessor",
+    "VQModel",
+    "VQModelOutput",
+    "VQPreTrainedModel",
+    "VectorQuant",
+    "get_vq_layers",
+    "no_vq",
+]

@@ -1,0 +1,344 @@
+# Copyright 2026 The hf_vq authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
+# the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0
+"""Encoders and decoders between pixels and latents.
+
+Two backbones, each a pair with the same interface: the encoder maps (batch, num_channels, height, width) to
+(batch, latent_channels, height / f, width / f), the decoder maps back; f is the config's `downsample_factor`.
+
+- VQGAN: residual blocks with group norm and SiLU, attention where asked for. Modules are named as in the original
+  VQGAN code, so that weights trained with it or its descendants load under their own names.
+- SQ-VAE: the small network with batch norm of the SQ-VAE experiments, for images of 32 px or so.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+
+from .configuration_vq import VQConfig
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    """32 groups, or the largest power of two below that divides the channels."""
+    return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: object,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention in plain operations, the one implementation that returns its weights.
+
+    Args:
+        module (`nn.Module`): the calling module; part of the interface, not used.
+        query, key, value (`torch.Tensor`): (batch, heads, positions, head_dim).
+        attention_mask (`torch.Tensor`, *optional*): added to the scores; broadcast to (batch, heads, positions,
+            positions).
+        scaling (`float`): factor of the scores.
+        dropout (`float`): rate of dropout on the weights.
+
+    Returns:
+        `tuple`: the output (batch, positions, heads, head_dim) and the weights (batch, heads, positions, positions).
+    """
+    scores = torch.matmul(query, key.transpose(-1, -2)) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2), weights
+
+
+class VQGANResnetBlock(GradientCheckpointingLayer):
+    """Two times (group norm, SiLU, 3 x 3 convolution), added to the input or to a 1 x 1 convolution of it."""
+
+    def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm1 = _group_norm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = _group_norm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(batch, in_channels, height, width) -> (batch, out_channels, height, width)."""
+        residual = hidden_states if self.nin_shortcut is None else self.nin_shortcut(hidden_states)
+        hidden_states = self.conv1(F.silu(self.norm1(hidden_states)))
+        hidden_states = self.conv2(self.dropout(F.silu(self.norm2(hidden_states))))
+        return residual + hidden_states
+
+
+class VQGANAttentionBlock(GradientCheckpointingLayer):
+    """Self-attention over all positions of a feature map, added to its input."""
+
+    def __init__(self, config: VQConfig, channels: int) -> None:
+        super().__init__()
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        # The four attributes that transformers' attention functions read.
+        self.head_dim = channels // self.num_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.num_key_value_groups = 1
+        self.norm = _group_norm(channels)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(
+        self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Returns the new feature map, of the shape of the old, and the attention weights if there are any."""
+        normed = self.norm(hidden_states)
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attention_interface(
+            self,
+            self._split_heads(self.q(normed)),
+            self._split_heads(self.k(normed)),
+            self._split_heads(self.v(normed)),
+            None,
+            dropout=0.0,
+            scaling=self.scaling,
+            is_causal=False,
+            **kwargs,
+        )
+        output = output.flatten(2).transpose(1, 2).unflatten(2, hidden_states.shape[2:])
+        return hidden_states + self.proj_out(output), weights
+
+    def _split_heads(self, features: torch.Tensor) -> torch.Tensor:
+        """(batch, channels, height, width) -> (batch, heads, height * width, head_dim)."""
+        return features.flatten(2).unflatten(1, (self.num_heads, self.head_dim)).transpose(2, 3)
+
+
+class VQGANDownsample(nn.Module):
+    """Halves both sides by a strided convolution, padded at the right and at the bottom only."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(batch, channels, height, width) -> (batch, channels, height / 2, width / 2)."""
+        return self.conv(F.pad(hidden_states, (0, 1, 0, 1)))
+
+
+class VQGANUpsample(nn.Module):
+    """Doubles both sides by repetition, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(batch, channels, height, width) -> (batch, channels, 2 * height, 2 * width)."""
+        return self.conv(F.interpolate(hidden_states, scale_factor=2.0, mode="nearest"))
+
+
+class VQGANLevel(nn.Module):
+    """The blocks of one resolution, then the way down or up to the next one, where there is one."""
+
+    def __init__(
+        self,
+        config: VQConfig,
+        level: int,
+        in_channels: int,
+        num_blocks: int,
+        downsample: bool = False,
+        upsample: bool = False,
+    ) -> None:
+        super().__init__()
+        channels = config.base_channels * config.channel_multiplier[level]
+        has_attention = (config.image_size >> level) in (config.attn_resolutions or [])
+        self.block = nn.ModuleList(
+            VQGANResnetBlock(in_channels if index == 0 else channels, channels, config.dropout)
+            for index in range(num_blocks)
+        )
+        self.attn = nn.ModuleList(VQGANAttentionBlock(config, channels) for _ in range(num_blocks * has_attention))
+        self.downsample = VQGANDownsample(channels) if downsample else None
+        self.upsample = VQGANUpsample(channels) if upsample else None
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        """(batch, in_channels, height, width) -> (batch, channels of the level, new height, new width)."""
+        for index, block in enumerate(self.block):
+            hidden_states = block(hidden_states)
+            if len(self.attn):
+                hidden_states, _ = self.attn[index](hidden_states, **kwargs)
+        if self.downsample is not None:
+            hidden_states = self.downsample(hidden_states)
+        if self.upsample is not None:
+            hidden_states = self.upsample(hidden_states)
+        return hidden_states
+
+
+class VQGANMiddle(nn.Module):
+    """Two residual blocks at the lowest resolution, with attention between them if the config asks for it."""
+
+    def __init__(self, config: VQConfig, channels: int) -> None:
+        super().__init__()
+        self.block_1 = VQGANResnetBlock(channels, channels, config.dropout)
+        self.attn_1 = VQGANAttentionBlock(config, channels) if config.mid_block_add_attention else None
+        self.block_2 = VQGANResnetBlock(channels, channels, config.dropout)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        """Keeps the shape."""
+        hidden_states = self.block_1(hidden_states)
+        if self.attn_1 is not None:
+            hidden_states, _ = self.attn_1(hidden_states, **kwargs)
+        return self.block_2(hidden_states)
+
+
+class VQGANEncoder(nn.Module):
+    """`down.0` works at the image's resolution, the last `down` at that of the tokens."""
+
+    def __init__(self, config: VQConfig) -> None:
+        super().__init__()
+        widths = [config.base_channels * multiplier for multiplier in config.channel_multiplier]
+        last = len(widths) - 1
+        self.conv_in = nn.Conv2d(config.num_channels, config.base_channels, 3, padding=1)
+        self.down = nn.ModuleList(
+            VQGANLevel(
+                config,
+                level,
+                in_channels=config.base_channels if level == 0 else widths[level - 1],
+                num_blocks=config.num_res_blocks,
+                downsample=level < last,
+            )
+            for level in range(len(widths))
+        )
+        self.mid = VQGANMiddle(config, widths[-1])
+        self.norm_out = _group_norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1)
+
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        """(batch, num_channels, height, width) -> (batch, latent_channels, height / f, width / f)."""
+        hidden_states = self.conv_in(pixel_values)
+        for level in self.down:
+            hidden_states = level(hidden_states, **kwargs)
+        hidden_states = self.mid(hidden_states, **kwargs)
+        return self.conv_out(F.silu(self.norm_out(hidden_states)))
+
+
+class VQGANDecoder(nn.Module):
+    """Mirrors the encoder with one more block for each resolution; `up.0` too is at the image's, so it runs last."""
+
+    def __init__(self, config: VQConfig) -> None:
+        super().__init__()
+        widths = [config.base_channels * multiplier for multiplier in config.channel_multiplier]
+        last = len(widths) - 1
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
+        self.mid = VQGANMiddle(config, widths[-1])
+        self.up = nn.ModuleList(
+            VQGANLevel(
+                config,
+                level,
+                in_channels=widths[min(level + 1, last)],
+                num_blocks=config.num_res_blocks + 1,
+                upsample=level > 0,
+            )
+            for level in range(len(widths))
+        )
+        self.norm_out = _group_norm(widths[0])
+        self.conv_out = nn.Conv2d(widths[0], config.num_channels, 3, padding=1)
+
+    def forward(self, latents: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        """(batch, latent_channels, height, width) -> (batch, num_channels, f * height, f * width)."""
+        hidden_states = self.mid(self.conv_in(latents), **kwargs)
+        for level in reversed(self.up):
+            hidden_states = level(hidden_states, **kwargs)
+        return self.conv_out(F.silu(self.norm_out(hidden_states)))
+
+
+class SQVAEBatchNorm(nn.BatchNorm2d):
+    """Batch norm whose running statistics count a batch once, also when activation checkpointing recomputes it."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Keeps the shape."""
+        # Inside a backward pass a forward in training mode can only be a recomputation. It updates copies, since it
+        # has to save as many tensors for its own backward pass as the first run did.
+        if self.training and torch._C._current_graph_task_id() != -1:
+            mean, var = (None if stat is None else stat.clone() for stat in (self.running_mean, self.running_var))
+            return F.batch_norm(hidden_states, mean, var, self.weight, self.bias, training=True, eps=self.eps)
+        return super().forward(hidden_states)
+
+
+class SQVAEResBlock(GradientCheckpointingLayer):
+    """ReLU, 3 x 3 convolution, batch norm, ReLU, 1 x 1 convolution, batch norm, added to the input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.block = nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            SQVAEBatchNorm(channels),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 1),
+            SQVAEBatchNorm(channels),
+        )
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Keeps the shape."""
+        return hidden_states + self.block(hidden_states)
+
+
+class SQVAEEncoder(nn.Module):
+    """Two strided convolutions, a third one, then residual blocks."""
+
+    def __init__(self, config: VQConfig) -> None:
+        super().__init__()
+        width = config.base_channels
+        self.conv = nn.Sequential(
+            nn.Conv2d(config.num_channels, width // 2, 4, stride=2, padding=1),
+            SQVAEBatchNorm(width // 2),
+            nn.ReLU(),
+            nn.Conv2d(width // 2, width, 4, stride=2, padding=1),
+            SQVAEBatchNorm(width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            SQVAEBatchNorm(width),
+            nn.ReLU(),
+        )
+        self.res = nn.Sequential(*(SQVAEResBlock(width) for _ in range(config.num_res_blocks)))
+
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        """(batch, num_channels, height, width) -> (batch, base_channels, height / 4, width / 4)."""
+        return self.res(self.conv(pixel_values))
+
+
+class SQVAEDecoder(nn.Module):
+    """Mirrors the encoder; its sigmoid, stretched to [-1, 1], bounds the pixels."""
+
+    def __init__(self, config: VQConfig) -> None:
+        super().__init__()
+        width = config.base_channels
+        self.res = nn.Sequential(*(SQVAEResBlock(width) for _ in range(config.num_res_blocks)))
+        self.convt = nn.Sequential(
+            nn.ConvTranspose2d(width, width, 3, padding=1),
+            SQVAEBatchNorm(width),
+            nn.ReLU(),
+            nn.ConvTranspose2d(width, width // 2, 4, stride=2, padding=1),
+            SQVAEBatchNorm(width // 2),
+            nn.ReLU(),
+            nn.ConvTranspose2d(width // 2, config.num_channels, 4, stride=2, padding=1),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, latents: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        """(batch, base_channels, height, width) -> (batch, num_channels, 4 * height, 4 * width)."""
+        return 2.0 * self.convt(self.res(latents)) - 1.0

@@ -1,0 +1,390 @@
+# Copyright 2026 The hf_vq authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
+# the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0
+"""VQModel: an image autoencoder whose latents are codes.
+
+    pixels -encoder-> latents -quant_conv-> vectors -quantize-> codes -post_quant_conv-> latents -decoder-> pixels
+
+`encode` gives the ids of the codes (`image_tokens`), `decode` turns ids into pixels, `forward` does both and computes
+the loss. In eval mode `decode(encode(x).image_tokens)` equals the reconstruction of `forward` bit for bit in float32.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .autoencoder_vq import (
+    SQVAEDecoder,
+    SQVAEEncoder,
+    SQVAEResBlock,
+    VQGANAttentionBlock,
+    VQGANDecoder,
+    VQGANEncoder,
+    VQGANResnetBlock,
+)
+from .codebook_vq import Codebook
+from .configuration_vq import VQConfig
+from .quantizer_vq import GroupVectorQuant, ResidualVectorQuant, VectorQuant
+
+_QUANTIZERS: dict[str, type[VectorQuant]] = {
+    "vector": VectorQuant,
+    "group": GroupVectorQuant,
+    "residual": ResidualVectorQuant,
+}
+
+
+@dataclass
+class VQEncoderOutput(ModelOutput):
+    r"""What [`VQModel.encode`] returns.
+
+    Args:
+        image_tokens (`torch.LongTensor`, *optional*):
+            Ids of the codes in [0, num_codes), (batch, h, w), or (batch, h, w, groups) with more than one group; h and
+            w are the image's sides divided by the downsample factor. `None` while quantization is off (`no_vq`).
+        quantized_last_hidden_state (`torch.FloatTensor`):
+            The codes, (batch, embed_dim, h, w); the gradient passes to `last_hidden_state`.
+        last_hidden_state (`torch.FloatTensor`): The vectors before quantization, (batch, embed_dim, h, w).
+        commitment_loss (`torch.FloatTensor`): Scalar. 0 under `no_vq`.
+        perplexity (`torch.FloatTensor`, *optional*): Scalar in [1, num_codes]: exponential of the ids' entropy.
+        usage (`torch.FloatTensor`, *optional*): Scalar in [0, 1]: share of the codes that the batch uses.
+        quantization_error (`torch.FloatTensor`, *optional*):
+            Scalar: mean squared difference, per dimension, of the (normalised) vectors and their codes; no gradient.
+        replaced (`torch.BoolTensor`, *optional*):
+            (num_codes,): codes initialised or replaced at the start of this training forward; `None` if none were.
+        hidden_states (`tuple[torch.FloatTensor, ...]`, *optional*):
+            With `output_hidden_states=True`: the input of the first residual block and the output of each.
+        attentions (`tuple[torch.FloatTensor, ...]`, *optional*):
+            With `output_attentions=True` and eager attention: weights (batch, heads, positions, positions).
+    """
+
+    image_tokens: torch.Tensor | None = None
+    quantized_last_hidden_state: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
+    commitment_loss: torch.Tensor | None = None
+    perplexity: torch.Tensor | None = None
+    usage: torch.Tensor | None = None
+    quantization_error: torch.Tensor | None = None
+    replaced: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class VQDecoderOutput(ModelOutput):
+    r"""What [`VQModel.decode`] returns.
+
+    Args:
+        decoded_pixel_values (`torch.FloatTensor`): (batch, num_channels, height, width), about [-1, 1].
+    """
+
+    decoded_pixel_values: torch.Tensor | None = None
+
+
+@dataclass
+class VQModelOutput(ModelOutput):
+    r"""What [`VQModel.forward`] returns.
+
+    Args:
+        loss (`torch.FloatTensor`, *optional*):
+            Scalar: `reconstruction_loss + commitment_weight * commitment_loss`. `None` with `return_loss=False`.
+        reconstruction_loss (`torch.FloatTensor`, *optional*):
+            Scalar: mean absolute or squared error of the pixels on the scale [0, 1]. `None` with `return_loss=False`.
+        commitment_loss (`torch.FloatTensor`): Scalar. 0 under `no_vq`.
+        decoded_pixel_values (`torch.FloatTensor`): (batch, num_channels, height, width), about [-1, 1].
+        image_tokens, perplexity, usage, quantization_error, replaced, hidden_states, attentions:
+            As in [`VQEncoderOutput`]; the last two cover the decoder as well.
+    """
+
+    loss: torch.Tensor | None = None
+    reconstruction_loss: torch.Tensor | None = None
+    commitment_loss: torch.Tensor | None = None
+    decoded_pixel_values: torch.Tensor | None = None
+    image_tokens: torch.Tensor | None = None
+    perplexity: torch.Tensor | None = None
+    usage: torch.Tensor | None = None
+    quantization_error: torch.Tensor | None = None
+    replaced: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class VQPreTrainedModel(PreTrainedModel):
+    """What models around a VQ autoencoder share: weight initialisation and what transformers has to know."""
+
+    config: VQConfig
+    base_model_prefix = "vq"
+    main_input_name = "pixel_values"
+    input_modalities = ["image"]
+    supports_gradient_checkpointing = True
+    _no_split_modules = [
+        "VQGANResnetBlock",
+        "VQGANAttentionBlock",
+        "SQVAEResBlock",
+        "VectorQuant",
+        "GroupVectorQuant",
+        "ResidualVectorQuant",
+    ]
+    # Nearest codes in half precision are often not the nearest.
+    _keep_in_fp32_modules_strict = ["quantize"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs = {
+        "hidden_states": [VQGANResnetBlock, SQVAEResBlock],
+        "attentions": VQGANAttentionBlock,
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, Codebook):
+            module.reset_parameters()
+        elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            # PyTorch's own default, with which both backbones were published; the base class would take N(0, 0.02).
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            bound = 1 / math.sqrt(module.weight[0].numel())
+            if module.bias is not None:
+                init.uniform_(module.bias, -bound, bound)
+        else:
+            super()._init_weights(module)
+
+
+class VQModel(VQPreTrainedModel):
+    r"""Vector-quantized image autoencoder.
+
+    Args:
+        config ([`VQConfig`]): architecture, quantizer and loss.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> model = VQModel(VQConfig(architecture="sqvae", image_size=32, base_channels=64)).eval()
+    >>> pixel_values = torch.rand(2, 3, 32, 32) * 2 - 1
+    >>> image_tokens = model.encode(pixel_values).image_tokens
+    >>> image_tokens.shape
+    torch.Size([2, 8, 8])
+    >>> model.decode(image_tokens).decoded_pixel_values.shape
+    torch.Size([2, 3, 32, 32])
+    ```
+    """
+
+    def __init__(self, config: VQConfig) -> None:
+        super().__init__(config)
+        # `dtype` of the model is that of its first parameter: an encoder's, not the quantizer's, which stays float32.
+        self.encoder: VQGANEncoder | SQVAEEncoder
+        self.decoder: VQGANDecoder | SQVAEDecoder
+        if config.architecture == "vqgan":
+            self.encoder, self.decoder = VQGANEncoder(config), VQGANDecoder(config)
+            latent_channels, has_projections = config.latent_channels, True
+        else:
+            self.encoder, self.decoder = SQVAEEncoder(config), SQVAEDecoder(config)
+            latent_channels, has_projections = config.base_channels, config.embed_dim != config.base_channels
+        self.quantize = _QUANTIZERS[config.quantizer_type](**config.quantizer_kwargs())
+        self.quant_conv: nn.Module = nn.Identity()
+        self.post_quant_conv: nn.Module = nn.Identity()
+        if has_projections:
+            self.quant_conv = nn.Conv2d(latent_channels, config.embed_dim, 1)
+            self.post_quant_conv = nn.Conv2d(config.embed_dim, latent_channels, 1)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The first convolution of the encoder."""
+        return self.encoder.conv_in if isinstance(self.encoder, VQGANEncoder) else self.encoder.conv[0]
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the first convolution of the encoder."""
+        if isinstance(self.encoder, VQGANEncoder):
+            self.encoder.conv_in = value  # type: ignore[assignment]
+        else:
+            self.encoder.conv[0] = value
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def encode(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> VQEncoderOutput:
+        """Images to tokens.
+
+        Args:
+            pixel_values (`torch.FloatTensor`):
+                (batch, num_channels, height, width) in [-1, 1], any floating dtype; the downsample factor must divide
+                height and width.
+
+        Returns:
+            [`VQEncoderOutput`]: tokens, the codes they stand for, and statistics of the quantizer.
+
+        Raises:
+            `ValueError`: if the dtype or the shape is another.
+        """
+        return self._encode(pixel_values, **kwargs)
+
+    @can_return_tuple
+    def decode(
+        self,
+        image_tokens: torch.Tensor | None = None,
+        quantized_states: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> VQDecoderOutput:
+        """Tokens, or codes, to images. Exactly one of the two must be given.
+
+        Args:
+            image_tokens (`torch.LongTensor`, *optional*):
+                Ids in [0, num_codes), any integer dtype: (batch, h, w), or (batch, h, w, groups) for a quantizer with
+                more than one group.
+            quantized_states (`torch.FloatTensor`, *optional*): (batch, embed_dim, h, w).
+
+        Returns:
+            [`VQDecoderOutput`]: pixels (batch, num_channels, f * h, f * w), f being the downsample factor. They may
+            exceed [-1, 1] a little.
+
+        Raises:
+            `ValueError`: if both or none are given, or for a wrong dtype, a wrong shape, an id out of range.
+        """
+        if image_tokens is not None and quantized_states is None:
+            quantized_states = self.get_codebook_entry(image_tokens)
+        elif image_tokens is not None or quantized_states is None:
+            raise ValueError("Pass exactly one of `image_tokens` and `quantized_states` to `decode`.")
+        elif quantized_states.ndim != 4 or quantized_states.shape[1] != self.config.embed_dim:
+            raise ValueError(
+                f"`quantized_states` must have the shape (batch, {self.config.embed_dim}, height, width), "
+                f"got {tuple(quantized_states.shape)}."
+            )
+        return VQDecoderOutput(decoded_pixel_values=self._decode(quantized_states, **kwargs))
+
+    def get_codebook_entry(self, image_tokens: torch.Tensor) -> torch.Tensor:
+        """The codes that tokens stand for.
+
+        Args:
+            image_tokens (`torch.LongTensor`): As for [`~VQModel.decode`].
+
+        Returns:
+            `torch.FloatTensor`: (batch, embed_dim, h, w) in float32.
+
+        Raises:
+            `ValueError`: for a dtype that is no integer's, a wrong shape, or an id out of range.
+        """
+        groups = self.config.num_groups
+        dtype = image_tokens.dtype
+        if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
+            raise ValueError(f"`image_tokens` must be integers, got {dtype}. For vectors use `quantized_states`.")
+        if groups == 1 and image_tokens.ndim != 3:
+            raise ValueError(
+                f"`image_tokens` must have the shape (batch, height, width), got {tuple(image_tokens.shape)}. "
+                "Reshape a flat sequence of tokens to its grid."
+            )
+        if groups > 1 and (image_tokens.ndim != 4 or image_tokens.shape[-1] != groups):
+            raise ValueError(
+                f"`image_tokens` must have the shape (batch, height, width, {groups}) for {groups} groups, "
+                f"got {tuple(image_tokens.shape)}."
+            )
+        image_tokens = image_tokens.long()
+        return self.quantize.lookup(image_tokens.unsqueeze(-1) if groups == 1 else image_tokens)
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        return_loss: bool | None = True,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> VQModelOutput:
+        """Images to tokens and back, with the loss.
+
+        Args:
+            pixel_values (`torch.FloatTensor`): As for [`~VQModel.encode`].
+            return_loss (`bool`, defaults to `True`): Whether to compute `loss` and `reconstruction_loss`.
+
+        Returns:
+            [`VQModelOutput`]: losses, reconstruction, tokens and statistics of the quantizer.
+
+        Raises:
+            `ValueError`: if the dtype or the shape of the pixels is another.
+        """
+        encoded = self._encode(pixel_values, **kwargs)
+        assert encoded.quantized_last_hidden_state is not None and encoded.commitment_loss is not None
+        decoded = self._decode(encoded.quantized_last_hidden_state, **kwargs)
+        loss = reconstruction_loss = None
+        if return_loss:
+            dtype = torch.promote_types(decoded.dtype, torch.float32)
+            # Half of the difference on [-1, 1] is the difference on [0, 1].
+            difference = (decoded.to(dtype) - pixel_values.to(dtype)) / 2
+            reconstruction_loss = (
+                difference.abs().mean() if self.config.reconstruction_loss == "l1" else difference.square().mean()
+            )
+            loss = reconstruction_loss + self.config.commitment_weight * encoded.commitment_loss
+        return VQModelOutput(
+            loss=loss,
+            reconstruction_loss=reconstruction_loss,
+            commitment_loss=encoded.commitment_loss,
+            decoded_pixel_values=decoded,
+            image_tokens=encoded.image_tokens,
+            perplexity=encoded.perplexity,
+            usage=encoded.usage,
+            quantization_error=encoded.quantization_error,
+            replaced=encoded.replaced,
+        )
+
+    def _encode(self, pixel_values: torch.Tensor, **kwargs: Any) -> VQEncoderOutput:
+        self._check_pixel_values(pixel_values)
+        pixel_values = pixel_values.to(self.dtype)
+        latents = self.quant_conv(self.encoder(pixel_values, **kwargs))
+        quantized, out = self.quantize(latents)
+        tokens = out.q
+        if tokens is not None and self.config.num_groups == 1:
+            tokens = tokens.squeeze(-1)
+        error = None if tokens is None else F.mse_loss(out.z_q.detach(), out.z.detach())
+        return VQEncoderOutput(
+            image_tokens=tokens,
+            quantized_last_hidden_state=quantized,
+            last_hidden_state=latents,
+            commitment_loss=out.loss,
+            perplexity=out.perplexity,
+            usage=out.usage,
+            quantization_error=error,
+            replaced=out.replaced,
+        )
+
+    def _decode(self, quantized_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        # One memory layout for codes from the quantizer and from a lookup: convolutions round differently in another.
+        quantized_states = quantized_states.to(self.dtype).contiguous()
+        return self.decoder(self.post_quant_conv(quantized_states), **kwargs)
+
+    def _check_pixel_values(self, pixel_values: torch.Tensor) -> None:
+        channels, factor = self.config.num_channels, self.config.downsample_factor
+        if not pixel_values.is_floating_point():
+            raise ValueError(
+                f"`pixel_values` must be floating-point numbers in [-1, 1], got {pixel_values.dtype}. "
+                "VQImageProcessor converts images."
+            )
+        if pixel_values.ndim != 4:
+            raise ValueError(
+                f"`pixel_values` must have the shape (batch, {channels}, height, width), "
+                f"got {tuple(pixel_values.shape)}. A single image needs `unsqueeze(0)`."
+            )
+        if pixel_values.shape[1] != channels:
+            raise ValueError(
+                f"This model takes images of {channels} channels, got {pixel_values.shape[1]} in `pixel_values` of "
+                f"shape {tuple(pixel_values.shape)}. VQImageProcessor(num_channels={channels}) converts images."
+            )
+        height, width = pixel_values.shape[2:]
+        if height % factor or width % factor or 0 in (height, width):
+            raise ValueError(
+                f"Height and width of `pixel_values` must be multiples of {factor}, the pixels per token, "
+                f"got {height} x {width}. Crop or resize the images, to {max(height // factor, 1) * factor} x "
+                f"{max(width // factor, 1) * factor} for example."
+            )
+
+
+VQModel.register_for_auto_class("AutoModel")
+
+__all__ = ["VQDecoderOutput", "VQEncoderOutput", "VQModel", "VQModelOutput", "VQPreTrainedModel"]

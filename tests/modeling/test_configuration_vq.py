@@ -1,0 +1,109 @@
+"""VQConfig: defaults, derived values, what it refuses, and that nothing is lost when it is saved."""
+
+import inspect
+
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+
+from hf_vq import RECOMMENDED_QUANTIZER, VectorQuant, VQConfig
+
+
+def test_defaults_of_the_quantizer_are_the_recommended_ones():
+    """Every key of RECOMMENDED_QUANTIZER is a field whose default it gives."""
+    config = VQConfig()
+
+    assert RECOMMENDED_QUANTIZER == {name: getattr(config, name) for name in RECOMMENDED_QUANTIZER}
+
+
+@pytest.mark.parametrize("quantizer_type", ["vector", "group", "residual"])
+def test_quantizer_kwargs_are_arguments_of_the_layers(quantizer_type):
+    """quantizer_kwargs names arguments of the layer, and all of its arguments that matter to a saved model."""
+    num_groups = 1 if quantizer_type == "vector" else 2
+    kwargs = VQConfig(quantizer_type=quantizer_type, num_groups=num_groups).quantizer_kwargs()
+    arguments = set(inspect.signature(VectorQuant).parameters) - {"inplace_optimizer"}
+
+    assert kwargs["feature_size"] == VQConfig().embed_dim
+    assert set(kwargs) == arguments | ({"groups", "share"} if num_groups > 1 else set())
+
+
+def test_default_shape_is_16_pixels_per_token():
+    """The default model turns 256 px images into 16 x 16 tokens, with attention at the lowest resolution."""
+    config = VQConfig()
+
+    assert (config.image_size, config.downsample_factor, config.attn_resolutions) == (256, 16, [16])
+
+
+def test_downsample_factor_of_both_architectures():
+    """Each multiplier after the first halves a VQGAN's image; SQ-VAE always has four pixels per token side."""
+    assert VQConfig(channel_multiplier=[1, 2, 2]).downsample_factor == 4
+    assert VQConfig(architecture="sqvae", channel_multiplier=[1, 2, 2, 2]).downsample_factor == 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"beta": 1.5}, r"`beta` must be in \[0, 1\], got 1.5"),
+        ({"beta": -0.1}, r"`beta` must be in \[0, 1\]"),
+        ({"beta": float("nan")}, r"`beta` must be in \[0, 1\]"),
+        ({"affine_groups": 3}, r"3 affine groups and 1024 codes"),
+        ({"num_codes": 0}, r"`num_codes` must be at least 1"),
+        ({"sync_nu": -1.0}, r"`sync_nu` must be at least 0"),
+        ({"commitment_weight": -1.0}, r"`commitment_weight` must be at least 0"),
+        ({"alternating_lr": 0.0}, r"`alternating_lr` must be above 0"),
+        ({"ema_decay": 1.0}, r"`ema_decay` must be in \[0, 1\)"),
+        ({"image_size": 100}, r"multiple of the downsample factor 16, got 100"),
+        ({"architecture": "sqvae", "image_size": 30}, r"multiple of the downsample factor 4, got 30"),
+        ({"architecture": "sqvae", "base_channels": 33}, r"`base_channels` must be even"),
+        ({"attn_resolutions": [8]}, r"names \[8\].*resolutions \[256, 128, 64, 32, 16\]"),
+        ({"channel_multiplier": []}, r"`channel_multiplier` needs one entry"),
+        ({"num_attention_heads": 3}, r"must divide the width of every attention block"),
+        ({"dropout": 1.0}, r"`dropout` must be in \[0, 1\)"),
+        ({"num_groups": 2}, r'needs `quantizer_type` "group" or "residual"'),
+        ({"quantizer_type": "group", "num_groups": 3}, r"must divide `embed_dim`"),
+        ({"quantizer_type": "residual", "num_groups": 3, "share_codebook": False}, r"must divide `num_codes`"),
+        (
+            {"quantizer_type": "group", "num_groups": 4, "share_codebook": False, "affine_groups": 512},
+            r"512 affine groups and 256 codes",
+        ),
+        ({"architecture": "vit"}, r"'vqgan', 'sqvae'"),
+        ({"norm": "l2c"}, r"'norm' expected one of"),
+        ({"replace_freq": 2.5}, r"'replace_freq' expected int, got float"),
+    ],
+)
+def test_bad_values_are_refused(fields, message):
+    """Every field out of range, alone or with another, raises and says what was wrong."""
+    with pytest.raises(StrictDataclassError, match=message):
+        VQConfig(**fields)
+
+
+def test_save_and_load_keep_every_field(tmp_path):
+    """A config that differs from the defaults comes back equal, derived fields included."""
+    config = VQConfig(
+        architecture="sqvae",
+        image_size=32,
+        base_channels=64,
+        channel_multiplier=(1, 2),
+        attn_resolutions=[],
+        quantizer_type="residual",
+        num_groups=2,
+        share_codebook=False,
+        beta=0.5,
+        norm="l2",
+        cb_norm="l2",
+        reconstruction_loss="l1",
+    )
+    config.save_pretrained(tmp_path)
+    loaded = VQConfig.from_pretrained(tmp_path)
+
+    assert loaded.to_dict() == config.to_dict() | {"auto_map": loaded.auto_map}
+    assert loaded.quantizer_kwargs() == config.quantizer_kwargs()
+
+
+def test_an_invalid_config_is_not_saved(tmp_path):
+    """Values that were changed after construction are checked again before they reach the disk."""
+    config = VQConfig()
+    config.beta = 7.0
+
+    with pytest.raises(StrictDataclassError, match="`beta`"):
+        config.save_pretrained(tmp_path)
+    assert not (tmp_path / "config.json").exists()
