@@ -1,0 +1,1 @@
+"""Training loops; `TokenizerTrainer` is in `tokenizer_trainer`, its settings in `arguments`."""

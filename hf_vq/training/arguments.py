@@ -1,0 +1,184 @@
+"""What a training run can be told: one dataclass per trainer, readable by `HfArgumentParser`."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+
+@dataclass
+class BaseTrainingArguments:
+    """Settings that every trainer of this package shares; the help of each field is its documentation."""
+
+    # Where the run lives
+    output_dir: str = field(metadata={"help": "Folder of the run: checkpoints, metrics.jsonl, pictures, final model."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Delete the run that output_dir already holds and start anew."}
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "'latest', or the path of a checkpoint folder, to continue from."}
+    )
+
+    # Data
+    dataset: str | None = field(
+        default=None,
+        metadata={"help": "Hub id, folder of images, parquet file(s), or noto-emoji-32, the sample."},
+    )
+    dataset_revision: str | None = field(default=None, metadata={"help": "Commit, branch or tag of a Hub data set."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_split: str | None = field(
+        default=None, metadata={"help": "Held-out split; without one, eval_fraction of the train split is held out."}
+    )
+    eval_fraction: float = field(
+        default=0.05, metadata={"help": "Part of the train split held out when there is no eval_split (0 = none)."}
+    )
+    image_column: str | None = field(default=None, metadata={"help": "Column with the images (found if not given)."})
+    streaming: bool = field(default=False, metadata={"help": "Read the data set as a stream, without storing it."})
+    strict: bool = field(
+        default=False, metadata={"help": "Stop at an image that cannot be read, instead of skipping and counting it."}
+    )
+    check_images_up_to: int = field(
+        default=20_000,
+        metadata={"help": "Data sets up to this size are decoded once at the start, to list unreadable images."},
+    )
+    shuffle_buffer: int = field(default=2_000, metadata={"help": "Images that a stream holds for shuffling."})
+    random_flip: bool = field(default=True, metadata={"help": "Mirror half of the training images."})
+    random_crop: bool = field(default=False, metadata={"help": "Crop training images at random, not in the centre."})
+    dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that read images (0 = none)."})
+
+    # Length and batches
+    max_steps: int = field(default=10_000, metadata={"help": "Optimizer steps of the run."})
+    train_batch_size: int = field(default=32, metadata={"help": "Images per process and forward pass."})
+    eval_batch_size: int = field(default=64, metadata={"help": "Images per process in evaluation."})
+    max_eval_images: int | None = field(default=None, metadata={"help": "Evaluate on at most so many images."})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Forward passes per optimizer step."})
+
+    # Optimizer
+    learning_rate: float = field(default=3e-4, metadata={"help": "Peak learning rate of AdamW."})
+    weight_decay: float = field(default=1e-4, metadata={"help": "Weight decay; never on codebooks, norms and biases."})
+    adam_beta1: float = field(default=0.9, metadata={"help": "First beta of AdamW."})
+    adam_beta2: float = field(default=0.95, metadata={"help": "Second beta of AdamW."})
+    adam_epsilon: float = field(default=1e-8, metadata={"help": "Epsilon of AdamW."})
+    lr_scheduler: str = field(
+        default="cosine",
+        metadata={"help": "Learning rate over time.", "choices": ["constant", "cosine", "onecycle"]},
+    )
+    warmup_steps: int = field(
+        default=0, metadata={"help": "Steps of linear warm-up; for onecycle the rising part (0 = 30% of the run)."}
+    )
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Clip the gradient's norm to this (0 = never)."})
+
+    # Weight averaging
+    use_ema: bool = field(default=False, metadata={"help": "Keep an average of the weights; it is what is published."})
+    ema_decay: float = field(default=0.999, metadata={"help": "Decay of that average (warmed up over early steps)."})
+
+    # Machine
+    mixed_precision: str = field(
+        default="no", metadata={"help": "Autocast precision.", "choices": ["no", "bf16", "fp16"]}
+    )
+    channels_last: bool = field(default=False, metadata={"help": "Channels-last memory layout (faster on GPUs)."})
+    use_cpu: bool = field(default=False, metadata={"help": "Train on the CPU although an accelerator is there."})
+    seed: int = field(default=0, metadata={"help": "Seed of weights, data order, augmentation and codebook."})
+
+    # Reports
+    logging_steps: int = field(default=50, metadata={"help": "Steps between two lines of training metrics."})
+    eval_steps: int = field(default=500, metadata={"help": "Steps between two evaluations (0 = only at the end)."})
+    save_steps: int = field(default=500, metadata={"help": "Steps between two checkpoints (0 = only at the end)."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep; 'none' keeps all."})
+    report_to: list[str] = field(
+        default_factory=list, metadata={"help": "Accelerate trackers: tensorboard, wandb, trackio, ... or none."}
+    )
+    run_name: str = field(default="hf_vq", metadata={"help": "Project name shown by the trackers."})
+    disable_tqdm: bool = field(default=False, metadata={"help": "No progress bar."})
+
+    # These have no influence on the weights, so a resumed run may change them.
+    free_on_resume: ClassVar[frozenset[str]] = frozenset(
+        {
+            "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "check_images_up_to",
+            "dataloader_num_workers", "eval_batch_size", "max_eval_images", "use_cpu", "logging_steps", "eval_steps",
+            "save_steps", "save_total_limit", "report_to", "run_name", "disable_tqdm",
+        }
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        self.report_to = [name for name in self.report_to if name != "none"]
+        for name in ("max_steps", "train_batch_size", "eval_batch_size", "gradient_accumulation_steps"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("learning_rate", "adam_epsilon"):
+            self._require(name, getattr(self, name) > 0, "greater than 0")
+        for name in (
+            "weight_decay", "warmup_steps", "max_grad_norm", "logging_steps", "eval_steps", "save_steps",
+            "dataloader_num_workers", "check_images_up_to", "shuffle_buffer",
+        ):  # fmt: skip
+            self._require(name, getattr(self, name) >= 0, "0 or more")
+        for name in ("adam_beta1", "adam_beta2", "ema_decay", "eval_fraction"):
+            self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
+        for name in ("save_total_limit", "max_eval_images"):
+            self._require(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1, or none")
+        self._require("lr_scheduler", self.lr_scheduler in ("constant", "cosine", "onecycle"), "a known schedule")
+        self._require("mixed_precision", self.mixed_precision in ("no", "bf16", "fp16"), "no, bf16 or fp16")
+        if self.warmup_steps >= self.max_steps and self.warmup_steps > 0:
+            raise ValueError(
+                f"warmup_steps ({self.warmup_steps}) must be smaller than max_steps ({self.max_steps}), or the "
+                "learning rate never arrives."
+            )
+
+    def _require(self, name: str, holds: bool, expectation: str) -> None:
+        if not holds:
+            raise ValueError(f"{name} must be {expectation}, got {getattr(self, name)!r}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain, JSON-ready values."""
+        return dataclasses.asdict(self)
+
+    def fixed_on_resume(self) -> dict[str, Any]:
+        """The fields that a resumed run must share with the run it continues."""
+        fixed = {name: value for name, value in self.to_dict().items() if name not in self.free_on_resume}
+        if self.lr_scheduler == "constant":
+            fixed.pop("max_steps")  # a constant rate does not depend on the length: such a run can be prolonged
+        return fixed
+
+
+@dataclass
+class TokenizerTrainingArguments(BaseTrainingArguments):
+    """Settings of [`TokenizerTrainer`].
+
+    What belongs to the model (codes, quantizer options, commitment weight, reconstruction loss, ...) is not here
+    but in `VQConfig`.
+    """
+
+    # Optional losses; the reconstruction loss and its commitment weight are the model's
+    perceptual_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the perceptual loss (0 = off; needs the extra 'perceptual')."}
+    )
+    adversarial_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the patch discriminator's loss (0 = off)."}
+    )
+    adversarial_start: int = field(default=0, metadata={"help": "First step with the adversarial loss."})
+    adaptive_adversarial_weight: bool = field(
+        default=True, metadata={"help": "Scale the adversarial loss by the ratio of gradients at the last layer."}
+    )
+    discriminator_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the discriminator (learning_rate if not given)."}
+    )
+    discriminator_channels: int = field(default=64, metadata={"help": "Width of the discriminator's first layer."})
+    discriminator_layers: int = field(default=3, metadata={"help": "Layers of the discriminator."})
+    discriminator_loss: str = field(
+        default="hinge", metadata={"help": "Loss of the discriminator.", "choices": ["hinge", "nonsaturating"]}
+    )
+
+    # Pictures
+    num_grid_images: int = field(default=8, metadata={"help": "Images in the picture of reconstructions."})
+
+    free_on_resume: ClassVar[frozenset[str]] = BaseTrainingArguments.free_on_resume | {"num_grid_images"}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("perceptual_weight", "adversarial_weight", "adversarial_start"):
+            self._require(name, getattr(self, name) >= 0, "0 or more")
+        for name in ("discriminator_channels", "discriminator_layers", "num_grid_images"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        self._require(
+            "discriminator_loss", self.discriminator_loss in ("hinge", "nonsaturating"), "hinge or nonsaturating"
+        )

@@ -1,0 +1,193 @@
+"""Checkpoint folders that are either complete or not there: written aside, flushed, then renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+CHECKPOINT_PATTERN = re.compile(r"checkpoint-(\d+)")
+STATE_FILE = "trainer_state.json"
+WEIGHTS_FILE = "model.safetensors"
+TEMPORARY_PREFIX = ".tmp-"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written, found, or used for this run."""
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Gives a temporary sibling of `path` to write into, which takes its name only once everything is on the disk.
+
+    Whatever stops the writing leaves `path` as it was. A process killed in between leaves a folder whose name starts
+    with `.tmp-`; see `remove_stale_folders`.
+
+    Args:
+        path: The folder to create or to replace.
+    """
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{path.name}"
+    _discard(temporary)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        _flush_tree(temporary)
+        if path.exists():
+            replaced = path.parent / f"{TEMPORARY_PREFIX}replaced-{path.name}"
+            _discard(replaced)
+            os.replace(path, replaced)
+            os.replace(temporary, path)
+            _discard(replaced)
+        else:
+            os.replace(temporary, path)
+        _flush(path.parent)
+    except BaseException:
+        _discard(temporary)
+        raise
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Gives a temporary sibling of `path` to write, which replaces `path` at the end."""
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
+    try:
+        yield temporary
+        _flush(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def list_checkpoints(output_dir: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    if not output_dir.is_dir():
+        return []
+    found = [
+        folder
+        for folder in output_dir.iterdir()
+        if CHECKPOINT_PATTERN.fullmatch(folder.name) and (folder / STATE_FILE).is_file()
+    ]
+    return sorted(found, key=checkpoint_step)
+
+
+def checkpoint_step(folder: Path) -> int:
+    """The optimizer step that a folder named `checkpoint-N` stands for."""
+    match = CHECKPOINT_PATTERN.fullmatch(folder.name)
+    if match is None:
+        raise CheckpointError(f"'{folder}' is not named checkpoint-N.")
+    return int(match.group(1))
+
+
+def rotate_checkpoints(output_dir: Path, limit: int | None) -> None:
+    """Removes the oldest checkpoints beyond `limit`; called when the newest one is complete."""
+    if limit is None:
+        return
+    for folder in list_checkpoints(output_dir)[:-limit]:
+        # Renamed first: a kill during the removal must not leave half a folder under a checkpoint's name.
+        doomed = output_dir / f"{TEMPORARY_PREFIX}rotated-{folder.name}"
+        _discard(doomed)
+        os.replace(folder, doomed)
+        _discard(doomed)
+
+
+def remove_stale_folders(output_dir: Path) -> None:
+    """Removes what a killed process left half written or half removed."""
+    for leftover in output_dir.glob(f"{TEMPORARY_PREFIX}*"):
+        _discard(leftover)
+
+
+def set_aside_later_checkpoints(output_dir: Path, step: int) -> list[Path]:
+    """Renames checkpoints after `step`, which a run that goes on from `step` is about to write anew.
+
+    Nothing is deleted, and 'latest' no longer means a future that was given up.
+
+    Returns:
+        The new folders, named `superseded-checkpoint-N` (with a number behind it where that exists).
+    """
+    moved = []
+    for folder in list_checkpoints(output_dir):
+        if checkpoint_step(folder) <= step:
+            continue
+        target, count = output_dir / f"superseded-{folder.name}", 1
+        while target.exists():
+            count += 1
+            target = output_dir / f"superseded-{folder.name}-{count}"
+        os.replace(folder, target)
+        moved.append(target)
+    return moved
+
+
+def save_weights(state_dict: dict[str, torch.Tensor], path: Path) -> None:
+    """Writes a state dict as safetensors, in the form that `from_pretrained` reads."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def load_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Reads what `save_weights` wrote."""
+    return load_file(path)
+
+
+def save_object(value: Any, path: Path) -> None:
+    """Writes tensors in plain containers."""
+    with path.open("wb") as file:
+        torch.save(value, file)
+
+
+def load_object(path: Path) -> Any:
+    """Reads what `save_object` wrote; only tensors and plain containers, so a foreign file cannot run code."""
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def write_json(value: Any, path: Path) -> None:
+    """Writes indented JSON."""
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Reads a checkpoint's description of the run, the file that is written last.
+
+    Raises:
+        CheckpointError: If the folder is not a complete checkpoint.
+    """
+    try:
+        return json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"'{folder}' is not a complete checkpoint: it has no {STATE_FILE}.") from None
+
+
+def free_space(folder: Path) -> str:
+    """What the disk under a folder has left, in words."""
+    return f"The disk has {shutil.disk_usage(folder).free / 2**20:,.1f} MiB left"
+
+
+def _discard(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _flush_tree(folder: Path) -> None:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            _flush(Path(parent, name))
+        _flush(Path(parent))
+
+
+def _flush(path: Path) -> None:
+    """Makes the system write a file or a folder's list of names to the disk now."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,150 @@
+"""The order of the training data: a pure function of the seed, so that a run can enter it at any batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, default_collate
+
+Batch = dict[str, Tensor]
+
+
+class DataOrder:
+    """Which samples stand in which batch of one process.
+
+    One shuffled epoch follows the other, and batches are cut from that endless stream. So no sample is dropped, no
+    batch is short, a data set smaller than a batch fills it with several epochs, and a place in the data is one
+    number: the batches taken.
+
+    Args:
+        num_samples: Length of the data set.
+        batch_size: Samples per process and batch.
+        seed: Seed of the shuffling.
+        rank: This process.
+        world_size: Number of processes.
+    """
+
+    def __init__(self, num_samples: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        if num_samples < 1:
+            raise ValueError("The training set is empty: there is nothing to train on.")
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+
+    def permutation(self, epoch: int) -> list[int]:
+        """The order of one epoch, the same on every process."""
+        # Not seed + epoch: the second epoch of one seed would be the first one of the next.
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
+        return torch.randperm(self.num_samples, generator=generator).tolist()
+
+    def epoch_of(self, batch: int) -> int:
+        """The epoch in which a batch begins."""
+        return batch * self.batch_size * self.world_size // self.num_samples
+
+    def batches_of_epoch(self, epoch: int, start: int = 0) -> list[list[int]]:
+        """This process's batches that begin in `epoch`, without those before number `start`; maybe none."""
+        whole = self.batch_size * self.world_size
+        first = max(start, -(-epoch * self.num_samples // whole))
+        end = -(-(epoch + 1) * self.num_samples // whole)
+        permutations: dict[int, list[int]] = {}
+        batches = []
+        for batch in range(first, end):
+            indices = []
+            for position in range(self.batch_size):
+                # Dealt out like cards: the order of samples over all processes does not depend on their number.
+                past, place = divmod(batch * whole + position * self.world_size + self.rank, self.num_samples)
+                if past not in permutations:
+                    permutations[past] = self.permutation(past)
+                indices.append(permutations[past][place])
+            batches.append(indices)
+        return batches
+
+
+def training_batches(dataset: Any, order: DataOrder, start: int, num_workers: int) -> Iterator[Batch]:
+    """An endless iterator over the training batches of this process, beginning after `start` batches.
+
+    Each epoch has a loader of its own. An epoch's augmentation is chosen by `dataset.set_epoch` before its workers
+    start, and a batch that reaches into the next epoch still counts for the one it begins in.
+    """
+    epoch = order.epoch_of(start)
+    while True:
+        batches = order.batches_of_epoch(epoch, start)
+        if batches:
+            if hasattr(dataset, "set_epoch"):
+                dataset.set_epoch(epoch)
+            yield from _loader(dataset, batches, num_workers)
+        epoch += 1
+
+
+def stream_batches(stream: Any, batch_size: int, epoch: int) -> Iterator[tuple[int, Batch]]:
+    """An endless iterator over `(epoch, batch)` of a stream; its place after each is `stream.state_dict()`.
+
+    The stream is read in this process and no sample is read ahead: only so is its place known.
+    """
+    items: list[dict[str, Any]] = []
+    while True:
+        if hasattr(stream, "set_epoch"):
+            stream.set_epoch(epoch)
+        empty = True
+        for item in stream:
+            empty = False
+            items.append(item)
+            if len(items) == batch_size:
+                yield epoch, default_collate(items)
+                items = []
+        if empty:
+            raise ValueError("The training stream is empty: there is nothing to train on.")
+        epoch += 1
+
+
+def evaluation_batches(
+    dataset: Any, batch_size: int, limit: int | None = None, rank: int = 0, world_size: int = 1, num_workers: int = 0
+) -> Iterator[Batch]:
+    """One pass over this process's part of the held-out data, in order; the last batch may be short.
+
+    Args:
+        dataset: Map-style; or an iterable, of which every process reads its own part.
+        batch_size: Samples per process and batch.
+        limit: Use only so many samples, counted over all processes.
+        rank: This process.
+        world_size: Number of processes.
+        num_workers: Reading processes of a map-style data set.
+    """
+    if not is_stream(dataset):
+        end = len(dataset) if limit is None else min(limit, len(dataset))
+        mine = list(range(rank, end, world_size))
+        batches = [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)]
+        yield from _loader(dataset, batches, num_workers)
+        return
+    share = None if limit is None else (limit - rank + world_size - 1) // world_size
+    items: list[dict[str, Any]] = []
+    for count, item in enumerate(dataset):
+        if count == share:
+            break
+        items.append(item)
+        if len(items) == batch_size:
+            yield default_collate(items)
+            items = []
+    if items:
+        yield default_collate(items)
+
+
+def is_stream(dataset: Any) -> bool:
+    """Whether a data set is read from front to back, and not by index."""
+    return isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__")
+
+
+def _loader(dataset: Any, batches: list[list[int]], num_workers: int) -> DataLoader[Batch]:
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        # Its own generator: drawing the workers' seed from the global one would change what comes after a resume.
+        generator=torch.Generator().manual_seed(0),
+    )

@@ -1,0 +1,71 @@
+"""The data sets of a run, from its arguments."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from hf_vq.data import ImageDataset, ImageStream, load_images
+from hf_vq.training.arguments import BaseTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+
+def build_image_datasets(args: BaseTrainingArguments, image_size: int, num_channels: int = 3) -> tuple[Any, Any]:
+    """Loads the training and the held-out images that a run names.
+
+    Augmentation is for training only. Without an `eval_split`, `eval_fraction` of the training images is held out, the
+    same ones for the same seed; a stream cannot be split so.
+
+    Args:
+        args: The settings.
+        image_size: Side of the square images.
+        num_channels: 3 or 1.
+
+    Returns:
+        Training data, and held-out data or None.
+
+    Raises:
+        ValueError: No data set is named, or it is empty.
+    """
+    if args.dataset is None:
+        raise ValueError(
+            "No data set is named. Give --dataset: a Hub id, a folder of images, parquet files, or noto-emoji-32."
+        )
+    state = PartialState(cpu=args.use_cpu or not torch.accelerator.is_available())
+    with state.main_process_first():  # one process downloads and converts, the others read its cache
+        train = _load(args, args.train_split)
+        held_out = _load(args, args.eval_split) if args.eval_split is not None else None
+    if held_out is None and args.eval_fraction > 0 and not args.streaming and len(train) > 1:
+        parts = train.train_test_split(max(1, round(args.eval_fraction * len(train))), seed=args.seed)
+        train, held_out = parts["train"], parts["test"]
+    elif held_out is None:
+        logger.warning("Nothing is held out, so nothing will be measured: name an eval_split.")
+
+    common: dict[str, Any] = {"num_channels": num_channels, "seed": args.seed, "strict": args.strict}
+    augmentation = {"random_crop": args.random_crop, "random_flip": args.random_flip}
+    if args.streaming:
+        place = {"rank": state.process_index, "world_size": state.num_processes}
+        stream = ImageStream(train, image_size, shuffle_buffer=args.shuffle_buffer, **augmentation, **common, **place)
+        return stream, None if held_out is None else ImageStream(held_out, image_size, **common, **place)
+    train_images = ImageDataset(train, image_size, **augmentation, **common)
+    eval_images = None if held_out is None else ImageDataset(held_out, image_size, **common)
+    if state.is_main_process:
+        for images in (train_images, eval_images):
+            if images is not None and len(images) <= args.check_images_up_to:
+                images.find_bad_images()
+    return train_images, eval_images
+
+
+def _load(args: BaseTrainingArguments, split: str) -> Any:
+    assert args.dataset is not None
+    return load_images(
+        args.dataset,
+        split,
+        streaming=args.streaming,
+        image_column=args.image_column,
+        revision=args.dataset_revision,
+    )

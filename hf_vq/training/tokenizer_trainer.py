@@ -1,0 +1,270 @@
+"""Trains a `VQModel` as a tokenizer: reconstruction and commitment, optionally perceptual and adversarial losses."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from PIL import Image
+from torch import Tensor, nn
+
+from hf_vq.losses import (
+    AdversarialKind,
+    PatchDiscriminator,
+    PerceptualLoss,
+    adaptive_weight,
+    generator_loss,
+    hinge_d_loss,
+    nonsaturating_d_loss,
+)
+from hf_vq.metrics import TokenizerMetrics
+from hf_vq.model_card import tokenizer_card
+from hf_vq.modeling.modeling_vq import VQModel
+from hf_vq.modeling.quantizer_vq import get_vq_layers
+from hf_vq.training.arguments import TokenizerTrainingArguments
+from hf_vq.training.data_order import Batch, evaluation_batches, is_stream
+from hf_vq.training.optimization import forget_gradients, forget_moments, parameter_groups
+from hf_vq.training.trainer import BaseTrainer
+from hf_vq.version import __version__
+from hf_vq.visualization import reconstruction_grid, usage_histogram
+
+Rewritten = dict[nn.Parameter, Tensor]
+"""Parameters with the rows, as a mask, that the quantizer initialised or replaced."""
+
+
+class TokenizerTrainer(BaseTrainer):
+    """Trains a tokenizer.
+
+    A forward pass of the model does the codebook's inner steps, initialisation and replacement by itself; the step
+    here is the task step on `reconstruction + commitment_weight * commitment`, seen from the updated codes. The
+    encoder runs once per batch, the adversarial loss uses the same reconstructions.
+
+    Args:
+        model: The tokenizer; its configuration says the reconstruction loss and the weight of the commitment.
+        args: The settings.
+        train_dataset: Map-style, with items `{"pixel_values": (channels, height, width) in [-1, 1]}`, or a stream.
+        eval_dataset: Held-out images, likewise; without it nothing is measured.
+        image_processor: Saved beside the model.
+
+    Example:
+
+        >>> trainer = TokenizerTrainer(model, TokenizerTrainingArguments(output_dir="out"), train_images, test_images)
+        >>> metrics = trainer.train()
+        >>> trainer.close()
+    """
+
+    args: TokenizerTrainingArguments
+    model: VQModel
+    summed_metrics = frozenset({"replaced_codes"})
+    progress_metrics = ("loss", "usage", "perplexity")
+
+    def __init__(
+        self,
+        model: VQModel,
+        args: TokenizerTrainingArguments,
+        train_dataset: Any,
+        eval_dataset: Any = None,
+        image_processor: Any = None,
+    ) -> None:
+        super().__init__(model, args, train_dataset, eval_dataset, image_processor)
+        self.quantizers = get_vq_layers(model)
+        codes = [weight for layer in self.quantizers for weight in layer.codebook.parameters()]
+        self.add_network("model", model, parameter_groups(model, args.weight_decay, codes), args.learning_rate)
+        self.discriminator: nn.Module | None = None
+        if args.adversarial_weight > 0:
+            self.discriminator = PatchDiscriminator(
+                model.config.num_channels, args.discriminator_channels, args.discriminator_layers
+            )
+            self.add_network(
+                "discriminator",
+                self.discriminator,
+                parameter_groups(self.discriminator, args.weight_decay),
+                args.discriminator_learning_rate or args.learning_rate,
+            )
+        self.adversarial_kind: AdversarialKind = "hinge" if args.discriminator_loss == "hinge" else "nonsaturating"
+        self.perceptual_loss: nn.Module | None = None
+        if args.perceptual_weight > 0:
+            self.perceptual_loss = PerceptualLoss().to(self.accelerator.device)
+        self._warn_of_few_images()
+
+    def train_step(self, batches: list[Batch]) -> dict[str, Tensor]:
+        """One optimizer step of the model and, once it has started, one of the discriminator."""
+        adversarial = self.discriminator is not None and self.step >= self.args.adversarial_start
+        values: dict[str, Tensor] = {}
+        rewritten: Rewritten = {}
+        for number, batch in enumerate(batches, start=1):
+            pixel_values = self.to_device(batch)
+            shared = number == len(batches)
+            with self.gradients_shared("model", shared):
+                reconstruction, terms = self._model_backward(pixel_values, rewritten, adversarial, len(batches))
+            if adversarial:
+                with self.gradients_shared("discriminator", shared):
+                    terms |= self._discriminator_backward(pixel_values, reconstruction, len(batches))
+            for name, value in terms.items():
+                share = value.detach() if name in self.summed_metrics else value.detach() / len(batches)
+                values[name] = values[name] + share if name in values else share
+        forget_moments(self.optimizers["model"], rewritten.items())
+        names = ["model", "discriminator"] if adversarial else ["model"]
+        losses = torch.stack([values["loss"], *([values["discriminator_loss"]] if adversarial else [])])
+        norms = self.apply_gradients(names, losses)
+        if self.ema is not None:
+            self.ema.update(self.model, {id(weight): rows for weight, rows in rewritten.items()})
+        values["grad_norm"] = norms["model"]
+        if adversarial:
+            values["discriminator_grad_norm"] = norms["discriminator"]
+        return values
+
+    def _model_backward(
+        self, pixel_values: Tensor, rewritten: Rewritten, adversarial: bool, micro_batches: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Forward and backward of the model; returns its reconstructions and the terms of its loss."""
+        args = self.args
+        out = self.wrapped["model"](pixel_values)
+        now = self._rewritten_rows()
+        forget_gradients(now.items())
+        for weight, rows in now.items():
+            rewritten[weight] = rewritten[weight] | rows if weight in rewritten else rows
+        terms = {
+            name: getattr(out, name)
+            for name in ("reconstruction_loss", "commitment_loss", "perplexity", "usage", "quantization_error")
+        }
+        replaced = sum(rows.sum() for rows in now.values())
+        terms["replaced_codes"] = torch.as_tensor(replaced, device=pixel_values.device)
+        loss, task = out.loss, out.reconstruction_loss
+        reconstruction = out.decoded_pixel_values
+        if self.perceptual_loss is not None:
+            with self.accelerator.autocast():
+                perceptual = self.perceptual_loss(reconstruction, pixel_values).float()
+            terms["perceptual_loss"] = perceptual
+            task = task + args.perceptual_weight * perceptual
+            loss = loss + args.perceptual_weight * perceptual
+        if adversarial:
+            assert self.discriminator is not None
+            # Frozen and not through DDP: this pass must leave no gradients in the discriminator, and no hooks waiting.
+            self.discriminator.requires_grad_(False)
+            deception = generator_loss(self.discriminator(reconstruction).float(), self.adversarial_kind)
+            self.discriminator.requires_grad_(True)
+            weight = loss.new_tensor(args.adversarial_weight)
+            if args.adaptive_adversarial_weight:
+                weight = weight * adaptive_weight(task, deception, output_layer_weight(self.model))
+            terms |= {"generator_loss": deception, "adversarial_weight": weight}
+            loss = loss + weight * deception
+        terms["loss"] = loss
+        self.accelerator.backward(loss / micro_batches)
+        return reconstruction.detach(), terms
+
+    def _discriminator_backward(self, real: Tensor, fake: Tensor, micro_batches: int) -> dict[str, Tensor]:
+        """Forward and backward of the discriminator on images and their (detached) reconstructions."""
+        logits_real, logits_fake = self.wrapped["discriminator"](torch.cat([real, fake])).float().chunk(2)
+        criterion = hinge_d_loss if self.adversarial_kind == "hinge" else nonsaturating_d_loss
+        loss = criterion(logits_real, logits_fake)
+        self.accelerator.backward(loss / micro_batches)
+        return {"discriminator_loss": loss, "logits_real": logits_real.mean(), "logits_fake": logits_fake.mean()}
+
+    def _rewritten_rows(self) -> Rewritten:
+        """The code rows that the last forward initialised or replaced."""
+        found = {}
+        for layer in self.quantizers:
+            rows = layer.codebook.rewritten
+            if rows is not None:
+                found[layer.codebook.weight] = rows.clone()
+        return found
+
+    def evaluation(self) -> tuple[dict[str, float], dict[str, Image.Image]]:
+        """Reconstruction quality and use of the codes on the held-out images, in float32."""
+        args, accelerator = self.args, self.accelerator
+        model = self.published_model()
+        metrics = TokenizerMetrics(model.config.num_codes)
+        originals: list[Tensor] = []
+        reconstructions: list[Tensor] = []
+        for batch in evaluation_batches(
+            self.eval_dataset,
+            args.eval_batch_size,
+            args.max_eval_images,
+            accelerator.process_index,
+            accelerator.num_processes,
+            args.dataloader_num_workers,
+        ):
+            pixel_values = self.to_device(batch)
+            # The class's own forward: Accelerate's autocast is on the instance, and users load the model without it.
+            out = type(model).forward(model, pixel_values)
+            metrics.update(pixel_values, out.decoded_pixel_values, out.image_tokens, out.quantization_error)
+            missing = args.num_grid_images - sum(len(images) for images in originals)
+            if accelerator.is_main_process and missing > 0:
+                originals.append(pixel_values[:missing].cpu())
+                reconstructions.append(out.decoded_pixel_values[:missing].cpu())
+        result = metrics.compute(accelerator)
+        counts = metrics.code_counts(accelerator)
+        pictures = {}
+        if accelerator.is_main_process:
+            if originals:
+                pictures["reconstructions"] = reconstruction_grid(
+                    torch.cat(originals),
+                    {"reconstruction": torch.cat(reconstructions)},
+                    max_images=args.num_grid_images,
+                )
+            pictures["usage"] = usage_histogram(counts)
+        return result, pictures
+
+    def write_model(self, folder: Path) -> None:
+        """Writes configuration, weights, image processor and a card with the measured numbers."""
+        args = self.args
+        self.published_model().save_pretrained(folder)
+        if self.image_processor is not None:
+            self.image_processor.save_pretrained(folder)
+        card = tokenizer_card(
+            self.model.config,
+            self.eval_metrics or {},
+            args.dataset,
+            self._measured_split(),
+            self._recipe(),
+            num_parameters=self.model.num_parameters(),
+            versions={"torch": torch.__version__, "transformers": transformers.__version__, "hf_vq": __version__},
+        )
+        (folder / "README.md").write_text(str(card), encoding="utf-8")
+
+    def _measured_split(self) -> str:
+        args = self.args
+        return args.eval_split or f"{args.eval_fraction:.0%} of {args.train_split}, held out"
+
+    def _recipe(self) -> dict[str, Any]:
+        """The card's rows on how the weights were made; what is off is None."""
+        args = self.args
+        return {
+            "steps": self.step,
+            "images per step": self.images_per_step(),
+            "optimizer": f"AdamW, betas ({args.adam_beta1}, {args.adam_beta2}), weight decay {args.weight_decay:g}",
+            "learning rate": f"{args.learning_rate:g}, {args.lr_scheduler}, {args.warmup_steps} steps of warm-up",
+            "gradient clipping": args.max_grad_norm or None,
+            "weight average": f"decay {args.ema_decay}" if args.use_ema else None,
+            "perceptual weight": args.perceptual_weight or None,
+            "adversarial weight": f"{args.adversarial_weight:g}, from step {args.adversarial_start}"
+            if args.adversarial_weight
+            else None,
+            "precision": {"no": "float32"}.get(args.mixed_precision, args.mixed_precision),
+            "random flip": args.random_flip or None,
+            "random crop": args.random_crop or None,
+            "seed": args.seed,
+        }
+
+    def _warn_of_few_images(self) -> None:
+        if is_stream(self.train_dataset):
+            return
+        images, codes = len(self.train_dataset), self.model.config.num_codes
+        if images < codes:
+            side = self.model.config.image_size // self.model.config.downsample_factor
+            warnings.warn(
+                f"The training set has {images:,} images ({images * side**2:,} vectors to quantize), fewer than the "
+                f"{codes:,} codes: codes will stay unused or stand for single patches, and usage on other images will "
+                f"be low. Use more images, or a smaller num_codes (at most about {max(1, images):,}).",
+                stacklevel=3,
+            )
+
+
+def output_layer_weight(model: VQModel) -> Tensor:
+    """The weight of the decoder's last convolution, where gradients of losses on pixels are compared."""
+    layers = [module for module in model.decoder.modules() if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)]
+    return layers[-1].weight

@@ -1,0 +1,46 @@
+"""Train an image tokenizer.
+
+    accelerate launch scripts/train_tokenizer.py --config scripts/configs/noto_emoji_32.yaml --output_dir out
+
+Every field of the recipe can be overridden on the command line, the model's as well (`--num_codes 512`). On your own
+images: `--dataset path/to/folder`. A run that was stopped goes on with `--resume_from_checkpoint latest`. Two
+processes on a machine without GPUs: `accelerate launch --multi_gpu --num_processes 2 ...`, or torchrun.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from accelerate.utils import set_seed
+
+from hf_vq import VQConfig, VQImageProcessor, VQModel
+from hf_vq.training.arguments import TokenizerTrainingArguments
+from hf_vq.training.command_line import parse_command_line
+from hf_vq.training.image_data import build_image_datasets
+from hf_vq.training.tokenizer_trainer import TokenizerTrainer
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses the command line, builds data and model, and trains."""
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        args, model_fields = parse_command_line(TokenizerTrainingArguments, VQConfig, words, __doc__)
+        config = VQConfig(**model_fields)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+    logging.basicConfig(
+        format="%(message)s", level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
+    )
+    set_seed(args.seed)
+    train_images, eval_images = build_image_datasets(args, config.image_size, config.num_channels)
+    processor = VQImageProcessor(image_size=config.image_size, num_channels=config.num_channels)
+    trainer = TokenizerTrainer(VQModel(config), args, train_images, eval_images, processor)
+    trainer.train()
+    trainer.close()
+
+
+if __name__ == "__main__":
+    main()
