@@ -1,0 +1,242 @@
+"""Model cards: what a checkpoint is, how to load it, how it was made and what was measured."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+if TYPE_CHECKING:
+    from .modeling.configuration_vq import VQConfig
+
+TEMPLATE = Path(__file__).with_name("model_card_template.md")
+TAGS = ("hf_vq", "image-tokenizer", "vector-quantization", "vq-vae", "custom_code")
+
+# Key of the metrics -> type in the card's metadata, its name, how it is printed.
+METRICS = {
+    "mse": ("mse", "MSE", "{:.6f}"),
+    "psnr": ("psnr", "PSNR (dB, mean of the images')", "{:.2f}"),
+    "ssim": ("ssim", "SSIM", "{:.4f}"),
+    "quantization_error": ("quantization_error", "Quantization error (mean squared, per dimension)", "{:.4g}"),
+    "usage": ("codebook_usage", "Codes in use", "{:.1%}"),
+    "perplexity": ("codebook_perplexity", "Codebook perplexity", "{:,.1f}"),
+}
+
+CITATIONS = {
+    "huh": """@inproceedings{huh2023straightening,
+  title     = {Straightening Out the Straight-Through Estimator: Overcoming Optimization Challenges in Vector Quantized Networks},
+  author    = {Huh, Minyoung and Cheung, Brian and Agrawal, Pulkit and Isola, Phillip},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2023}
+}""",  # noqa: E501
+    "oord": """@inproceedings{oord2017neural,
+  title     = {Neural Discrete Representation Learning},
+  author    = {van den Oord, Aaron and Vinyals, Oriol and Kavukcuoglu, Koray},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2017}
+}""",
+    "vqgan": """@inproceedings{esser2021taming,
+  title     = {Taming Transformers for High-Resolution Image Synthesis},
+  author    = {Esser, Patrick and Rombach, Robin and Ommer, Bj{\\"o}rn},
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+  year      = {2021}
+}""",
+    "sqvae": """@inproceedings{takida2022sqvae,
+  title     = {{SQ-VAE}: Variational {Bayes} on Discrete Representation with Self-annealed Stochastic Quantization},
+  author    = {Takida, Yuhta and Shibuya, Takashi and Liao, WeiHsiang and Lai, Chieh-Hsin and Ohmura, Junki and
+               Uesaka, Toshimitsu and Murata, Naoki and Takahashi, Shusuke and Kumakura, Toshiyuki and
+               Mitsufuji, Yuki},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2022}
+}""",
+    "residual": """@inproceedings{lee2022autoregressive,
+  title     = {Autoregressive Image Generation using Residual Quantization},
+  author    = {Lee, Doyup and Kim, Chiheon and Kim, Saehoon and Cho, Minsu and Han, Wook-Shin},
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+  year      = {2022}
+}""",
+    "rotation": """@article{fifty2024restructuring,
+  title   = {Restructuring Vector Quantization with the Rotation Trick},
+  author  = {Fifty, Christopher and Junkins, Ronald G. and Duan, Dennis and Iger, Aniketh and Liu, Jerry W. and
+             Amid, Ehsan and Thrun, Sebastian and R{\\'e}, Christopher},
+  journal = {arXiv preprint arXiv:2410.06424},
+  year    = {2024}
+}""",
+}
+
+
+def tokenizer_card(
+    config: VQConfig,
+    metrics: Mapping[str, float],
+    dataset: str | None = None,
+    split: str | None = None,
+    training: Mapping[str, Any] | None = None,
+    *,
+    repo_id: str | None = None,
+    license: str | None = "apache-2.0",
+    num_parameters: int | None = None,
+    versions: Mapping[str, str] | None = None,
+) -> ModelCard:
+    """Writes the card of a tokenizer.
+
+    Args:
+        config: The tokenizer's configuration.
+        metrics: What `TokenizerMetrics.compute` returned; other keys and values that are not finite are left out.
+        dataset: The data set, as given to `load_images`. Of a local path only the last part is printed.
+        split: The split that the metrics were measured on.
+        training: Rows of the recipe, such as ``{"steps": 1500, "learning rate": 3e-4}``; None values are left out.
+        repo_id: Where the model will be loaded from; a placeholder by default.
+        license: Identifier of the weights' license on the Hub; None to say nothing.
+        num_parameters: Parameters of the model.
+        versions: Library -> version it was trained with.
+
+    Returns:
+        The card; ``str(card)`` is the README, ``card.data`` its metadata.
+    """
+    hub_dataset = dataset if _is_hub_dataset(dataset) else None
+    dataset_name = Path(dataset).name if dataset and hub_dataset is None else dataset
+    values = {
+        key: float(f"{metrics[key]:.6g}") for key in METRICS if key in metrics and math.isfinite(float(metrics[key]))
+    }
+    title = repo_id.rstrip("/").split("/")[-1] if repo_id else "Image tokenizer"
+    data = ModelCardData(
+        library_name="transformers",
+        license=license,
+        tags=list(TAGS),
+        datasets=[hub_dataset] if hub_dataset else None,
+        model_name=title,
+        eval_results=[
+            EvalResult(
+                task_type="image-to-image",
+                task_name="Image reconstruction",
+                dataset_type=hub_dataset or dataset_name or "unknown",
+                dataset_name=dataset_name or "held-out images",
+                dataset_split=split,
+                metric_type=METRICS[key][0],
+                metric_name=METRICS[key][1],
+                metric_value=value,
+            )
+            for key, value in values.items()
+        ]
+        or None,
+    )
+    side = config.image_size // config.downsample_factor
+    groups = "" if config.num_groups == 1 else f" x {config.num_groups}"
+    per_group = config.num_codes if config.share_codebook else config.num_codes // config.num_groups
+    return ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        title=title,
+        name=repo_id or "path/to/this/folder",
+        image_size=config.image_size,
+        factor=config.downsample_factor,
+        num_codes=config.num_codes,
+        tokens=f"{side} x {side}{groups}",
+        tokens_shape=f"(1, {side}, {side}{'' if config.num_groups == 1 else f', {config.num_groups}'})",
+        bits=f"{math.ceil(side * side * config.num_groups * math.log2(per_group)):,}",
+        architecture=_architecture(config, num_parameters),
+        recipe=_recipe(config, training or {}, dataset_name, versions or {}),
+        measured={METRICS[key][1]: _printed(key, value, metrics) for key, value in values.items()},
+        measured_on=_measured_on(metrics, dataset_name, split),
+        license=license,
+        citations=[CITATIONS[key] for key in _cited(config)],
+    )
+
+
+def _architecture(config: VQConfig, num_parameters: int | None) -> dict[str, str]:
+    network = {"vqgan": "VQGAN-style encoder and decoder", "sqvae": "SQ-VAE encoder and decoder"}
+    rows = {
+        "network": f"{network[config.architecture]}, {config.base_channels} base channels",
+        "parameters": f"{num_parameters:,}" if num_parameters else None,
+        "image": f"{config.num_channels} x {config.image_size} x {config.image_size}",
+        "downsampling": f"{config.downsample_factor} x",
+        "codebook": f"{config.num_codes:,} codes of {_code_dim(config)} dimensions",
+        "quantizer": _quantizer(config),
+    }
+    return {key: value for key, value in rows.items() if value is not None}
+
+
+def _code_dim(config: VQConfig) -> int:
+    return config.embed_dim // config.num_groups if config.quantizer_type == "group" else config.embed_dim
+
+
+def _quantizer(config: VQConfig) -> str:
+    """The parts of the quantizer that are on, in words."""
+    kinds = {"vector": "one code", "group": f"{config.num_groups} groups", "residual": f"{config.num_groups} levels"}
+    parts = [f"{kinds[config.quantizer_type]} per position"]
+    if config.num_groups > 1:
+        parts.append("shared codebook" if config.share_codebook else "separate codebooks")
+    if config.codebook_update == "ema":
+        parts.append("EMA codebook")
+    if config.gradient_estimator == "rotation":
+        parts.append("rotation trick")
+    if config.kmeans_init:
+        parts.append("k-means++ initialisation")
+    if config.alternating_steps:
+        parts.append(f"alternating optimisation ({config.alternating_steps} {config.alternating_kind} step per batch)")
+    if config.sync_nu:
+        parts.append(f"synchronized commitment (nu {config.sync_nu:g})")
+    if _has_affine(config):
+        parts.append(f"affine map of the codes ({config.affine_mode})")
+    if config.replace_freq:
+        parts.append(f"replacement of codes unused for {config.replace_freq} batches ({config.replace_policy})")
+    if config.norm not in (None, "none") or config.cb_norm not in (None, "none"):
+        parts.append(f"normalisation (vectors: {config.norm or 'none'}, codes: {config.cb_norm or 'none'})")
+    return ", ".join(parts)
+
+
+def _has_affine(config: VQConfig) -> bool:
+    return config.affine_lr > 0 or config.affine_mode == "running"
+
+
+def _recipe(
+    config: VQConfig, training: Mapping[str, Any], dataset_name: str | None, versions: Mapping[str, str]
+) -> dict[str, str]:
+    loss = f"{config.reconstruction_loss.upper()} on pixels in [0, 1] + {config.commitment_weight:g} x commitment"
+    rows: dict[str, Any] = {"data set": dataset_name, "loss": f"{loss} (codebook share beta {config.beta:g})"}
+    rows |= training
+    rows["trained with"] = ", ".join(f"{name} {version}" for name, version in versions.items()) or None
+    return {
+        str(key).replace("_", " "): f"{value:,}" if type(value) is int else f"{value:g}" if type(value) is float
+        # A bar or a line break would end the cell.
+        else str(value).replace("|", "\\|").replace("\n", " ")
+        for key, value in rows.items()
+        if value is not None
+    }  # fmt: skip
+
+
+def _printed(key: str, value: float, metrics: Mapping[str, float]) -> str:
+    text = METRICS[key][2].format(value)
+    if key == "usage" and "active_codes" in metrics:
+        text += f" ({int(metrics['active_codes']):,})"
+    return text
+
+
+def _measured_on(metrics: Mapping[str, float], dataset_name: str | None, split: str | None) -> str:
+    count = f"{int(metrics['num_images']):,} images" if "num_images" in metrics else "the images"
+    if dataset_name is None:
+        return f"{count} held out from training" if split is None else f"{count} of the split `{split}`"
+    where = f"`{dataset_name}`"
+    return f"{count} held out from {where}" if split is None else f"{count} of the split `{split}` of {where}"
+
+
+def _cited(config: VQConfig) -> list[str]:
+    """Keys of the works that this configuration makes use of."""
+    found = []
+    if config.alternating_steps or config.sync_nu or _has_affine(config):
+        found.append("huh")
+    found += ["oord", config.architecture]
+    if config.quantizer_type == "residual":
+        found.append("residual")
+    if config.gradient_estimator == "rotation":
+        found.append("rotation")
+    return found
+
+
+def _is_hub_dataset(dataset: str | None) -> bool:
+    """Whether to name the data set in the metadata, where the Hub makes a link of it."""
+    return bool(dataset and re.fullmatch(r"[\w.-]+/[\w.-]+", dataset)) and not Path(str(dataset)).exists()
