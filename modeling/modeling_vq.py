@@ -355,7 +355,8 @@ class VQModel(VQPreTrainedModel):
         )
 
     def _decode(self, quantized_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        # One memory layout for codes from the quantizer and from a lookup: convolutions round differently in another.
+        # One memory layout for all codes, since convolutions round differently in another. The weights' layout, not
+        # that of this small tensor, decides in which one the decoder works.
         quantized_states = quantized_states.to(self.dtype).contiguous()
         return self.decoder(self.post_quant_conv(quantized_states), **kwargs)
 

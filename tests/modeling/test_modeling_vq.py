@@ -227,6 +227,23 @@ def test_attention_implementations_agree(heads):
     assert len(output.hidden_states) == 1 + 10
 
 
+@pytest.mark.parametrize("heads", [1, 2])
+def test_attention_is_softmax_attention(heads):
+    """The block adds to its input, head by head, softmax(q k / sqrt(head_dim)) v of the normalised input."""
+    block = make_model(VQGAN, num_attention_heads=heads).encoder.mid.attn_1
+    hidden_states = torch.randn(2, 16, 3, 5)
+    normed = block.norm(hidden_states)
+    outputs = []
+    for q, k, v in zip(
+        *(conv(normed).flatten(2).chunk(heads, dim=1) for conv in (block.q, block.k, block.v)), strict=True
+    ):
+        weights = (q.transpose(1, 2) @ k / (16 / heads) ** 0.5).softmax(-1)
+        outputs.append(v @ weights.transpose(1, 2))
+    expected = hidden_states + block.proj_out(torch.cat(outputs, dim=1).reshape(2, 16, 3, 5))
+
+    torch.testing.assert_close(block(hidden_states)[0], expected)
+
+
 def test_sqvae_decodes_into_the_pixel_range():
     """The small network's last layer bounds its pixels by [-1, 1], for any codes."""
     pixels = make_model().eval().decode(quantized_states=50 * torch.randn(2, 4, 4, 4)).decoded_pixel_values
@@ -385,8 +402,20 @@ def test_channels_last(fields):
     output = model(make_images().to(memory_format=torch.channels_last))
 
     torch.testing.assert_close(output.decoded_pixel_values, expected, atol=1e-4, rtol=1e-4)
+    assert output.decoded_pixel_values.is_contiguous(memory_format=torch.channels_last)
     decoded = model.decode(output.image_tokens).decoded_pixel_values
     assert torch.equal(decoded, output.decoded_pixel_values)
+
+
+@BOTH
+def test_layout_of_codes_does_not_matter(fields):
+    """Codes decode to the same bits whatever their layout in memory."""
+    model = make_model(fields).eval()
+    codes = torch.randn(2, 4, 4, 6)
+
+    expected = model.decode(quantized_states=codes).decoded_pixel_values
+    other = codes.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(model.decode(quantized_states=other).decoded_pixel_values, expected)
 
 
 @BOTH
