@@ -330,8 +330,14 @@ class VectorQuant(nn.Module):
             weight = getattr(self.norm_layer, "weight", None)
             x = x.reshape(shape[0], -1, shape[-1]).transpose(1, 2)
             x = self.norm_layer(x if weight is None else x.to(weight.dtype)).transpose(1, 2).reshape(shape).to(dtype)
+        else:  # its parameters stay part of the graph, for ranks with data wait for their gradients
+            for parameter in self.norm_layer.parameters():
+                x = x + 0 * parameter.sum()
+            if self.training and isinstance(self.norm_layer, nn.BatchNorm1d):
+                self.norm_layer.num_batches_tracked += 1  # type: ignore[operator]
         if self.training and isinstance(self.norm_layer, nn.BatchNorm1d) and is_distributed() and not _in_backward():
-            statistics = [buffer for buffer in self.norm_layer.buffers() if buffer.is_floating_point()]
+            # `.data`: autograd has saved these buffers, but in training its batch norm reads only the batch's own moments.
+            statistics = [buffer.data for buffer in self.norm_layer.buffers() if buffer.is_floating_point()]
             sum_over_ranks(*statistics)
             for buffer in statistics:
                 buffer.div_(torch.distributed.get_world_size())
