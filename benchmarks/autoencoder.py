@@ -85,22 +85,20 @@ class Foreign(nn.Module):
         quantized = quantized.transpose(1, 2).unflatten(2, z.shape[2:])
         index = index.reshape(z.shape[0], *z.shape[2:], 1).long()
         zero = z.new_zeros(())
-        return quantized, QuantizerOutput(
-            z=z, z_q=quantized, q=index, loss=loss, perplexity=zero, usage=zero
-        )
+        return quantized, QuantizerOutput(z=z, z_q=quantized, q=index, loss=loss, perplexity=zero, usage=zero)
 
 
-def build(
-    quantizer: dict | Callable[[int], nn.Module] | None, embed_dim: int = 64, seed: int = 0
-) -> VQModel:
+def build(quantizer: dict | Callable[[int], nn.Module] | None, embed_dim: int = 64, seed: int = 0) -> VQModel:
     """The autoencoder with a `VectorQuant` of these arguments, with a foreign layer, or (None) with no quantizer."""
     torch.manual_seed(seed)
-    config = VQConfig(architecture="sqvae", image_size=SIZE, num_codes=NUM_CODES, embed_dim=embed_dim, kmeans_init=False)
+    config = VQConfig(
+        architecture="sqvae", image_size=SIZE, num_codes=NUM_CODES, embed_dim=embed_dim, kmeans_init=False
+    )
     model = VQModel(config)
     if isinstance(quantizer, dict):
         model.quantize = VectorQuant(embed_dim, NUM_CODES, **quantizer)
     elif quantizer is not None:
-        model.quantize = Foreign(quantizer(embed_dim))
+        model.quantize = Foreign(quantizer(embed_dim))  # type: ignore[assignment]
     return model
 
 

@@ -52,7 +52,16 @@ class Codebook(nn.Module):
         rewritten: bool `(num_codes,)`, the codes that the last training forward initialised or replaced; or None.
     """
 
-    # Names only, the values are set in __init__.
+    # Types of the buffers and of parameters that not every codebook has.
+    affine_scale: nn.Parameter
+    affine_bias: nn.Parameter
+    running_z_mean: torch.Tensor
+    running_z_var: torch.Tensor
+    running_c_mean: torch.Tensor
+    running_c_var: torch.Tensor
+    running_initialized: torch.Tensor
+    unused_steps: torch.Tensor
+    initialized: torch.Tensor
     momentum: torch.Tensor | None
     ema_count: torch.Tensor | None
     ema_sum: torch.Tensor | None
@@ -171,12 +180,14 @@ class Codebook(nn.Module):
             scale, bias = affine
             # A scale that is almost zero has no inverse; the clamp keeps the raw codes finite.
             sign = torch.where(scale < 0, -1.0, 1.0)
-            raw = ((raw.unflatten(0, (self.num_maps, -1)) - bias) / (sign * scale.abs().clamp_min(_MIN_SCALE))).flatten(0, 1)
+            raw = (
+                (raw.unflatten(0, (self.num_maps, -1)) - bias) / (sign * scale.abs().clamp_min(_MIN_SCALE))
+            ).flatten(0, 1)
         return raw.to(self.weight.dtype)
 
     @torch.no_grad()
     def rewrite(self, effective: torch.Tensor, rows: torch.Tensor) -> None:
-        """Makes `effective[k]` the effective code of each row k where `rows` `(num_codes,)` is true, with a clean slate.
+        """Makes `effective[k]` the effective code of each row k where `rows` `(num_codes,)` is true.
 
         The code's clock, momentum and moving averages start anew; `rewritten` says so to the owner of an optimizer.
         """
@@ -324,7 +335,7 @@ class Codebook(nn.Module):
     def step(self, vectors: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """One inner step on the commitment loss, for the codes alone; assignments are kept.
 
-        - "sgd": gradient step with momentum 0.9 on `mean((c[index] - sg z)^2)`, through the affine map to the raw codes;
+        - "sgd": gradient step with momentum 0.9 on `mean((c[index] - sg z)^2)`, through the affine map to raw codes;
         - "centroid": each used code moves the fraction `alternating_lr` of the way to the mean of its vectors;
         - EMA codebook (van den Oord et al. 2017): each used code becomes the ratio of two moving averages, of the sum
           and of the number of its vectors. Both start at zero, so the ratio needs no other correction of its bias.

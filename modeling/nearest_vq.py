@@ -51,10 +51,11 @@ def nearest_code(vectors: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         codes: `(K, D)`, same dtype and device, K at least 1.
 
     Returns:
-        int64 `(N,)` in `[0, K)`. With `mu` the mean of the codes and `u` the dtype's unit roundoff, the squared distance
-        to the returned code exceeds the least one by at most `4 (D + 2) u max_k |c_k - mu| (|z - mu| + |c_k - mu|)`
-        (twice the rounding bound of a dot product, for two scores). Exact ties, such as duplicated codes, are
-        broken towards the lowest index. Extra memory: copies of the inputs and at most 64 MiB of float32 scores.
+        int64 `(N,)` in `[0, K)`. With `mu` the mean of the codes and `u` the dtype's unit roundoff, the squared
+        distance to the returned code exceeds the least one by at most
+        `4 (D + 2) u max_k |c_k - mu| (|z - mu| + |c_k - mu|)` (twice the rounding bound of a dot product, for two
+        scores), as computed from the centred inputs. Exact ties, such as duplicated codes, are broken towards the
+        lowest index. Extra memory: copies of the inputs and at most 64 MiB of float32 scores.
     """
     num_vectors, num_codes = vectors.shape[0], codes.shape[0]
     mean = codes.mean(0)
@@ -85,7 +86,9 @@ def nearest_code(vectors: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     return index.clamp_max(num_codes - 1) if padding else index
 
 
-def _search(vectors: torch.Tensor, codes: torch.Tensor, half_norms: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
+def _search(
+    vectors: torch.Tensor, codes: torch.Tensor, half_norms: torch.Tensor, buffer: torch.Tensor
+) -> torch.Tensor:
     scores = torch.addmm(half_norms, vectors, codes.T, alpha=-1, out=buffer[: vectors.shape[0]])
     return _blockwise_argmin(scores)
 

@@ -69,7 +69,8 @@ class VectorQuant(nn.Module):
         affine_groups: contiguous blocks of codes with a map of their own; divides the codes of a codebook.
         replace_freq: a code unused for so many training forwards is replaced; 0 never.
         kmeans_init: initialise the codes by k-means++ of the first training vectors, before they are first read.
-        norm: of the inputs: None, "l2" (unit norm), "clip" (norm at most 10), "bn", "gn", "in" (batch, group, instance).
+        norm: of the inputs: None, "l2" (unit norm), "clip" (norm at most 10), "bn", "gn", "in" (batch, group,
+            instance).
         cb_norm: of the codes: None, "l2", "clip".
         dim: the axis to quantize.
         alternating_steps: inner steps on the commitment loss, for the codes alone, before each task step; 0 is off.
@@ -115,8 +116,8 @@ class VectorQuant(nn.Module):
         super().__init__()
         if inplace_optimizer is not None:
             raise ValueError(
-                "inplace_optimizer is not supported: use alternating_steps=1, alternating_kind='sgd' (SGD with momentum "
-                "0.9, step size alternating_lr), which also works with affine_lr, sync_nu and replace_freq"
+                "inplace_optimizer is not supported: use alternating_steps=1, alternating_kind='sgd' (SGD with "
+                "momentum 0.9, step size alternating_lr), which also works with affine_lr, sync_nu and replace_freq"
             )
         if "l2c" in (norm, cb_norm):
             raise ValueError(
@@ -132,8 +133,14 @@ class VectorQuant(nn.Module):
         _check_choice("gradient_estimator", gradient_estimator, ("ste", "rotation"))
         _check_choice("replace_policy", replace_policy, ("input", "kmeans", "busy"))
         if not 0 <= beta <= 1:
-            raise ValueError(f"beta must be in [0, 1], got {beta}: it weights the codebook's term, 1 - beta the encoder's")
-        for name, value in (("feature_size", feature_size), ("num_codes", num_codes), ("affine_groups", affine_groups)):
+            raise ValueError(
+                f"beta must be in [0, 1], got {beta}: it weights the codebook's term, 1 - beta the encoder's"
+            )
+        for name, value in (
+            ("feature_size", feature_size),
+            ("num_codes", num_codes),
+            ("affine_groups", affine_groups),
+        ):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         for name, number in (
@@ -148,13 +155,17 @@ class VectorQuant(nn.Module):
         if not 0 <= ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {ema_decay}")
         if codebook_update == "ema" and sync_nu > 0:
-            raise ValueError("sync_nu needs codebook_update='gradient': EMA codes receive no gradient, so no task gradient")
+            raise ValueError(
+                "sync_nu needs codebook_update='gradient': EMA codes receive no gradient, so no task gradient"
+            )
         if codebook_update == "ema" and alternating_steps > 0:
             raise ValueError(
                 "alternating_steps needs codebook_update='gradient': an EMA codebook already moves to its vectors"
             )
         if affine_mode == "running" and affine_groups != 1:
-            raise ValueError("affine_groups needs affine_mode='learned': running moments are those of a whole codebook")
+            raise ValueError(
+                "affine_groups needs affine_mode='learned': running moments are those of a whole codebook"
+            )
         num_books = 1 if self.share else self.groups
         if num_codes % num_books:
             raise ValueError(f"num_codes ({num_codes}) must be divisible by the {num_books} separate codebooks")
@@ -289,7 +300,7 @@ class VectorQuant(nn.Module):
 
     @torch.no_grad()
     def _assign(self, x: torch.Tensor, observe: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        """Nearest codes of `x` `(N, groups, code_dim)`: what was compared, `(N, groups', code_dim)`, and global ids."""
+        """Nearest codes of `x` `(N, groups, code_dim)`: what was compared, `(N, groups', code_dim)`, and ids."""
         books = self._vectors_of_books(x)
         if observe:
             for book, vectors in enumerate(books):
@@ -334,9 +345,9 @@ class VectorQuant(nn.Module):
             for parameter in self.norm_layer.parameters():
                 x = x + 0 * parameter.sum()
             if self.training and isinstance(self.norm_layer, nn.BatchNorm1d):
-                self.norm_layer.num_batches_tracked += 1  # type: ignore[operator]
+                self.norm_layer.num_batches_tracked += 1  # type: ignore[operator, assignment]
         if self.training and isinstance(self.norm_layer, nn.BatchNorm1d) and is_distributed() and not _in_backward():
-            # `.data`: autograd has saved these buffers, but in training its batch norm reads only the batch's own moments.
+            # `.data`: autograd has saved these buffers, but its batch norm reads only the batch's own moments.
             statistics = [buffer.data for buffer in self.norm_layer.buffers() if buffer.is_floating_point()]
             sum_over_ranks(*statistics)
             for buffer in statistics:
@@ -484,11 +495,7 @@ def _rotate(x: torch.Tensor, z_q: torch.Tensor) -> torch.Tensor:
     q_norm = z_q.norm(dim=-1, keepdim=True)
     x_unit, q_unit = x.detach() / x_norm, z_q / q_norm.clamp_min(tiny)
     middle = F.normalize(x_unit + q_unit, dim=-1)
-    rotated = (
-        x
-        - 2 * (x * middle).sum(-1, keepdim=True) * middle
-        + 2 * (x * x_unit).sum(-1, keepdim=True) * q_unit
-    )
+    rotated = x - 2 * (x * middle).sum(-1, keepdim=True) * middle + 2 * (x * x_unit).sum(-1, keepdim=True) * q_unit
     return rotated * (q_norm / x_norm)
 
 

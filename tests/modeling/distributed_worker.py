@@ -5,6 +5,7 @@ Arguments: rank, world size, file for the rendezvous.
 
 import json
 import sys
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hf_vq.modeling.quantizer_vq import GroupVectorQuant, ResidualVectorQuant, VectorQuant
 
-FULL = dict(affine_lr=2.0, sync_nu=0.3, replace_freq=2, kmeans_init=True, alternating_steps=2)
+FULL: dict[str, Any] = dict(affine_lr=2.0, sync_nu=0.3, replace_freq=2, kmeans_init=True, alternating_steps=2)
 CASES = {
     "plain": lambda: VectorQuant(8, 32),
     "full": lambda: VectorQuant(8, 32, **FULL),
@@ -26,7 +27,9 @@ CASES = {
     "collecting": lambda: VectorQuant(8, 512, kmeans_init=True, alternating_steps=1),
     "batch norm": lambda: VectorQuant(8, 32, norm="bn", kmeans_init=True),
     "group": lambda: GroupVectorQuant(8, 32, groups=2, share=False, **FULL),
-    "residual": lambda: ResidualVectorQuant(8, 32, groups=2, share=False, affine_mode="running", **(FULL | {"affine_lr": 0.0})),
+    "residual": lambda: ResidualVectorQuant(
+        8, 32, groups=2, share=False, affine_mode="running", **(FULL | {"affine_lr": 0.0})
+    ),
     "residual shared": lambda: ResidualVectorQuant(8, 32, groups=2, share=True, **FULL),
 }
 # Images of each rank in each step: equal, unequal, empty on one rank and then on the other, empty on both.
@@ -85,7 +88,9 @@ def main() -> None:
     # Eval calls no collective: only one rank runs it, and it would hang otherwise.
     if rank == 0:
         after["full"].eval()(torch.randn(2, 8, 3, 3))
-        print(json.dumps({"name": "eval on one rank", "built": "after", "disagreements": [], "finite": True}), flush=True)
+        print(
+            json.dumps({"name": "eval on one rank", "built": "after", "disagreements": [], "finite": True}), flush=True
+        )
     dist.barrier()
 
     # Statistics are those of the two batches together.
@@ -100,8 +105,15 @@ def main() -> None:
         torch.manual_seed(0)
         alone = VectorQuant(8, 32, alternating_steps=1, alternating_lr=1.0)
         expected = alone(both)[1]
-        same = torch.allclose(codes, alone.get_codebook(), atol=1e-5) and torch.equal(out.perplexity, expected.perplexity)
-        result = {"name": "as one process", "built": "after", "disagreements": [] if same else ["codes"], "finite": True}
+        same = torch.allclose(codes, alone.get_codebook(), atol=1e-5) and torch.equal(
+            out.perplexity, expected.perplexity
+        )
+        result = {
+            "name": "as one process",
+            "built": "after",
+            "disagreements": [] if same else ["codes"],
+            "finite": True,
+        }
         print(json.dumps(result), flush=True)
 
 

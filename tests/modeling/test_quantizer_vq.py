@@ -1,6 +1,7 @@
 """The quantizer layers: shapes, dtypes, values, gradients, options, errors."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +16,8 @@ from hf_vq.modeling.quantizer_vq import (
     no_vq,
 )
 
-FULL = dict(sync_nu=0.5, affine_lr=2.0, replace_freq=2, kmeans_init=True, alternating_steps=2)
-OPTIONS = {
+FULL: dict[str, Any] = dict(sync_nu=0.5, affine_lr=2.0, replace_freq=2, kmeans_init=True, alternating_steps=2)
+OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "sync": dict(sync_nu=0.5),
     "affine": dict(affine_lr=2.0, affine_groups=4),
@@ -56,7 +57,9 @@ COMBINATIONS = [
 def train(layer: VectorQuant, steps: int = 4, seed: int = 0, shape: tuple[int, ...] = (4, 8, 5, 5)) -> VectorQuant:
     """A few real training steps."""
     torch.manual_seed(seed)
-    optimizer = torch.optim.SGD([p for p in layer.parameters() if p.requires_grad] + [nn.Parameter(torch.ones(1))], 0.1)
+    optimizer = torch.optim.SGD(
+        [p for p in layer.parameters() if p.requires_grad] + [nn.Parameter(torch.ones(1))], 0.1
+    )
     layer.train()
     for _ in range(steps):
         z_q, out = layer(torch.randn(shape).requires_grad_())
@@ -369,6 +372,7 @@ def test_recomputation_under_checkpointing_updates_once():
 
             loss = block(scaled) if use_reentrant is None else checkpoint(block, scaled, use_reentrant=use_reentrant)
             loss.backward()
+        assert scaled.grad is not None
         return scaled.grad, layer.state_dict() | layer.training_state()
 
     gradient, state = run(None)

@@ -1,6 +1,7 @@
 """The paper's toy problem, stepped through the real layer.
 
-Task loss |z_q|^2 / 2 in the plane, one vector at (-0.9, -0.9), one code at (0, -0.9), step size 0.55, beta 0.7, nu 0.3.
+Task loss |z_q|^2 / 2 in the plane, one vector at (-0.9, -0.9), one code at (0, -0.9); step size 0.55, beta 0.7,
+nu 0.3.
 """
 
 import pytest

@@ -1,0 +1,52 @@
+# Every command sets up what it needs; a fresh clone needs Python 3.11 or newer, nothing else.
+PYTHON ?= python3
+VENV := .venv
+TEST_VENV := .venv-test
+PYTEST_ARGS ?=
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench bench-quality bench-quantizer clean
+
+help:  ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(VENV)
+	$(VENV)/bin/pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: $(VENV)/ready  ## Train a tokenizer on the shipped emoji, compare it with plain VQ, write demo/
+	$(VENV)/bin/python scripts/demo.py --output_dir demo
+
+test:  ## Build the wheel, install it in a fresh environment, run all tests against it
+	rm -rf build dist $(TEST_VENV)
+	$(PYTHON) -m venv $(TEST_VENV)
+	$(TEST_VENV)/bin/pip wheel --quiet --no-deps --wheel-dir dist .
+	$(TEST_VENV)/bin/pip install --quiet -c constraints.txt "$$(ls dist/hf_vq-*.whl)[dev]"
+	# PYTHONSAFEPATH keeps the source tree off the path, so that what is tested is the wheel.
+	PYTHONSAFEPATH=1 $(TEST_VENV)/bin/pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/ready  ## Check style (ruff) and types (mypy)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(VENV)/ready  ## Mend style where ruff can
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+$(VENV)/bench: $(VENV)/ready
+	$(VENV)/bin/pip install --quiet -c constraints.txt -e ".[bench]"
+	touch $@
+
+bench: bench-quantizer bench-quality  ## Both tables below
+
+bench-quantizer: $(VENV)/bench  ## Speed and memory of the quantizer beside other libraries
+	$(VENV)/bin/python benchmarks/quantizer_speed.py
+
+bench-quality: $(VENV)/bench  ## Held-out error and codebook use of each method in one autoencoder
+	$(VENV)/bin/python benchmarks/quality.py
+
+clean:  ## Remove environments and build products
+	rm -rf build dist *.egg-info $(VENV) $(TEST_VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,47 @@
+"""What is shipped is what is in the tree."""
+
+import tomllib
+from importlib import metadata, resources
+from pathlib import Path
+
+import hf_vq
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_every_package_is_listed():
+    """Each folder with Python code below hf_vq/ is in pyproject's list, so that the wheel holds it."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent for path in (ROOT / "hf_vq").rglob("*.py")} | {ROOT / "hf_vq" / "modeling"}
+
+    assert set(listed) == {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+
+
+def test_the_link_points_to_the_top_level_folder():
+    """hf_vq/modeling is a link to modeling/, for tools that only read the tree."""
+    link = ROOT / "hf_vq" / "modeling"
+    assert link.is_symlink() and link.resolve() == ROOT / "modeling"
+
+
+def test_the_tests_run_against_the_installed_package():
+    """The imported package is the one that the environment has installed, at the version it says."""
+    distribution = metadata.distribution("hf_vq")
+    files = [Path(str(file)) for file in distribution.files or []]
+    if Path("hf_vq/__init__.py") in files:  # a wheel, not an editable install
+        assert Path(hf_vq.__file__) == Path(str(distribution.locate_file("hf_vq/__init__.py")))
+        assert Path("hf_vq/modeling/quantizer_vq.py") in files
+    assert distribution.version == hf_vq.__version__
+
+
+def test_package_data_is_shipped():
+    """The sample images, the card template and the marker for type checkers come with the package."""
+    package = resources.files("hf_vq")
+    for name in ("py.typed", "model_card_template.md", "noto_emoji_32/train.parquet", "noto_emoji_32/test.parquet"):
+        assert (package / name).is_file()
+
+
+def test_every_public_name_exists():
+    """`from hf_vq import *` finds all it promises."""
+    assert len(hf_vq.__all__) >= 12
+    for name in hf_vq.__all__:
+        assert getattr(hf_vq, name) is not None
