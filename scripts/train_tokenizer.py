@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from accelerate.utils import set_seed
+from huggingface_hub.errors import StrictDataclassError
 
 from hf_vq import VQConfig, VQImageProcessor, VQModel
 from hf_vq.training.arguments import TokenizerTrainingArguments
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         args, model_fields = parse_command_line(TokenizerTrainingArguments, VQConfig, words, __doc__)
         config = VQConfig(**model_fields)
-    except ValueError as error:
+    except (ValueError, StrictDataclassError) as error:
         raise SystemExit(f"error: {error}") from None
     logging.basicConfig(
         format="%(message)s", level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR

@@ -65,7 +65,8 @@ class BaseTrainingArguments:
         metadata={"help": "Learning rate over time.", "choices": ["constant", "cosine", "onecycle"]},
     )
     warmup_steps: int = field(
-        default=0, metadata={"help": "Steps of linear warm-up; for onecycle the rising part (0 = 30% of the run)."}
+        default=0,
+        metadata={"help": "Steps of linear warm-up; for onecycle the rising part (0 = 3/10 of it)."},
     )
     max_grad_norm: float = field(default=1.0, metadata={"help": "Clip the gradient's norm to this (0 = never)."})
 
