@@ -226,8 +226,10 @@ class TokenizerTrainer(BaseTrainer):
         )
         (folder / "README.md").write_text(str(card), encoding="utf-8")
 
-    def _measured_split(self) -> str:
+    def _measured_split(self) -> str | None:
         args = self.args
+        if args.dataset is None:  # the data sets were given as objects
+            return None
         return args.eval_split or f"{args.eval_fraction:.0%} of {args.train_split}, held out"
 
     def _recipe(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hf_vq.training.checkpoint import TEMPORARY_PREFIX, list_checkpoints
+from hf_vq.training.checkpoint import TEMPORARY_PREFIX, checkpoint_step, list_checkpoints
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = (
@@ -44,11 +44,17 @@ def wait_until(condition: Callable[[], Any], process: subprocess.Popen[bytes]) -
         time.sleep(0.001)
 
 
+def reached(output_dir: Path) -> int:
+    """The step of the last complete checkpoint."""
+    checkpoints = list_checkpoints(output_dir)
+    return checkpoint_step(checkpoints[-1]) if checkpoints else 0
+
+
 def kill_at_random_moment(process: subprocess.Popen[bytes], output_dir: Path) -> None:
-    """Kills a run somewhere in the steps that follow its next checkpoint."""
-    before = len(list_checkpoints(output_dir)) and list_checkpoints(output_dir)[-1]
-    wait_until(lambda: list_checkpoints(output_dir)[-1:] not in ([], [before]), process)
-    time.sleep(random.uniform(0, 0.5))
+    """Kills a run some checkpoints further on, somewhere in the steps that follow."""
+    target = reached(output_dir) + 2 * random.randint(1, 4)
+    wait_until(lambda: reached(output_dir) >= target, process)
+    time.sleep(random.uniform(0, 0.1))
     process.kill()
     process.communicate()
 
@@ -79,12 +85,11 @@ def test_a_killed_run_ends_bit_equal_to_an_uninterrupted_one(tmp_path: Path, run
     kill_during_a_save(start(killed, "--resume_from_checkpoint", "latest"), killed)
     assert list(killed.glob(f"{TEMPORARY_PREFIX}checkpoint-*")), "the kill came too late to test anything"
     kill_at_random_moment(start(killed, "--resume_from_checkpoint", "latest"), killed)
-    reached = list_checkpoints(killed)[-1].name
+    assert reached(killed) < 40, "the run was over before the last kill"
     last = start(killed, "--resume_from_checkpoint", "latest")
     for process in (last, straight):
         errors = process.communicate(timeout=180)[1].decode()
         assert process.returncode == 0, errors
 
-    assert reached != "checkpoint-40", "the run was over before the last kill"
     assert not list(killed.glob(f"{TEMPORARY_PREFIX}*"))
     runs.assert_same_run(tmp_path / "straight", killed)

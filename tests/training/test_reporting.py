@@ -75,6 +75,15 @@ def test_a_tracker_that_is_not_installed_is_an_error(
         make_trainer(report_to=["tensorbord"])
 
 
+def test_a_bar_shows_progress_and_loss(make_trainer: MakeTrainer, capsys: pytest.CaptureFixture[str]) -> None:
+    """The progress bar counts optimizer steps and shows the last metrics."""
+    make_trainer(max_steps=3, disable_tqdm=False).train()
+
+    bar = capsys.readouterr().err
+    assert "3/3" in bar
+    assert "loss=" in bar and "usage=" in bar
+
+
 def test_none_reports_to_no_tracker(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     """`--report_to none` is the same as nothing."""
     trainer = make_trainer(report_to=["none"], max_steps=1)

@@ -151,6 +151,25 @@ def test_replaced_codes_lose_their_moments_and_go_into_the_average(make_trainer:
     assert not torch.equal(average, weight)
 
 
+def test_replaced_codes_lose_what_earlier_micro_batches_left(make_trainer: MakeTrainer) -> None:
+    """A row replaced within a step keeps only the gradient of its new vector; other rows keep the sum."""
+    trainer = make_trainer(model={"replace_freq": 1, "alternating_steps": 0})
+    (layer,) = get_vq_layers(trainer.model)
+    weight = layer.codebook.weight
+    trainer.train_step(batches_of(trainer, 1, size=1))
+    gradients: list[torch.Tensor] = []
+    weight.register_hook(lambda gradient: gradients.append(gradient.clone()))
+
+    for batch in batches_of(trainer, 3, size=1, start=5):
+        trainer._model_backward(batch["pixel_values"], {}, adversarial=False, micro_batches=3)
+
+    rows = layer.codebook.rewritten
+    assert (gradients[0] + gradients[1])[rows].abs().sum() > 0, "no replaced row had a gradient: nothing was tested"
+    assert torch.equal(weight.grad[rows], gradients[2][rows])
+    kept = ~rows & (gradients[0].abs().sum(1) > 0)
+    assert not torch.equal(weight.grad[kept], gradients[2][kept])
+
+
 def test_accumulated_micro_batches_make_the_step_of_one_batch(make_trainer: MakeTrainer) -> None:
     """Two micro batches of 4 move the weights as one batch of 8 does."""
     network = {

@@ -99,6 +99,7 @@ def test_a_nan_on_one_rank_stops_both(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         assert "in step 3" in rank["error"]
         assert "checkpoint-2" in rank["error"]
+        assert "NaN or infinite" in rank["lone_error"]
 
 
 def test_the_script_trains_with_torchrun(tmp_path: Path) -> None:

@@ -137,6 +137,11 @@ def main(folder: Path) -> None:
     except NonFiniteLossError as error:
         result["error"] = str(error)
 
+    try:  # a loss that is infinite on one rank while all gradients are finite
+        trainer._check_finite(torch.tensor([float("inf") if rank == 1 else 1.0]), torch.tensor([1.0]))
+    except NonFiniteLossError as error:
+        result["lone_error"] = str(error)
+
     (folder / f"rank-{rank}.json").write_text(json.dumps(result))
     for used in (stopped, resumed, broken):
         used.wrapped.clear()
