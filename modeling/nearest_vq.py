@@ -105,5 +105,5 @@ def _search_traced(vectors: torch.Tensor, codes: torch.Tensor, half_norms: torch
 def _blockwise_argmin(scores: torch.Tensor) -> torch.Tensor:
     blocks = scores.unflatten(1, (-1, _BLOCK))
     block = blocks.amin(-1).argmin(1)
-    within = blocks.take_along_dim(block[:, None, None], 1).squeeze(1).argmin(1)
+    within = blocks.gather(1, block[:, None, None].expand(-1, 1, _BLOCK)).squeeze(1).argmin(1)
     return block * _BLOCK + within

@@ -245,18 +245,18 @@ class VectorQuant(nn.Module):
             self._last_index = index
 
         z_q = self._read(codebook.effective(x.dtype), index)
+        squared = (x.detach() - z_q).square().sum(-1)
         size = max(1, x.numel())
-        to_code = (x.detach() - z_q).square().sum() / size
-        loss = self.beta * to_code
-        if self.beta < 1:
-            loss = loss + (1 - self.beta) * ((x - z_q.detach()).square().sum() / size)
+        loss = squared.sum() / size
+        if torch.is_grad_enabled():  # the two terms have one value
+            loss = self.beta * loss + (1 - self.beta) * ((x - z_q.detach()).square().sum() / size)
 
         quantized = self._pass_gradient(x, z_q)
         frequency = counts / counts.sum().clamp_min(1)
         output = QuantizerOutput(
             z=x.unflatten(0, leading),
             z_q=z_q.unflatten(0, leading),
-            d=self._distance(x.detach(), index, z_q.detach()).unflatten(0, leading),
+            d=self._distance(x.detach(), index, squared.detach()).unflatten(0, leading),
             q=index.unflatten(0, leading),
             loss=loss,
             perplexity=(-torch.xlogy(frequency, frequency).sum()).exp() * (counts.sum() > 0),
@@ -317,8 +317,9 @@ class VectorQuant(nn.Module):
         """Vectors `(N, groups, code_dim)` that the ids `(N, groups)` stand for."""
         return F.embedding(index, codes)
 
-    def _distance(self, x: torch.Tensor, index: torch.Tensor, z_q: torch.Tensor) -> torch.Tensor:
-        return (x - z_q).norm(dim=-1)
+    def _distance(self, x: torch.Tensor, index: torch.Tensor, squared: torch.Tensor) -> torch.Tensor:
+        """`d`, given the squared distances of the output."""
+        return squared.sqrt()
 
     # --- shapes, norms, gradients ---------------------------------------------------------------------------------
 
@@ -483,7 +484,7 @@ class ResidualVectorQuant(VectorQuant):
     def _read(self, codes: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         return F.embedding(index, codes).sum(1, keepdim=True)
 
-    def _distance(self, x: torch.Tensor, index: torch.Tensor, z_q: torch.Tensor) -> torch.Tensor:
+    def _distance(self, x: torch.Tensor, index: torch.Tensor, squared: torch.Tensor) -> torch.Tensor:
         levels = F.embedding(index, self.codebook.effective(x.dtype).detach())
         return (x - levels.cumsum(1)).norm(dim=-1)
 

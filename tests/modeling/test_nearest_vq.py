@@ -120,17 +120,20 @@ def test_products_are_never_rounded_to_less_than_float32():
         torch.set_float32_matmul_precision(before)
 
 
+# VmHWM, for the peak that `resource` reports is inherited from the process that started this one.
 MEMORY = """
-import resource, torch
+import re, torch
+from pathlib import Path
 from hf_vq.modeling.quantizer_vq import VectorQuant
 torch.set_num_threads(1)
 layer = VectorQuant(256, 16384, dim=-1).eval()
 z = torch.randn(16384, 256)
 with torch.no_grad():
     layer(z[:64])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+    before = peak()
     out = layer(z)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print(peak() - before)
 """
 
 
@@ -138,4 +141,4 @@ def test_sixteen_thousand_codes_and_vectors_fit_in_128_mib():
     """Peak memory of a whole eval forward at N = K = 16,384, D = 256 grows by less than 128 MiB."""
     result = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
 
-    assert float(result.stdout) < 128
+    assert 16 < float(result.stdout) < 128  # the ids and one copy of the vectors alone take 16

@@ -1,0 +1,161 @@
+"""Plain vector quantization and the full method, side by side, on the shipped emoji.
+
+    python scripts/demo.py --output_dir demo
+
+Trains the same small autoencoder twice, with the same seed and budget, and writes two checkpoints, `comparison.md`,
+reconstructions, the codebook's use over training, and a projection of embeddings and codes. Ends by loading the better
+one in a new process with `AutoModel.from_pretrained` and comparing tokens. Some minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from hf_vq import TokenizerTrainer, TokenizerTrainingArguments, VQConfig, VQImageProcessor, VQModel
+from hf_vq.data import ImageDataset, load_images
+from hf_vq.visualization import projection, reconstruction_grid, usage_curves
+
+BACKBONE = {"architecture": "sqvae", "image_size": 32, "base_channels": 64, "num_codes": 1024}
+# Plain VQ as it is usually written: straight-through gradient, one loss for encoder and codebook, 64-dimensional codes.
+PLAIN = {
+    "embed_dim": 64,
+    "beta": 0.95,
+    "commitment_weight": 10.0,
+    "sync_nu": 0.0,
+    "affine_lr": 0.0,
+    "alternating_steps": 0,
+    "replace_freq": 0,
+    "kmeans_init": False,
+}
+RUNS = {"plain VQ": ("plain", PLAIN), "full method": ("full", {})}
+
+RELOAD = """
+import json, sys, torch
+import hf_vq
+from transformers import AutoImageProcessor, AutoModel
+from hf_vq.data import load_images, ImageDataset
+folder, count = sys.argv[1], int(sys.argv[2])
+model = AutoModel.from_pretrained(folder).eval()
+processor = AutoImageProcessor.from_pretrained(folder)
+images = load_images("noto-emoji-32", "test")[:count]["image"]
+from PIL import Image
+import io
+pictures = [Image.open(io.BytesIO(image["bytes"])) for image in images]
+with torch.no_grad():
+    tokens = model.encode(**processor(pictures, return_tensors="pt")).image_tokens
+json.dump(tokens.tolist(), sys.stdout)
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--output_dir", type=Path, default=Path("demo"))
+    parser.add_argument("--max_steps", type=int, default=1200, help="optimizer steps of each of the two runs")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    output = options.output_dir
+    output.mkdir(parents=True, exist_ok=True)
+
+    train_images = ImageDataset(load_images("noto-emoji-32", "train"), 32)
+    test_images = ImageDataset(load_images("noto-emoji-32", "test"), 32)
+    pixel_values = torch.stack([test_images[i]["pixel_values"] for i in range(len(test_images))])
+    results, curves, reconstructions, clouds = {}, {}, {}, {}
+    for title, (name, quantizer) in RUNS.items():
+        print(f"\n{title}: {options.max_steps} steps", flush=True)
+        work = output / f"{name}-run"
+        torch.manual_seed(options.seed)
+        model = VQModel(VQConfig(**BACKBONE, **quantizer))
+        args = TokenizerTrainingArguments(
+            output_dir=str(work),
+            overwrite_output_dir=True,
+            dataset="noto-emoji-32",
+            eval_split="test",
+            max_steps=options.max_steps,
+            lr_scheduler="onecycle",
+            eval_steps=max(1, options.max_steps // 12),
+            save_steps=0,
+            seed=options.seed,
+        )
+        trainer = TokenizerTrainer(model, args, train_images, test_images, VQImageProcessor(image_size=32))
+        start = time.perf_counter()
+        metrics = trainer.train()
+        results[title] = {**metrics, "seconds": time.perf_counter() - start}
+        trainer.close()
+        curves[title] = [
+            (line["step"], line["eval_perplexity"])
+            for line in map(json.loads, (work / "metrics.jsonl").read_text().splitlines())
+            if "eval_perplexity" in line
+        ]
+        reconstructions[title], clouds[title] = look_at(model.eval(), pixel_values)
+        replace_folder(work / "final", output / name)
+        shutil.rmtree(work)
+
+    (output / "comparison.md").write_text(table(results, options.max_steps, options.seed))
+    reconstruction_grid(pixel_values[:10], {name: images[:10] for name, images in reconstructions.items()}).save(
+        output / "reconstructions.png"
+    )
+    usage_curves(curves, maximum=BACKBONE["num_codes"]).save(output / "perplexity.png")
+    projection(*({name: cloud[i] for name, cloud in clouds.items()} for i in range(3))).save(output / "projection.png")
+    print("\n" + (output / "comparison.md").read_text())
+
+    best = min(results, key=lambda title: results[title]["mse"])
+    reload(output / RUNS[best][0], pixel_values[:64])
+    print(f"\nPictures, table and both checkpoints are in {output}/")
+
+
+@torch.no_grad()
+def look_at(model: VQModel, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """Reconstructions; embeddings, codes and the mask of the codes in use, for the projection."""
+    out = model(pixel_values)
+    embeddings = model.encode(pixel_values).last_hidden_state.movedim(1, -1).flatten(0, -2)
+    used = torch.zeros(model.config.num_codes, dtype=torch.bool)
+    used[out.image_tokens.flatten()] = True
+    return out.decoded_pixel_values, (embeddings, model.quantize.get_codebook(), used)
+
+
+def table(results: dict[str, dict[str, float]], steps: int, seed: int) -> str:
+    """Markdown of the held-out numbers."""
+    lines = [
+        f"206 held-out Noto Emoji of 32 px, 1,024 codes, {steps} steps of batch 32, seed {seed}.",
+        "",
+        "| | MSE x1e-3 | PSNR | perplexity | active codes | seconds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for title, row in results.items():
+        lines.append(
+            f"| {title} | {1e3 * row['mse']:.2f} | {row['psnr']:.2f} dB | {row['perplexity']:.0f} | "
+            f"{row['active_codes']:.0f} | {row['seconds']:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    if target.exists():
+        shutil.rmtree(target)
+    source.rename(target)
+
+
+def reload(folder: Path, pixel_values: torch.Tensor) -> None:
+    """Loads the checkpoint in a new process and compares its tokens with this process's."""
+    with torch.no_grad():
+        expected = VQModel.from_pretrained(folder).eval().encode(pixel_values).image_tokens
+    code = [sys.executable, "-c", RELOAD, str(folder), str(len(pixel_values))]
+    found = torch.tensor(json.loads(subprocess.run(code, check=True, capture_output=True, text=True).stdout))
+    if not torch.equal(found, expected):
+        raise SystemExit(f"{(found != expected).sum()} of {expected.numel()} tokens differ after reloading {folder}")
+    print(
+        f"AutoModel.from_pretrained({str(folder)!r}) in a new process, images through its AutoImageProcessor: "
+        f"all {expected.numel():,} tokens identical."
+    )
+
+
+if __name__ == "__main__":
+    main()
