@@ -124,7 +124,10 @@ def table(records: list[dict[str, Any]], steps: int) -> str:
             if runs:
                 cells = [name, _mean([1e3 * r["mse"] for r in runs], 2)]
                 if row.quantize:
-                    cells += [_mean([r["perplexity"] for r in runs], 0), _mean([100 * r["usage"] for r in runs], 1) + "%"]
+                    cells += [
+                        _mean([r["perplexity"] for r in runs], 0),
+                        _mean([100 * r["usage"] for r in runs], 1) + "%",
+                    ]
                 else:
                     cells += ["", ""]
                 lines.append("| " + " | ".join([*cells, str(len(runs))]) + " |")

@@ -35,7 +35,9 @@ def ours(dim: int, num_codes: int) -> nn.Module:
 def vector_quantize_pytorch(dim: int, num_codes: int) -> nn.Module:
     from vector_quantize_pytorch import VectorQuantize
 
-    return VectorQuantize(dim=dim, codebook_size=num_codes, learnable_codebook=True, ema_update=False, rotation_trick=False)
+    return VectorQuantize(
+        dim=dim, codebook_size=num_codes, learnable_codebook=True, ema_update=False, rotation_trick=False
+    )
 
 
 class Diffusers(nn.Module):
@@ -128,7 +130,9 @@ def main() -> None:
         print(peak_growth(name, *map(int, shape)))
         return
 
-    device_name = torch.cuda.get_device_name() if options.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    device_name = (
+        torch.cuda.get_device_name() if options.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    )
     lines = [
         f"Best of {options.rounds} rounds, {device_name}, torch {torch.__version__}, {platform.machine()}. Milliseconds; "
         "in brackets the ratio to the bare product `z @ codes.T`.",

@@ -27,7 +27,8 @@ def test_the_tests_run_against_the_installed_package():
     """The imported package is the one that the environment has installed, at the version it says."""
     distribution = metadata.distribution("hf_vq")
     files = [Path(str(file)) for file in distribution.files or []]
-    if Path("hf_vq/__init__.py") in files:  # a wheel, not an editable install
+    installed = any(file.parent.suffix == ".dist-info" for file in files)
+    if installed and Path("hf_vq/__init__.py") in files:  # a wheel, not an editable install
         assert Path(hf_vq.__file__) == Path(str(distribution.locate_file("hf_vq/__init__.py")))
         assert Path("hf_vq/modeling/quantizer_vq.py") in files
     assert distribution.version == hf_vq.__version__

@@ -1,0 +1,54 @@
+"""What the README shows, runs and prints what it says."""
+
+import fnmatch
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from hf_vq import VQConfig, VQImageProcessor, VQModel
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_readme_has_its_examples():
+    """One block loads a model, one uses a layer."""
+    assert len(BLOCKS) == 2
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+def test_code_prints_what_its_comments_say(block, tmp_path, monkeypatch, capsys):
+    """Each `print(...)  # text` prints that text."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    VQModel(VQConfig(architecture="sqvae", image_size=32, base_channels=16)).save_pretrained("demo/full")
+    VQImageProcessor(image_size=32).save_pretrained("demo/full")
+    Image.new("RGB", (50, 40), "red").save("photo.png")
+
+    exec(compile(block, "README.md", "exec"), {})
+
+    expected = re.findall(r"^print\(.*\)  # (.*)$", block, re.MULTILINE)
+    printed = capsys.readouterr().out.splitlines()
+    assert len(expected) >= 2
+    for line, pattern in zip(printed, expected, strict=True):
+        assert fnmatch.fnmatchcase(line, pattern.replace("[", "[[]"))
+
+
+def test_every_file_of_the_tree_exists_and_every_module_is_in_it():
+    """The annotated tree is true to the code."""
+    tree = re.search(r"```\n(modeling/ .*?)```", README, re.DOTALL)
+    assert tree is not None
+    root = Path(__file__).parents[1]
+    named = set(re.findall(r"(\w+\.py)", tree[1]))
+    modules = {path.name for folder in ("modeling", "hf_vq", "scripts") for path in (root / folder).glob("*.py")}
+
+    assert modules - {"__init__.py", "version.py"} <= named
+    everywhere = {
+        path.name
+        for folder in ("modeling", "hf_vq", "scripts", "benchmarks")
+        for path in (root / folder).rglob("*.py")
+    }
+    assert named <= everywhere
