@@ -97,7 +97,7 @@ def run(name: str, data: str, seed: int, steps: int, device: str) -> dict[str, A
     """Trains and evaluates one row; returns its record."""
     row = ROWS[name]
     train_images, test_images = (split.to(device) for split in autoencoder.DATA[data]())
-    model = autoencoder.build(row.quantizer, row.embed_dim, seed).to(device)
+    model = autoencoder.build(row.quantizer, row.embed_dim, seed).to(device)  # type: ignore[arg-type]
     with nullcontext() if row.quantize else no_vq(model):
         seconds = autoencoder.train(
             model, train_images, commitment_weight=row.commitment_weight, steps=steps, seed=seed

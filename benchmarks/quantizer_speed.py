@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -86,8 +87,8 @@ def measure(num_vectors: int, dim: int, num_codes: int, rounds: int, device: str
 
     tasks: dict[tuple[str, str], Callable[[], object]] = {("bare product", "encode"): lambda: z[0] @ codes.T}
     for name, layer in layers.items():
-        tasks[name, "encode"] = lambda layer=layer: encode(layer)
-        tasks[name, "train"] = lambda layer=layer: train(layer)
+        tasks[name, "encode"] = partial(encode, layer)
+        tasks[name, "train"] = partial(train, layer)
     best: dict[str, dict[str, float]] = {name: {} for name, _ in tasks}
     for round_number in range(rounds + 1):  # the first round warms up
         for (name, what), task in tasks.items():
@@ -134,8 +135,8 @@ def main() -> None:
         torch.cuda.get_device_name() if options.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
     )
     lines = [
-        f"Best of {options.rounds} rounds, {device_name}, torch {torch.__version__}, {platform.machine()}. Milliseconds; "
-        "in brackets the ratio to the bare product `z @ codes.T`.",
+        f"Best of {options.rounds} rounds, {device_name}, torch {torch.__version__}, {platform.machine()}. "
+        "Milliseconds; in brackets the ratio to the bare product `z @ codes.T`.",
         "",
         "| vectors, dimension, codes | library | encode | forward + backward | peak memory of encode, MiB |",
         "|---|---|---|---|---|",

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,9 +24,9 @@ from hf_vq import TokenizerTrainer, TokenizerTrainingArguments, VQConfig, VQImag
 from hf_vq.data import ImageDataset, load_images
 from hf_vq.visualization import projection, reconstruction_grid, usage_curves
 
-BACKBONE = {"architecture": "sqvae", "image_size": 32, "base_channels": 64, "num_codes": 1024}
-# Plain VQ as it is usually written: straight-through gradient, one loss for encoder and codebook, 64-dimensional codes.
-PLAIN = {
+BACKBONE: dict[str, Any] = {"architecture": "sqvae", "image_size": 32, "base_channels": 64, "num_codes": 1024}
+# Plain VQ as it is usually written: straight-through gradient, one loss for encoder and codebook, wide codes.
+PLAIN: dict[str, Any] = {
     "embed_dim": 64,
     "beta": 0.95,
     "commitment_weight": 10.0,
@@ -35,7 +36,7 @@ PLAIN = {
     "replace_freq": 0,
     "kmeans_init": False,
 }
-RUNS = {"plain VQ": ("plain", PLAIN), "full method": ("full", {})}
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {"plain VQ": ("plain", PLAIN), "full method": ("full", {})}
 
 RELOAD = """
 import json, sys, torch
