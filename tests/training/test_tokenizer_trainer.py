@@ -164,6 +164,7 @@ def test_replaced_codes_lose_what_earlier_micro_batches_left(make_trainer: MakeT
         trainer._model_backward(batch["pixel_values"], {}, adversarial=False, micro_batches=3)
 
     rows = layer.codebook.rewritten
+    assert rows is not None and weight.grad is not None
     assert (gradients[0] + gradients[1])[rows].abs().sum() > 0, "no replaced row had a gradient: nothing was tested"
     assert torch.equal(weight.grad[rows], gradients[2][rows])
     kept = ~rows & (gradients[0].abs().sum(1) > 0)
