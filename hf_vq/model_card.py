@@ -77,7 +77,7 @@ def tokenizer_card(
     training: Mapping[str, Any] | None = None,
     *,
     repo_id: str | None = None,
-    license: str | None = "apache-2.0",
+    license: str | None = None,
     num_parameters: int | None = None,
     versions: Mapping[str, str] | None = None,
 ) -> ModelCard:

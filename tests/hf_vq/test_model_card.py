@@ -32,7 +32,7 @@ def config(**settings) -> VQConfig:
 
 def test_metadata_survive_a_round_trip():
     """License, tags, data set and every finite metric are read back from the text of the card."""
-    card = tokenizer_card(config(), METRICS, "someone/photos", "test", repo_id="me/tokenizer")
+    card = tokenizer_card(config(), METRICS, "someone/photos", "test", repo_id="me/tokenizer", license="apache-2.0")
 
     data = ModelCard(str(card)).data
     assert data.license == "apache-2.0" and data.library_name == "transformers" and data.datasets == ["someone/photos"]
