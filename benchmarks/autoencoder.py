@@ -92,7 +92,12 @@ def build(quantizer: dict | Callable[[int], nn.Module] | None, embed_dim: int = 
     """The autoencoder with a `VectorQuant` of these arguments, with a foreign layer, or (None) with no quantizer."""
     torch.manual_seed(seed)
     config = VQConfig(
-        architecture="sqvae", image_size=SIZE, num_codes=NUM_CODES, embed_dim=embed_dim, kmeans_init=False
+        architecture="sqvae",
+        image_size=SIZE,
+        base_channels=64,
+        num_codes=NUM_CODES,
+        embed_dim=embed_dim,
+        kmeans_init=False,
     )
     model = VQModel(config)
     if isinstance(quantizer, dict):

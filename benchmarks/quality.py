@@ -4,8 +4,8 @@
     python benchmarks/quality.py --rows "full method" --data photographs --seeds 0 1 2
 
 Every row has the same network, batches, optimizer and steps; what differs is the quantizer, the weight of its loss and
-the dimension of the codes (1 x 1 convolutions lead to it and back). A row that results/quality.json already holds for
-these steps is not run again; `--fresh` runs all.
+the dimension of the codes (1 x 1 convolutions lead to it and back). A row that results/quality_DATA.json already holds
+for these steps is not run again; `--fresh` runs all.
 """
 
 from __future__ import annotations
@@ -106,33 +106,24 @@ def run(name: str, data: str, seed: int, steps: int, device: str) -> dict[str, A
     return {"row": name, "data": data, "seed": seed, "steps": steps, "device": device, **metrics, "seconds": seconds}
 
 
-def table(records: list[dict[str, Any]], steps: int) -> str:
+def table(records: list[dict[str, Any]], data: str, steps: int) -> str:
     """Markdown: mean over the seeds (and deviation, where there are several)."""
-    lines = []
-    for data in autoencoder.DATA:
-        chosen = [record for record in records if record["data"] == data and record["steps"] == steps]
-        if not chosen:
-            continue
-        lines += [
-            f"### {data}, {steps} steps of batch 32, 1,024 codes, held-out images",
-            "",
-            "| | MSE x1e-3 | perplexity | codes used | seeds |",
-            "|---|---|---|---|---|",
-        ]
-        for name, row in ROWS.items():
-            runs = [record for record in chosen if record["row"] == name]
-            if runs:
-                cells = [name, _mean([1e3 * r["mse"] for r in runs], 2)]
-                if row.quantize:
-                    cells += [
-                        _mean([r["perplexity"] for r in runs], 0),
-                        _mean([100 * r["usage"] for r in runs], 1) + "%",
-                    ]
-                else:
-                    cells += ["", ""]
-                lines.append("| " + " | ".join([*cells, str(len(runs))]) + " |")
-        lines.append("")
-    return "\n".join(lines)
+    lines = [
+        f"{data.capitalize()}: {steps} steps of batch 32, 1,024 codes; held-out images.",
+        "",
+        "| | MSE x1e-3 | perplexity | codes used | seeds |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in ROWS.items():
+        runs = [record for record in records if record["row"] == name and record["steps"] == steps]
+        if runs:
+            cells = [name, _mean([1e3 * r["mse"] for r in runs], 2)]
+            if row.quantize:
+                cells += [_mean([r["perplexity"] for r in runs], 0), _mean([100 * r["usage"] for r in runs], 1) + "%"]
+            else:
+                cells += ["", ""]
+            lines.append("| " + " | ".join([*cells, str(len(runs))]) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def _mean(values: list[float], digits: int) -> str:
@@ -150,25 +141,21 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="forget the results of earlier runs")
     options = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / "quality.json"
-
-    def stored() -> list[dict[str, Any]]:
-        return json.loads(path.read_text()) if path.exists() else []
-
-    if options.fresh:
-        path.unlink(missing_ok=True)
     for data in options.data:
+        path = RESULTS / f"quality_{data}.json"
+        if options.fresh:
+            path.unlink(missing_ok=True)
+        records: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
         for seed in options.seeds:
             for name in options.rows:
                 key = {"row": name, "data": data, "seed": seed, "steps": options.steps}
-                if any(key.items() <= record.items() for record in stored()):
+                if any(key.items() <= record.items() for record in records):
                     continue
-                record = run(name, data, seed, options.steps, options.device)
-                print(json.dumps(record), flush=True)
-                records = [*stored(), record]
-                path.write_text(json.dumps(records, indent=1))
-                (RESULTS / "quality.md").write_text(table(records, options.steps))
-    print(table(stored(), options.steps))
+                records.append(run(name, data, seed, options.steps, options.device))
+                print(json.dumps(records[-1]), flush=True)
+                path.write_text(json.dumps(records, indent=1) + "\n")
+                path.with_suffix(".md").write_text(table(records, data, options.steps))
+        print(table(records, data, options.steps))
 
 
 if __name__ == "__main__":
