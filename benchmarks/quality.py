@@ -71,25 +71,28 @@ PLAIN: dict[str, Any] = {"beta": 0.95}
 PARTS: dict[str, Any] = {"affine_lr": 2.0, "sync_nu": 0.2, "replace_freq": 20}
 INNER: dict[str, Any] = {"beta": 1.0, "alternating_steps": 1}
 ROWS: dict[str, Row] = {
-    "no quantization": Row(PLAIN, 0.0, quantize=False),
+    "full method, 4-dimensional codes": Row(RECOMMENDED_QUANTIZER, 1.0, 4),
+    "full method, 8-dimensional codes": Row(RECOMMENDED_QUANTIZER, 1.0, 8),
+    "full method, 64-dimensional codes": Row(RECOMMENDED_QUANTIZER, 1.0),
+    "FSQ [8, 5, 5, 5] (vector-quantize-pytorch)": Row(fsq, 1.0, num_codes=1000),
+    "EMA, 4-dimensional codes (the same)": Row(ema(), 1.0, 4),
+    "EMA, 64-dimensional codes (the same)": Row(ema(), 1.0),
+    "rotation trick, 4-dimensional codes (the same)": Row(ema(rotation_trick=True), 1.0, 4),
+    "rotation trick, 64-dimensional codes (the same)": Row(ema(rotation_trick=True), 1.0),
+    "SimVQ, 64-dimensional codes (the same)": Row(sim_vq, 1.0),
     "plain VQ": Row(PLAIN, 10.0),
     "plain + affine": Row({**PLAIN, "affine_lr": 2.0}, 2.0),
     "plain + synchronized": Row({**PLAIN, "sync_nu": 0.2}, 10.0),
     "plain + replacement": Row({**PLAIN, "replace_freq": 20}, 10.0),
-    "plain + k-means init": Row({**PLAIN, "kmeans_init": True}, 10.0),
-    "plain + alternating, SGD": Row({**INNER, "alternating_kind": "sgd"}, 0.0),
     "plain + alternating, centroid": Row({**INNER, "alternating_kind": "centroid"}, 0.0),
+    "plain + alternating, SGD": Row({**INNER, "alternating_kind": "sgd"}, 0.0),
     "affine + synchronized + replacement": Row({**PLAIN, **PARTS}, 2.0),
-    "the paper's parts together": Row({**INNER, **PARTS, "kmeans_init": True}, 0.0),
-    "EMA (vector-quantize-pytorch)": Row(ema(), 1.0),
-    "EMA, 8-dimensional codes": Row(ema(), 1.0, 8),
-    "rotation trick (vector-quantize-pytorch)": Row(ema(rotation_trick=True), 1.0),
-    "rotation trick, 8-dimensional codes": Row(ema(rotation_trick=True), 1.0, 8),
-    "SimVQ (vector-quantize-pytorch)": Row(sim_vq, 1.0),
-    "FSQ [8, 5, 5, 5] (vector-quantize-pytorch)": Row(fsq, 1.0, num_codes=1000),
-    "full method, 64-dimensional codes": Row(RECOMMENDED_QUANTIZER, 0.0, 64),
-    "full method, 8-dimensional codes": Row(RECOMMENDED_QUANTIZER, 0.0, 8),
-    "full method, 4-dimensional codes": Row(RECOMMENDED_QUANTIZER, 0.0, 4),
+    "all of these, centroid, with k-means init": Row({**INNER, **PARTS, "kmeans_init": True}, 0.0),
+    "full method with SGD steps, 4-dimensional codes": Row(
+        {**RECOMMENDED_QUANTIZER, "alternating_kind": "sgd"}, 1.0, 4
+    ),
+    "plain VQ, 4-dimensional codes": Row(PLAIN, 10.0, 4),
+    "no quantization": Row(PLAIN, 0.0, quantize=False),
 }
 
 

@@ -27,7 +27,7 @@ _RUNNING_MOMENTUM = 0.1
 _SGD_MOMENTUM = 0.9
 _REPLACEMENT_NOISE = 0.01
 _KMEANS_SAMPLES_PER_CODE = 16
-_DEFAULT_STEP = {"sgd": 50.0, "centroid": 0.1}
+_DEFAULT_STEP = {"sgd": 50.0, "centroid": 0.3}
 
 
 def normalise(vectors: torch.Tensor, norm: str | None) -> torch.Tensor:

@@ -10,7 +10,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 RECOMMENDED_QUANTIZER: dict[str, Any] = {
-    "beta": 1.0,
+    "beta": 0.98,
     "sync_nu": 0.2,
     "affine_lr": 0.0,
     "affine_groups": 1,

@@ -75,7 +75,7 @@ class VectorQuant(nn.Module):
         dim: the axis to quantize.
         alternating_steps: inner steps on the commitment loss, for the codes alone, before each task step; 0 is off.
         alternating_kind: "sgd" or "centroid", see `Codebook.step`.
-        alternating_lr: their step size; None is 50 for "sgd", 0.1 for "centroid".
+        alternating_lr: their step size; None is 50 for "sgd", 0.3 for "centroid".
         affine_mode: "learned", or "running": scale and bias that match the moments of vectors and codes.
         codebook_update: "gradient", or "ema": codes are moving averages of their vectors, without gradient.
         ema_decay: decay of these averages, in [0, 1).

@@ -36,7 +36,7 @@ PLAIN: dict[str, Any] = {
     "replace_freq": 0,
     "kmeans_init": False,
 }
-RUNS: dict[str, tuple[str, dict[str, Any]]] = {"plain VQ": ("plain", PLAIN), "full method": ("full", {})}
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {"plain VQ": ("plain", PLAIN), "full method": ("full", {"embed_dim": 4})}
 
 RELOAD = """
 import json, sys, torch

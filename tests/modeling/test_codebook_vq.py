@@ -270,7 +270,7 @@ def test_the_output_is_read_from_the_updated_codes():
 
 @pytest.mark.parametrize("affine", [{}, dict(affine_lr=2.0)])
 def test_centroid_step_moves_effective_codes_a_fraction_of_the_way(affine):
-    """Used codes move 0.1 of the way to the mean of their vectors, unused ones stay."""
+    """Used codes move 0.3 of the way to the mean of their vectors, unused ones stay."""
     torch.manual_seed(0)
     layer = VectorQuant(4, 16, alternating_steps=1, alternating_kind="centroid", dim=-1, **affine).double().train()
     if affine:
@@ -280,7 +280,7 @@ def test_centroid_step_moves_effective_codes_a_fraction_of_the_way(affine):
     index = layer(z)[1].q.squeeze(-1)
     expected = before.clone()
     for k in index.unique():
-        expected[k] += 0.1 * (z[index == k].mean(0) - before[k])
+        expected[k] += 0.3 * (z[index == k].mean(0) - before[k])
 
     torch.testing.assert_close(layer.get_codebook(), expected)
     assert len(index.unique()) < 16
