@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
-from .distributed_vq import broadcast_from_first, decided_by_first, gather_sample, sum_over_ranks
+from .distributed_vq import broadcast_from_first, decided_by_first, gather_sample, is_distributed, sum_over_ranks
 from .kmeans_vq import kmeans, make_distinct
 
 MAX_NORM = 10.0
@@ -42,9 +42,9 @@ def normalise(vectors: torch.Tensor, norm: str | None) -> torch.Tensor:
 class Codebook(nn.Module):
     """`num_codes` codes in `num_books` equal, separate books, with one affine map (or `affine_groups`) for each book.
 
-    Persistent: the parameters, `unused_steps` (training forwards since a code was last used), `initialized`, the
-    running moments. Training-only state, in `training_state()` and not in `state_dict()`: momentum, EMA sums, samples
-    collected for k-means. Arguments: see `VectorQuant`.
+    Persistent: the parameters, the clocks `num_forwards` (in training) and `unused_steps` (of them, since a code was
+    last used), `initialized`, the running moments. Training-only state, in `training_state()` and not in
+    `state_dict()`: momentum, EMA sums, samples collected for k-means. Arguments: see `VectorQuant`.
 
     Attributes:
         weight: raw codes `(num_codes, code_dim)`.
@@ -62,6 +62,7 @@ class Codebook(nn.Module):
     running_initialized: torch.Tensor
     unused_steps: torch.Tensor
     initialized: torch.Tensor
+    num_forwards: torch.Tensor
     momentum: torch.Tensor | None
     ema_count: torch.Tensor | None
     ema_sum: torch.Tensor | None
@@ -83,7 +84,7 @@ class Codebook(nn.Module):
         replace_policy: str = "input",
         kmeans_init: bool = False,
         codebook_update: str = "gradient",
-        ema_decay: float = 0.99,
+        codebook_decay: float = 0.99,
         alternating_steps: int = 0,
         alternating_kind: str = "centroid",
         alternating_lr: float | None = None,
@@ -94,7 +95,7 @@ class Codebook(nn.Module):
         self.num_maps = num_books * (affine_groups if affine_mode == "learned" else 1)
         self.replace_freq, self.replace_policy = replace_freq, replace_policy
         self.kmeans_init = kmeans_init
-        self.codebook_update, self.ema_decay = codebook_update, ema_decay
+        self.codebook_update, self.codebook_decay = codebook_update, codebook_decay
         self.alternating_steps, self.alternating_kind = alternating_steps, alternating_kind
         self.alternating_lr = _DEFAULT_STEP[alternating_kind] if alternating_lr is None else alternating_lr
 
@@ -110,6 +111,7 @@ class Codebook(nn.Module):
             self.register_buffer("running_initialized", torch.empty(num_books, dtype=torch.bool))
         self.register_buffer("unused_steps", torch.empty(num_codes, dtype=torch.long))
         self.register_buffer("initialized", torch.empty((), dtype=torch.bool))
+        self.register_buffer("num_forwards", torch.empty((), dtype=torch.long))
 
         wanted: dict[str, torch.Tensor | None] = dict.fromkeys(
             ("momentum", "ema_count", "ema_sum", "last_counts", "samples", "num_samples")
@@ -147,9 +149,13 @@ class Codebook(nn.Module):
     # --- effective codes ---------------------------------------------------------------------------------------
 
     def effective(self, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """Effective codes `(num_codes, code_dim)`, float32 or better, with gradients to the raw codes and the map."""
-        dtype = torch.promote_types(self.weight.dtype, dtype or torch.float32)
-        return self._effective(self.weight.to(dtype))
+        """Effective codes `(num_codes, code_dim)`, float32 or better, with gradients to the raw codes and the map.
+
+        They are computed in the precision of the weight (float32 at least) whatever `dtype` they are asked for, so
+        that a lookup gives the values that an input of another precision was quantized with.
+        """
+        codes = self._effective(self.weight.to(torch.promote_types(self.weight.dtype, torch.float32)))
+        return codes if dtype is None else codes.to(torch.promote_types(codes.dtype, dtype))
 
     def _effective(self, raw: torch.Tensor) -> torch.Tensor:
         affine = self._affine(raw.dtype)
@@ -209,27 +215,36 @@ class Codebook(nn.Module):
     def begin(self) -> None:
         """Opens a training forward; ranks that were built with different seeds take over the codebook of rank 0."""
         self.rewritten = None
-        if not self._ranks_agree:
+        if not self._ranks_agree and is_distributed():
             broadcast_from_first(*(tensor.data for tensor in (*self.parameters(), *self.buffers())))
             self._ranks_agree = True
 
     @torch.no_grad()
-    def initialise(self, part: int, num_parts: int, vectors: torch.Tensor) -> torch.Tensor:
-        """Initialises the `part`-th of `num_parts` equal shares of the codes by k-means of `vectors` `(N, code_dim)`.
+    def collect(self, part: int, num_parts: int, vectors: torch.Tensor) -> torch.Tensor:
+        """Vectors `(N, code_dim)` of all ranks, and those kept before, to initialise a share of the codes with.
 
-        With fewer vectors (of all ranks, and those collected before) than codes, they are collected and stand in as
-        codes, among jittered copies. Call `finish_initialise` after the last part. Returns the part's effective codes.
+        When there are fewer than codes in the share, they are kept for the next batch. Infinite and NaN are left out.
         """
         assert self.samples is not None and self.num_samples is not None
         start, stop = self.part(part, num_parts)
-        size, known = stop - start, int(self.num_samples)
-        collected = self.samples[start : start + min(known, size)].to(vectors.dtype)
-        pool = gather_sample(vectors.detach(), _KMEANS_SAMPLES_PER_CODE * size)
-        pool = torch.cat([collected, pool])
-        if len(pool) == 0:
-            return self.effective(vectors.dtype)[start:stop]
-        if len(pool) < size:
+        kept = self.samples[start : start + min(int(self.num_samples), stop - start)].to(vectors.dtype)
+        pool = torch.cat([kept, gather_sample(_finite(vectors), _KMEANS_SAMPLES_PER_CODE * (stop - start))])
+        if len(pool) < stop - start:
             self.samples[start : start + len(pool)] = pool
+        return pool
+
+    @torch.no_grad()
+    def initialise(self, part: int, num_parts: int, pool: torch.Tensor) -> torch.Tensor:
+        """Makes the `part`-th of `num_parts` equal shares of the codes the k-means centroids of `pool`.
+
+        A pool smaller than the share stands in as it is, among jittered copies. Call `finish_initialise` after the
+        last part. Returns the part's effective codes.
+        """
+        start, stop = self.part(part, num_parts)
+        size = stop - start
+        if len(pool) == 0:
+            return self.effective(pool.dtype)[start:stop]
+        if len(pool) < size:
 
             def choose() -> torch.Tensor:
                 extra = torch.randint(len(pool), (size - len(pool),), device=pool.device)
@@ -239,24 +254,19 @@ class Codebook(nn.Module):
             def choose() -> torch.Tensor:
                 return kmeans(pool, size)
 
-        self._num_pool = len(pool)
-        codes = self.effective(vectors.dtype).detach()
+        codes = self.effective(pool.dtype).detach()
         codes[start:stop] = decided_by_first(choose, like=codes[start:stop])
         rows = torch.zeros_like(self.unused_steps, dtype=torch.bool)
         rows[start:stop] = True
         self.rewrite(codes, rows)
-        return self.effective(vectors.dtype)[start:stop]
+        return self.effective(pool.dtype)[start:stop]
 
     @torch.no_grad()
-    def finish_initialise(self, smallest_part: int) -> None:
+    def finish_initialise(self, num_collected: int, size: int) -> None:
+        """Ends initialisation if the vectors collected for a share of `size` codes were enough."""
         assert self.num_samples is not None
-        collected = getattr(self, "_num_pool", 0)
-        self._num_pool = 0
-        if collected >= smallest_part:
-            self.initialized.fill_(True)
-            self.num_samples.zero_()
-        elif collected:
-            self.num_samples.fill_(collected)
+        self.initialized.fill_(num_collected >= size)
+        self.num_samples.fill_(0 if num_collected >= size else num_collected)
 
     def part(self, part: int, num_parts: int) -> tuple[int, int]:
         """First and one past the last code of an (almost) equal share of the codes."""
@@ -286,7 +296,7 @@ class Codebook(nn.Module):
             weights = counts[counts > 0]
         else:
             limit = len(rows) * (_KMEANS_SAMPLES_PER_CODE if self.replace_policy == "kmeans" else 1)
-            pool = gather_sample(vectors.detach(), limit)
+            pool = gather_sample(_finite(vectors), limit)
             rows = rows[: len(pool)]
         if len(rows) == 0 or len(pool) == 0:
             return
@@ -319,7 +329,8 @@ class Codebook(nn.Module):
         sum_over_ranks(squares)
         start, stop = self.part(book, self.num_books)
         raw = self.weight[start:stop].to(vectors.dtype)
-        seen = count > 0
+        seen = (count > 0) & squares.isfinite().all()
+        mean, squares = torch.where(seen, mean, 0.0), torch.where(seen, squares, 0.0)
         momentum = torch.where(self.running_initialized[book], _RUNNING_MOMENTUM, 1.0) * seen
         for name, value in (
             ("z_mean", mean),
@@ -350,10 +361,17 @@ class Codebook(nn.Module):
         counts = self.count(index, vectors.dtype)
         sums = vectors.new_zeros(self.num_codes, self.code_dim).index_add_(0, index, vectors)
         sum_over_ranks(counts, sums)
-        used = counts > 0
+        # A vector that is not finite moves no code: the loss will tell, and the codebook is still good then.
+        finite = sums.isfinite().all(1)
+        used = (counts > 0) & finite
+        sums = torch.where(finite[:, None], sums, 0.0)
         if self.ema_count is not None and self.ema_sum is not None:
-            self.ema_count.lerp_(counts.to(self.ema_count.dtype), 1 - self.ema_decay)
-            self.ema_sum.lerp_(sums.to(self.ema_sum.dtype), 1 - self.ema_decay)
+            # Loaded without its averages, a trained codebook counts as one vector a batch for each code.
+            lost = (self.num_forwards > 0) & (self.ema_count.sum() == 0)
+            self.ema_count.copy_(torch.where(lost, 1.0, self.ema_count))
+            self.ema_sum.copy_(torch.where(lost, self.effective(vectors.dtype), self.ema_sum))
+            self.ema_count.lerp_(counts.to(self.ema_count.dtype), 1 - self.codebook_decay)
+            self.ema_sum.lerp_(sums.to(self.ema_sum.dtype), 1 - self.codebook_decay)
             self._move((self.ema_sum / self.ema_count.clamp_min(1e-12)[:, None]).to(vectors.dtype), used)
         elif self.alternating_kind == "centroid":
             codes = self.effective(vectors.dtype)
@@ -364,7 +382,7 @@ class Codebook(nn.Module):
                 raw = self.weight.detach().to(vectors.dtype).requires_grad_()
                 codes = self._effective(raw)
             size = (counts.sum() * self.code_dim).clamp_min(1)
-            gradient = (counts[:, None] * codes.detach() - sums) * (2 / size)
+            gradient = torch.where(finite[:, None], counts[:, None] * codes.detach() - sums, 0.0) * (2 / size)
             (gradient,) = torch.autograd.grad(codes, raw, gradient)
             self.momentum.mul_(_SGD_MOMENTUM).add_(gradient)
             self.weight.sub_(self.alternating_lr * self.momentum)
@@ -373,6 +391,7 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def end(self, counts: torch.Tensor) -> None:
         """Closes a training forward: `counts` `(num_codes,)` are the uses of each code over all ranks."""
+        self.num_forwards.add_(1)
         self.unused_steps.add_(1).masked_fill_(counts > 0, 0)
         if self.last_counts is not None:
             self.last_counts.copy_(counts)
@@ -398,3 +417,8 @@ class Codebook(nn.Module):
 
     def extra_repr(self) -> str:
         return f"num_codes={self.num_codes}, code_dim={self.code_dim}, num_books={self.num_books}"
+
+
+def _finite(vectors: torch.Tensor) -> torch.Tensor:
+    """The rows without infinite or NaN entries."""
+    return vectors.detach()[vectors.isfinite().all(-1)]

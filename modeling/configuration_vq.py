@@ -89,7 +89,7 @@ class VQConfig(PreTrainedConfig):
         alternating_kind (`"sgd"` or `"centroid"`): Kind of the inner step.
         alternating_lr (`float`, *optional*): Size of the inner step, above 0; the default belongs to the kind.
         codebook_update (`"gradient"` or `"ema"`): What moves the codes between inner steps.
-        ema_decay (`float`, defaults to 0.99): Decay of the moving averages of `"ema"`, in [0, 1).
+        codebook_decay (`float`, defaults to 0.99): Decay of the moving averages of `"ema"`, in [0, 1).
         gradient_estimator (`"ste"` or `"rotation"`): How the gradient passes the quantizer.
         commitment_weight (`float`, defaults to 1.0):
             Weight of the commitment loss in the model's loss, at least 0 (alpha in the paper).
@@ -133,7 +133,7 @@ class VQConfig(PreTrainedConfig):
     alternating_kind: Literal["sgd", "centroid"] = RECOMMENDED_QUANTIZER["alternating_kind"]
     alternating_lr: float | int | None = RECOMMENDED_QUANTIZER["alternating_lr"]
     codebook_update: Literal["gradient", "ema"] = RECOMMENDED_QUANTIZER["codebook_update"]
-    ema_decay: float | int = 0.99
+    codebook_decay: float | int = 0.99
     gradient_estimator: Literal["ste", "rotation"] = RECOMMENDED_QUANTIZER["gradient_estimator"]
 
     commitment_weight: float | int = 1.0
@@ -158,7 +158,7 @@ class VQConfig(PreTrainedConfig):
             `dict`: arguments of `VectorQuant`, or of `GroupVectorQuant` and `ResidualVectorQuant` for these types.
         """
         kwargs: dict[str, Any] = {"feature_size": self.embed_dim, "num_codes": self.num_codes, "dim": 1}
-        kwargs["ema_decay"] = self.ema_decay
+        kwargs["codebook_decay"] = self.codebook_decay
         kwargs |= {name: getattr(self, name) for name in RECOMMENDED_QUANTIZER}
         if self.quantizer_type != "vector":
             kwargs |= {"groups": self.num_groups, "share": self.share_codebook}
@@ -199,8 +199,8 @@ class VQConfig(PreTrainedConfig):
                 f"`beta` must be in [0, 1], got {self.beta}. It weights the codebook's term of the commitment loss: "
                 "1 moves only the codes, 0 only the encoder."
             )
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"`ema_decay` must be in [0, 1), got {self.ema_decay}.")
+        if not 0 <= self.codebook_decay < 1:
+            raise ValueError(f"`codebook_decay` must be in [0, 1), got {self.codebook_decay}.")
         if self.alternating_lr is not None and not self.alternating_lr > 0:
             raise ValueError(
                 f"`alternating_lr` must be above 0, or None for the default of `alternating_kind`, "

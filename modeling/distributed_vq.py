@@ -10,6 +10,7 @@ Whether there are several processes is asked at each call: a layer built before 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate, pairwise
 
 import torch
 import torch.distributed as dist
@@ -56,7 +57,9 @@ def gather_sample(vectors: torch.Tensor, limit: int) -> torch.Tensor:
     counts = sizes.tolist()
     total = sum(counts)
     if total > limit:
-        counts = [count * limit // total for count in counts]
+        # Shares by rounded running totals: they add up to the limit, where rounding each down would lose some.
+        ends = [running * limit // total for running in accumulate(counts, initial=0)]
+        counts = [end - start for start, end in pairwise(ends)]
     longest = max(counts)
     if longest == 0:
         return vectors[:0]

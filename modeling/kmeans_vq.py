@@ -20,7 +20,8 @@ def kmeans(vectors: torch.Tensor, num_codes: int, num_iterations: int = 10) -> t
 
     With fewer distinct vectors than `num_codes`, each of them is a centroid and the others are jittered copies.
     """
-    codes = _plus_plus_seeds(vectors, num_codes)
+    # Before the first step: afterwards the means of equal vectors differ in the last bit and would pass for distinct.
+    codes = make_distinct(_plus_plus_seeds(vectors, num_codes))
     for _ in range(num_iterations if vectors.shape[0] > num_codes else 0):
         index = nearest_code(vectors, codes)
         counts = torch.zeros_like(codes[:, 0]).index_add_(0, index, torch.ones_like(vectors[:, 0]))

@@ -30,7 +30,7 @@ _DEVICE_SCORES = 2**24
 
 @contextmanager
 def ieee_matmul() -> Iterator[None]:
-    """Float32 matrix products in float32: no TF32 on CUDA, no bfloat16 in oneDNN, and no autocast."""
+    """Float32 matrix products in float32: no TF32 on CUDA, no bfloat16 in oneDNN. Autocast is the caller's."""
     backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
     before = [backend.fp32_precision for backend in backends]
     try:

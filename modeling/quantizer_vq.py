@@ -11,6 +11,7 @@ A layer owns its inner steps, clocks and collectives: a training loop calls it a
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from .codebook_vq import Codebook, normalise
 from .distributed_vq import is_distributed, sum_over_ranks
 from .nearest_vq import nearest_code
 
+# Forwards before their backward whose ids are kept, in case activation checkpointing runs them again.
+_REMEMBERED_FORWARDS = 16
 _NORMS = (None, "l2", "clip", "bn", "gn", "in")
 
 
@@ -78,7 +81,7 @@ class VectorQuant(nn.Module):
         alternating_lr: their step size; None is 50 for "sgd", 0.3 for "centroid".
         affine_mode: "learned", or "running": scale and bias that match the moments of vectors and codes.
         codebook_update: "gradient", or "ema": codes are moving averages of their vectors, without gradient.
-        ema_decay: decay of these averages, in [0, 1).
+        codebook_decay: decay of these averages, in [0, 1).
         gradient_estimator: "ste" (straight-through) or "rotation" (Fifty et al. 2024).
         replace_policy: "input", "kmeans" or "busy", see `Codebook.replace`.
         inplace_optimizer: not supported; `alternating_steps` does its work.
@@ -108,7 +111,7 @@ class VectorQuant(nn.Module):
         alternating_lr: float | None = None,
         affine_mode: str = "learned",
         codebook_update: str = "gradient",
-        ema_decay: float = 0.99,
+        codebook_decay: float = 0.99,
         gradient_estimator: str = "ste",
         replace_policy: str = "input",
         inplace_optimizer: None = None,
@@ -152,8 +155,8 @@ class VectorQuant(nn.Module):
         ):
             if number < 0:
                 raise ValueError(f"{name} must not be negative, got {number}")
-        if not 0 <= ema_decay < 1:
-            raise ValueError(f"ema_decay must be in [0, 1), got {ema_decay}")
+        if not 0 <= codebook_decay < 1:
+            raise ValueError(f"codebook_decay must be in [0, 1), got {codebook_decay}")
         if codebook_update == "ema" and sync_nu > 0:
             raise ValueError(
                 "sync_nu needs codebook_update='gradient': EMA codes receive no gradient, so no task gradient"
@@ -180,7 +183,7 @@ class VectorQuant(nn.Module):
         self.enabled = True
         self.norm_layer: nn.Module | None = None
         if norm == "bn":
-            self.norm_layer = nn.BatchNorm1d(feature_size)
+            self.norm_layer = _BatchNorm(feature_size)
         elif norm == "gn":
             self.norm_layer = nn.GroupNorm(math.gcd(32, feature_size), feature_size, eps=1e-6)
         elif norm == "in":
@@ -197,12 +200,12 @@ class VectorQuant(nn.Module):
             replace_policy=replace_policy,
             kmeans_init=kmeans_init,
             codebook_update=codebook_update,
-            ema_decay=ema_decay,
+            codebook_decay=codebook_decay,
             alternating_steps=alternating_steps,
             alternating_kind=alternating_kind,
             alternating_lr=alternating_lr,
         )
-        self._last_index: torch.Tensor | None = None
+        self._recent: deque[tuple[torch.Tensor, torch.Tensor]] = deque(maxlen=_REMEMBERED_FORWARDS)
 
     @property
     def code_dim(self) -> int:
@@ -236,13 +239,13 @@ class VectorQuant(nn.Module):
         if not self.training:
             index = self._assign(x)[1]
             counts = codebook.count(index)
-        elif _in_backward() and self._last_index is not None and self._last_index.shape[0] == x.shape[0]:
+        elif _in_backward():
             # Recomputed by activation checkpointing: the same codes again, and no second update.
-            index = self._last_index
+            index = self._recall(x.detach())
             counts = codebook.count(index)
         else:
             index, counts = self._train_codebook(x.detach())
-            self._last_index = index
+            self._recent.append((_probe(x.detach()), index))
 
         z_q = self._read(codebook.effective(x.dtype), index)
         squared = (x.detach() - z_q).square().sum(-1)
@@ -287,13 +290,22 @@ class VectorQuant(nn.Module):
         codebook.end(counts)
         return index, counts
 
+    def _recall(self, x: torch.Tensor) -> torch.Tensor:
+        """Ids that a recent training forward gave to `x`; found anew if it is forgotten."""
+        probe = _probe(x)
+        for seen, index in reversed(self._recent):
+            if torch.equal(seen, probe):
+                return index
+        return self._assign(x)[1]
+
     # --- what group and residual layers do differently ------------------------------------------------------------
 
     def _initialise(self, x: torch.Tensor) -> None:
         num_parts = self.codebook.num_books
         for part in range(num_parts):
-            self.codebook.initialise(part, num_parts, x[:, part] if num_parts > 1 else x.flatten(0, 1))
-        self.codebook.finish_initialise(self.num_codes // num_parts)
+            pool = self.codebook.collect(part, num_parts, x[:, part] if num_parts > 1 else x.flatten(0, 1))
+            self.codebook.initialise(part, num_parts, pool)
+        self.codebook.finish_initialise(len(pool), self.num_codes // num_parts)
 
     def _vectors_of_books(self, x: torch.Tensor) -> list[torch.Tensor]:
         return [x.flatten(0, 1)] if self.share else list(x.unbind(1))
@@ -345,14 +357,8 @@ class VectorQuant(nn.Module):
         else:  # its parameters stay part of the graph, for ranks with data wait for their gradients
             for parameter in self.norm_layer.parameters():
                 x = x + 0 * parameter.sum()
-            if self.training and isinstance(self.norm_layer, nn.BatchNorm1d):
-                self.norm_layer.num_batches_tracked += 1  # type: ignore[operator, assignment]
-        if self.training and isinstance(self.norm_layer, nn.BatchNorm1d) and is_distributed() and not _in_backward():
-            # `.data`: autograd has saved these buffers, but its batch norm reads only the batch's own moments.
-            statistics = [buffer.data for buffer in self.norm_layer.buffers() if buffer.is_floating_point()]
-            sum_over_ranks(*statistics)
-            for buffer in statistics:
-                buffer.div_(torch.distributed.get_world_size())
+        if self.training and isinstance(self.norm_layer, _BatchNorm) and not _in_backward():
+            self.norm_layer.average_over_ranks()
         return x
 
     def _restore(self, x: torch.Tensor) -> torch.Tensor:
@@ -408,6 +414,36 @@ class VectorQuant(nn.Module):
         return f"feature_size={self.feature_size}, num_codes={self.num_codes}, groups={self.groups}, dim={self.dim}"
 
 
+class _BatchNorm(nn.BatchNorm1d):
+    """Batch norm whose running statistics count a batch once, also when activation checkpointing recomputes it.
+
+    A batch of one vector, which has no moments, is normalised by the running statistics.
+    """
+
+    def __init__(self, num_features: int):
+        super().__init__(num_features)
+        self.register_buffer("num_batches_tracked", None)  # not needed, and ranks with empty batches would differ
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        mean, var = self.running_mean, self.running_var
+        alone = input.numel() == input.shape[1]
+        if self.training and (alone or _in_backward()):
+            assert mean is not None and var is not None
+            return F.batch_norm(
+                input, mean.clone(), var.clone(), self.weight, self.bias, training=not alone, eps=self.eps
+            )
+        return super().forward(input)
+
+    def average_over_ranks(self) -> None:
+        """Makes the running statistics those of all ranks; to be called by each of them, also with an empty batch."""
+        if is_distributed():
+            # `.data`: autograd has saved these buffers, but its batch norm reads only the batch's own moments.
+            for buffer in (self.running_mean, self.running_var):
+                assert buffer is not None
+                sum_over_ranks(buffer.data)
+                buffer.data.div_(torch.distributed.get_world_size())
+
+
 class GroupVectorQuant(VectorQuant):
     """Splits the features into `groups` equal parts and quantizes each, with one codebook or `groups` separate ones.
 
@@ -443,6 +479,8 @@ class ResidualVectorQuant(VectorQuant):
     def __init__(self, feature_size: int, num_codes: int, groups: int = 1, share: bool = True, **kwargs):
         if groups < 1:
             raise ValueError(f"groups must be at least 1, got {groups}")
+        if num_codes < groups:
+            raise ValueError(f"num_codes ({num_codes}) must be at least the number of levels ({groups})")
         if share and groups > 1 and kwargs.get("affine_mode") == "running":
             raise ValueError(
                 "affine_mode='running' needs share=False in a residual layer: each level has moments of its own"
@@ -456,11 +494,13 @@ class ResidualVectorQuant(VectorQuant):
 
     def _initialise(self, x: torch.Tensor) -> None:
         # A shared codebook starts as one share of codes for each level: z alone would leave the later levels none.
-        residual = x[:, 0]
+        # It takes more vectors than a level has codes, or each would be its own code and leave no residual.
+        residual = self.codebook.collect(0, 1, x[:, 0])
+        num_collected = len(residual)
         for level in range(self.groups):
             codes = self.codebook.initialise(level, self.groups, residual)
             residual = residual - codes[nearest_code(residual, codes)]
-        self.codebook.finish_initialise(self.num_codes // self.groups)
+        self.codebook.finish_initialise(num_collected, self.num_codes)
 
     def _vectors_of_books(self, x: torch.Tensor) -> list[torch.Tensor]:
         residuals = self._assign(x)[0]
@@ -498,6 +538,12 @@ def _rotate(x: torch.Tensor, z_q: torch.Tensor) -> torch.Tensor:
     middle = F.normalize(x_unit + q_unit, dim=-1)
     rotated = x - 2 * (x * middle).sum(-1, keepdim=True) * middle + 2 * (x * x_unit).sum(-1, keepdim=True) * q_unit
     return rotated * (q_norm / x_norm)
+
+
+def _probe(x: torch.Tensor) -> torch.Tensor:
+    """A few entries of `x` and its size, by which a recomputed input is known again."""
+    flat = x.flatten()
+    return torch.cat([flat[:: max(1, flat.numel() // 256)], flat.new_tensor([flat.numel()])])
 
 
 def _in_backward() -> bool:

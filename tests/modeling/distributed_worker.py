@@ -76,6 +76,10 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(rank)  # ranks start from different codebooks and draw different numbers
     before = {name: make() for name, make in CASES.items()}
+    trained = VectorQuant(8, 4, replace_freq=2).train()
+    trained(torch.randn(4, 8, 3, 3))
+    with torch.no_grad():
+        trained.codebook.weight[3] = 1000
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size)
     assert dist.get_world_size() == 2
     after = {name: make() for name, make in CASES.items()}
@@ -92,6 +96,20 @@ def main() -> None:
             json.dumps({"name": "eval on one rank", "built": "after", "disagreements": [], "finite": True}), flush=True
         )
     dist.barrier()
+
+    # A single dead code, fewer than ranks, is replaced too; a forward before the group existed does no harm.
+    layer = trained
+    if rank == 1:
+        layer.codebook.weight.data.add_(1)
+    for _ in range(5):
+        out = layer(torch.randn(4, 8, 3, 3))[1]
+    found = disagreements(layer, out)
+    if rank == 0:
+        alive = bool((layer.codebook.unused_steps < 4).all())
+        print(
+            json.dumps({"name": "one dead code", "built": "before", "disagreements": found, "finite": alive}),
+            flush=True,
+        )
 
     # Statistics are those of the two batches together.
     torch.manual_seed(0)

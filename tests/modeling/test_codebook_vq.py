@@ -302,7 +302,7 @@ def test_several_inner_steps_assign_anew_and_lower_the_error():
 def test_ema_codes_are_ratios_of_moving_averages():
     """After n batches a code is the decayed sum of its vectors over their decayed count; no bias of the start."""
     torch.manual_seed(0)
-    layer = VectorQuant(4, 4, codebook_update="ema", ema_decay=0.9, dim=-1).train()
+    layer = VectorQuant(4, 4, codebook_update="ema", codebook_decay=0.9, dim=-1).train()
     count, total = torch.zeros(4), torch.zeros(4, 4)
     for _ in range(3):
         z = torch.randn(50, 4)
@@ -340,4 +340,70 @@ def test_training_only_state_is_not_published():
     book = Codebook(8, 4, kmeans_init=True, alternating_steps=1, alternating_kind="sgd", replace_freq=2)
 
     assert set(book.training_state()) == {"momentum", "samples", "num_samples"}
-    assert set(book.state_dict()) == {"weight", "unused_steps", "initialized"}
+    assert set(book.state_dict()) == {"weight", "unused_steps", "num_forwards", "initialized"}
+
+
+def test_a_reloaded_ema_codebook_goes_on_from_its_codes():
+    """Published weights hold no averages; training on from them moves the codes little, not to the batch's means."""
+    torch.manual_seed(0)
+    z = torch.randn(500, 4)
+    layer = VectorQuant(4, 32, codebook_update="ema", kmeans_init=True, dim=-1).train()
+    for _ in range(20):
+        layer(z)
+    reloaded = VectorQuant(4, 32, codebook_update="ema", kmeans_init=True, dim=-1).train()
+    reloaded.load_state_dict(layer.state_dict())
+    before = layer.get_codebook()
+    other = z + 0.5
+    layer(other)
+    reloaded(other)
+    live, again = ((each.get_codebook() - before).norm() for each in (layer, reloaded))
+
+    assert live > 0
+    assert again < 0.3 * (before - before.roll(1, 0)).norm()
+    assert again < 20 * live
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        dict(alternating_steps=1, alternating_kind="sgd"),
+        dict(alternating_steps=1, alternating_kind="centroid"),
+        dict(codebook_update="ema"),
+        dict(affine_mode="running"),
+        dict(replace_freq=1, replace_policy="input"),
+        dict(replace_freq=1, replace_policy="kmeans"),
+        dict(kmeans_init=True),
+    ],
+    ids=str,
+)
+def test_a_vector_that_is_not_finite_spoils_no_code(kwargs):
+    """A NaN or infinite vector leaves every code and statistic finite; the loss tells of it."""
+    torch.manual_seed(0)
+    layer = VectorQuant(4, 64, dim=-1, **kwargs).train()
+    for value in (torch.nan, torch.inf):
+        z = torch.randn(100, 4)
+        z[3] = value
+        for _ in range(3):
+            out = layer(z)[1]
+        assert not out.loss.isfinite()
+        for tensor in (*layer.parameters(), *(b for b in layer.buffers() if b.is_floating_point())):
+            assert tensor.isfinite().all()
+
+
+def test_residual_levels_share_what_small_batches_collect():
+    """Collected over several batches, the second level is fitted to residuals, not to the zeros met meanwhile."""
+    torch.manual_seed(0)
+    layer = ResidualVectorQuant(4, 128, groups=2, share=False, kmeans_init=True, dim=-1).train()
+    for _ in range(5):
+        assert not layer.codebook.initialized
+        layer(torch.randn(16, 4))
+        if layer.codebook.initialized:
+            break
+    assert layer.codebook.initialized
+    fitted = layer.get_codebook()[64:].norm(dim=1)
+
+    torch.manual_seed(0)
+    layer = ResidualVectorQuant(4, 128, groups=2, share=False, kmeans_init=True, dim=-1).train()
+    layer(torch.randn(80, 4))
+    at_once = layer.get_codebook()[64:].norm(dim=1)
+    assert (fitted < 0.05).double().mean() <= (at_once < 0.05).double().mean() + 0.3

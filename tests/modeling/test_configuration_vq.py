@@ -50,7 +50,7 @@ def test_downsample_factor_of_both_architectures():
         ({"sync_nu": -1.0}, r"`sync_nu` must be at least 0"),
         ({"commitment_weight": -1.0}, r"`commitment_weight` must be at least 0"),
         ({"alternating_lr": 0.0}, r"`alternating_lr` must be above 0"),
-        ({"ema_decay": 1.0}, r"`ema_decay` must be in \[0, 1\)"),
+        ({"codebook_decay": 1.0}, r"`codebook_decay` must be in \[0, 1\)"),
         ({"image_size": 100}, r"multiple of the downsample factor 16, got 100"),
         ({"architecture": "sqvae", "image_size": 30}, r"multiple of the downsample factor 4, got 30"),
         ({"architecture": "sqvae", "base_channels": 33}, r"`base_channels` must be even"),

@@ -69,3 +69,15 @@ def test_distinct_rows_are_left_alone():
 
     assert torch.equal(result[:2], codes[:2])
     assert not torch.equal(result[2], codes[2])
+
+
+def test_fewer_distinct_vectors_than_codes_than_vectors_leave_no_near_twins():
+    """Repeated vectors give one exact centroid each; the codes left over are visibly jittered."""
+    torch.manual_seed(0)
+    distinct = torch.randn(10, 4)
+
+    codes = kmeans(distinct.repeat(7, 1), 20)
+
+    gaps = torch.cdist(codes, codes, compute_mode="donot_use_mm_for_euclid_dist") + 10 * torch.eye(20)
+    assert gaps.amin() > 1e-4
+    assert torch.cdist(distinct, codes).amin(1).max() < 1e-5
