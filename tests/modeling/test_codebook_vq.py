@@ -394,16 +394,15 @@ def test_residual_levels_share_what_small_batches_collect():
     """Collected over several batches, the second level is fitted to residuals, not to the zeros met meanwhile."""
     torch.manual_seed(0)
     layer = ResidualVectorQuant(4, 128, groups=2, share=False, kmeans_init=True, dim=-1).train()
-    for _ in range(5):
+    for _ in range(8):
         assert not layer.codebook.initialized
         layer(torch.randn(16, 4))
-        if layer.codebook.initialized:
-            break
     assert layer.codebook.initialized
     fitted = layer.get_codebook()[64:].norm(dim=1)
 
     torch.manual_seed(0)
     layer = ResidualVectorQuant(4, 128, groups=2, share=False, kmeans_init=True, dim=-1).train()
-    layer(torch.randn(80, 4))
+    layer(torch.randn(128, 4))
     at_once = layer.get_codebook()[64:].norm(dim=1)
-    assert (fitted < 0.05).double().mean() <= (at_once < 0.05).double().mean() + 0.3
+    assert (fitted < 0.05).double().mean() <= (at_once < 0.05).double().mean() + 0.1
+    assert (fitted < 0.05).double().mean() < 0.5

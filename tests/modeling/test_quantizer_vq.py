@@ -399,7 +399,7 @@ def test_a_layer_called_twice_before_backward_is_recomputed_with_each_calls_own_
 
         losses = [checkpoint(block, z, use_reentrant=False) if checkpointed else block(z) for z in inputs]
         # The codes of a second call's inner step serve its own recomputation only, so compare the second in that case.
-        sum(losses[1:] if kwargs is FULL else losses).backward()
+        torch.stack(losses[1:] if kwargs is FULL else losses).sum().backward()
         gradients = [z.grad for z in inputs if z.grad is not None]
         return gradients, layer.state_dict() | layer.training_state()
 
