@@ -197,7 +197,7 @@ class Codebook(nn.Module):
 
         The code's clock, momentum and moving averages start anew; `rewritten` says so to the owner of an optimizer.
         """
-        self._move(effective, rows)
+        self.overwrite(effective, rows)
         self.unused_steps.masked_fill_(rows, 0)
         if self.momentum is not None:
             self.momentum.masked_fill_(rows[:, None], 0)
@@ -206,7 +206,9 @@ class Codebook(nn.Module):
             self.ema_sum.copy_(torch.where(rows[:, None], effective, self.ema_sum))
         self.rewritten = rows if self.rewritten is None else self.rewritten | rows
 
-    def _move(self, effective: torch.Tensor, rows: torch.Tensor) -> None:
+    @torch.no_grad()
+    def overwrite(self, effective: torch.Tensor, rows: torch.Tensor) -> None:
+        """As `rewrite`, leaving clocks and averages as they are."""
         self.weight.copy_(torch.where(rows[:, None], self._raw(effective), self.weight))
 
     # --- a training forward, in this order; every rank calls each of these, also with an empty batch ---------------
@@ -372,10 +374,10 @@ class Codebook(nn.Module):
             self.ema_sum.copy_(torch.where(lost, self.effective(vectors.dtype), self.ema_sum))
             self.ema_count.lerp_(counts.to(self.ema_count.dtype), 1 - self.codebook_decay)
             self.ema_sum.lerp_(sums.to(self.ema_sum.dtype), 1 - self.codebook_decay)
-            self._move((self.ema_sum / self.ema_count.clamp_min(1e-12)[:, None]).to(vectors.dtype), used)
+            self.overwrite((self.ema_sum / self.ema_count.clamp_min(1e-12)[:, None]).to(vectors.dtype), used)
         elif self.alternating_kind == "centroid":
             codes = self.effective(vectors.dtype)
-            self._move(codes.lerp(sums / counts.clamp_min(1)[:, None], self.alternating_lr), used)
+            self.overwrite(codes.lerp(sums / counts.clamp_min(1)[:, None], self.alternating_lr), used)
         else:
             assert self.momentum is not None
             with torch.enable_grad():

@@ -201,6 +201,27 @@ class VQConfig(PreTrainedConfig):
             )
         if not 0 <= self.codebook_decay < 1:
             raise ValueError(f"`codebook_decay` must be in [0, 1), got {self.codebook_decay}.")
+        if self.codebook_update == "ema" and (self.sync_nu > 0 or self.alternating_steps > 0):
+            raise ValueError(
+                f'`codebook_update="ema"` needs `sync_nu=0` and `alternating_steps=0`, got {self.sync_nu} and '
+                f"{self.alternating_steps}: an EMA codebook receives no gradient and already moves to its vectors."
+            )
+        if self.affine_mode == "running" and self.affine_groups != 1:
+            raise ValueError(
+                f'`affine_mode="running"` needs `affine_groups=1`, got {self.affine_groups}: running moments are '
+                "those of a whole codebook."
+            )
+        if self.quantizer_type == "residual" and self.num_groups > 1:
+            if self.affine_mode == "running" and self.share_codebook:
+                raise ValueError(
+                    '`affine_mode="running"` needs `share_codebook=False` in a residual quantizer: each level has '
+                    "moments of its own."
+                )
+            if self.num_codes < self.num_groups:
+                raise ValueError(
+                    f"`num_codes` must be at least the number of levels, got {self.num_codes} codes and "
+                    f"{self.num_groups} levels."
+                )
         if self.alternating_lr is not None and not self.alternating_lr > 0:
             raise ValueError(
                 f"`alternating_lr` must be above 0, or None for the default of `alternating_kind`, "

@@ -44,7 +44,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             replaced = path.parent / f"{TEMPORARY_PREFIX}replaced-{path.name}"
             _discard(replaced)
             os.replace(path, replaced)
-            os.replace(temporary, path)
+            try:
+                os.replace(temporary, path)
+            except BaseException:
+                os.replace(replaced, path)
+                raise
             _discard(replaced)
         else:
             os.replace(temporary, path)
@@ -100,7 +104,11 @@ def rotate_checkpoints(output_dir: Path, limit: int | None) -> None:
 
 
 def remove_stale_folders(output_dir: Path) -> None:
-    """Removes what a killed process left half written or half removed."""
+    """Removes what a killed process left half written, and puts back what it was about to replace."""
+    for replaced in output_dir.glob(f"{TEMPORARY_PREFIX}replaced-*"):
+        path = output_dir / replaced.name.removeprefix(f"{TEMPORARY_PREFIX}replaced-")
+        if not path.exists():
+            os.replace(replaced, path)
     for leftover in output_dir.glob(f"{TEMPORARY_PREFIX}*"):
         _discard(leftover)
 

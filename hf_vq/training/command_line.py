@@ -57,7 +57,8 @@ def parse_command_line(
     recipe_path, words = _take_config(list(argv))
     recipe, model = read_recipe(recipe_path, training_names, model_names) if recipe_path else ({}, {})
     training_words, model_overrides = _split_words(words, training_names, model_names)
-    model.update(model_overrides)
+    types = {field.name: field.type for field in dataclasses.fields(config_class)}
+    model = {name: _as_field(value, types[name]) for name, value in {**model, **model_overrides}.items()}
     arguments = parser.parse_args_into_dataclasses(_as_words(recipe) + training_words)[0]
     return arguments, model
 
@@ -163,6 +164,21 @@ def _as_words(recipe: dict[str, Any]) -> list[str]:
         else:
             words += [f"--{name}", "none" if value is None else str(value)]
     return words
+
+
+def _as_field(value: Any, annotation: Any) -> Any:
+    """A value as written, in the form that a model field wants: `none`, one entry for a list, `1e3` for 1000."""
+    written = str(annotation)
+    if isinstance(value, str) and value.lower() in ("none", "null") and "None" in written:
+        return None
+    if "list[" in written and not isinstance(value, list | tuple) and value is not None:
+        value = [value]
+    if "float" not in written:
+        if isinstance(value, list):
+            return [int(item) if isinstance(item, float) and item.is_integer() else item for item in value]
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+    return value
 
 
 def _number_if_written_so(value: Any) -> Any:

@@ -87,17 +87,18 @@ def stream_batches(stream: Any, batch_size: int, epoch: int) -> Iterator[tuple[i
     The stream is read in this process and no sample is read ahead: only so is its place known.
     """
     items: list[dict[str, Any]] = []
+    empty_passes = 0
     while True:
         if hasattr(stream, "set_epoch"):
             stream.set_epoch(epoch)
-        empty = True
+        empty_passes += 1
         for item in stream:
-            empty = False
+            empty_passes = 0
             items.append(item)
             if len(items) == batch_size:
                 yield epoch, default_collate(items)
                 items = []
-        if empty:
+        if empty_passes == 2:  # once is no error: a checkpoint can lie at the very end of an epoch
             raise ValueError("The training stream is empty: there is nothing to train on.")
         epoch += 1
 

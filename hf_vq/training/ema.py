@@ -7,6 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from hf_vq.modeling.quantizer_vq import get_vq_layers
+
 
 class WeightEMA:
     """Keeps `average = decay * average + (1 - decay) * weight` in a copy of the model.
@@ -49,6 +51,15 @@ class WeightEMA:
         if averages:
             torch._foreach_lerp_(averages, weights, 1 - decay)
         self.copy_buffers(model)
+        if rewritten:
+            self._take_over_codes(model, rewritten)
+
+    def _take_over_codes(self, model: nn.Module, rewritten: dict[int, Tensor]) -> None:
+        """Makes rewritten codes the average's own as they are used, behind its affine map, which is another."""
+        for average, layer in zip(get_vq_layers(self.module), get_vq_layers(model), strict=True):
+            rows = rewritten.get(id(layer.codebook.weight))
+            if rows is not None:
+                average.codebook.overwrite(layer.codebook.effective(), rows)
 
     @torch.no_grad()
     def copy_buffers(self, model: nn.Module) -> None:

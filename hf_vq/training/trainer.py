@@ -162,7 +162,7 @@ class BaseTrainer:
             The norm of each network's gradient before clipping.
 
         Raises:
-            NonFiniteLossError: On all ranks, before any weight is touched.
+            NonFiniteLossError: On all ranks, before any optimizer steps.
         """
         scaler = self.accelerator.scaler
         norms = {}
@@ -196,7 +196,7 @@ class BaseTrainer:
         last = f"The last good checkpoint is '{checkpoints[-1]}'" if checkpoints else "There is no checkpoint yet"
         raise NonFiniteLossError(
             f"The loss or its gradient is NaN or infinite in step {self.step + 1} (loss on this process: "
-            f"{losses.tolist()}). Training stopped before the weights were changed, and nothing was overwritten. "
+            f"{losses.tolist()}). Training stopped before the optimizer's step, and nothing was overwritten. "
             f"{last}. A smaller learning_rate, a longer warm-up, or mixed_precision=no usually mends it."
         )
 

@@ -107,3 +107,18 @@ def test_an_invalid_config_is_not_saved(tmp_path):
     with pytest.raises(StrictDataclassError, match="`beta`"):
         config.save_pretrained(tmp_path)
     assert not (tmp_path / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [
+        (dict(codebook_update="ema"), "sync_nu=0"),
+        (dict(affine_mode="running", affine_groups=2), "affine_groups=1"),
+        (dict(quantizer_type="residual", num_groups=2, affine_mode="running"), "share_codebook=False"),
+        (dict(quantizer_type="residual", num_groups=8, num_codes=4), "number of levels"),
+    ],
+)
+def test_what_the_quantizer_would_refuse_is_refused_by_the_config(kwargs, words):
+    """Combinations without sense end where they are written, with the fields to change."""
+    with pytest.raises(StrictDataclassError, match=words):
+        VQConfig(**kwargs)

@@ -181,3 +181,15 @@ def test_no_part_of_a_failed_checkpoint_survives(
 
     assert [name for name in names(tmp_path / "out") if "checkpoint" in name] == ["checkpoint-2"]
     assert not (tmp_path / "out" / "final").exists()
+
+
+def test_a_folder_that_was_being_replaced_is_put_back(tmp_path: Path) -> None:
+    """Killed between moving the old folder away and the new one in, a run finds the old one again."""
+    moved = tmp_path / f"{ckpt.TEMPORARY_PREFIX}replaced-final"
+    moved.mkdir()
+    (moved / "weights").write_text("old")
+
+    ckpt.remove_stale_folders(tmp_path)
+
+    assert (tmp_path / "final" / "weights").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["final"]

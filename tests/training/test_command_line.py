@@ -122,3 +122,22 @@ def test_every_shipped_recipe_is_valid(path: Path) -> None:
     _, model = parse("--config", str(path), "--output_dir", "out")
 
     VQConfig(**model)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--attn_resolutions", "16"), {"attn_resolutions": [16]}),
+        (("--channel_multiplier", "1", "2"), {"channel_multiplier": [1, 2]}),
+        (("--alternating_lr", "none"), {"alternating_lr": None}),
+        (("--num_codes", "1e3"), {"num_codes": 1000}),
+        (("--beta", "1"), {"beta": 1}),
+    ],
+)
+def test_model_fields_are_understood_as_one_would_write_them(
+    words: tuple[str, ...], expected: dict[str, object]
+) -> None:
+    """A list of one entry, nothing, and a whole number in scientific notation reach the configuration."""
+    _, model = parse_command_line(TokenizerTrainingArguments, VQConfig, ["--output_dir", "out", *words])
+
+    assert model == expected

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
+from PIL import Image
 from torch.utils.data import IterableDataset
 
+from hf_vq.data import ImageStream
 from hf_vq.training.data_order import DataOrder, evaluation_batches, stream_batches, training_batches
 
 
@@ -116,3 +120,31 @@ def test_empty_data_is_an_error() -> None:
         DataOrder(0, 4, seed=0)
     with pytest.raises(ValueError, match="training stream is empty"):
         next(stream_batches(Counting(0), 4, epoch=0))
+
+
+def test_a_stream_can_be_resumed_at_the_very_end_of_an_epoch() -> None:
+    """A pass that was already over when the run stopped is no empty stream; the next epoch follows."""
+
+    def stream() -> ImageStream:
+        rows = [{"image": {"bytes": _png(value), "path": None}} for value in range(6)]
+        return ImageStream(Dataset.from_list(rows).to_iterable_dataset(), 8)
+
+    first = stream()
+    batches = stream_batches(first, 3, epoch=0)
+    next(batches), next(batches)
+    state = first.state_dict()
+    expected = [next(batches)[1]["pixel_values"] for _ in range(2)]
+
+    resumed = stream()
+    resumed.load_state_dict(state)
+    again = stream_batches(resumed, 3, epoch=0)
+    for pixel_values in expected:
+        epoch, batch = next(again)
+        assert epoch == 1
+        assert torch.equal(batch["pixel_values"], pixel_values)
+
+
+def _png(value: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (40 * value, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()

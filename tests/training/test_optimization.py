@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_vq import VQModel, get_vq_layers
+from hf_vq import VectorQuant, VQModel, get_vq_layers
 from hf_vq.training.arguments import TokenizerTrainingArguments
 from hf_vq.training.ema import WeightEMA
 from hf_vq.training.optimization import forget_gradients, forget_moments, learning_rate_factor, parameter_groups
@@ -107,3 +107,20 @@ def test_the_average_copies_what_is_not_trained_by_gradients() -> None:
     assert ema.module.get_parameter("bias").tolist() == [3, 3]
     assert ema.module.get_buffer("running_mean").tolist() == [5, 5]
     assert ema.module.get_buffer("num_batches_tracked") == 7
+
+
+def test_the_average_takes_over_replaced_codes_as_they_are_used() -> None:
+    """Behind its own affine map the average has the model's new effective codes, not its raw ones."""
+    torch.manual_seed(0)
+    layer = VectorQuant(4, 8, affine_lr=2.0)
+    model = nn.Sequential(layer)
+    ema = WeightEMA(model, 0.99)
+    with torch.no_grad():
+        layer.codebook.affine_bias.add_(1.0)
+    rows = torch.arange(8) < 3
+    layer.codebook.rewrite(torch.randn(8, 4), rows)
+    ema.update(model, {id(layer.codebook.weight): rows})
+
+    (average,) = get_vq_layers(ema.module)
+    assert not torch.equal(average.codebook.affine_bias, layer.codebook.affine_bias)
+    torch.testing.assert_close(average.get_codebook()[rows], layer.get_codebook()[rows])
