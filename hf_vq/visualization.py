@@ -118,6 +118,9 @@ def usage_curves(
         xlabel: What the steps are.
         maximum: A dashed line at the largest possible value, such as the number of codes.
         title: A line above the picture.
+
+    Raises:
+        ValueError: A run has no points.
     """
     figure, axes = _figure(8, 3.6, title)
     if maximum is not None:
@@ -126,6 +129,8 @@ def usage_curves(
                       va="center", color=INK, alpha=0.7)  # fmt: skip
     for color, (name, curve) in zip(_colors(len(curves)), curves.items(), strict=True):
         points = np.array(list(curve), dtype=float).reshape(-1, 2)
+        if len(points) == 0:
+            raise ValueError(f"the curve of '{name}' has no points: expected (step, {ylabel}) pairs")
         axes.plot(*points.T, color=color, lw=2, label=name, marker="o" if len(points) < 15 else None, ms=4)
     axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
     _legend(figure, axes, columns=3)

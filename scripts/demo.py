@@ -91,9 +91,9 @@ def main() -> None:
         results[title] = {**metrics, "seconds": time.perf_counter() - start}
         trainer.close()
         curves[title] = [
-            (line["step"], line["eval_perplexity"])
+            (line["step"], line["perplexity"])
             for line in map(json.loads, (work / "metrics.jsonl").read_text().splitlines())
-            if "eval_perplexity" in line
+            if line["split"] == "eval"
         ]
         reconstructions[title], clouds[title] = look_at(model.eval(), pixel_values)
         replace_folder(work / "final", output / name)

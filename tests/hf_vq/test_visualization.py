@@ -141,3 +141,9 @@ def test_drawing_leaves_the_backend_alone(monkeypatch: pytest.MonkeyPatch):
     usage_curves({"a": [(0, 1)]})
 
     assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_a_curve_without_points_is_an_error():
+    """An empty picture would hide that a run's numbers were not found."""
+    with pytest.raises(ValueError, match="'plain' has no points"):
+        usage_curves({"full": [(1, 2.0)], "plain": []})
