@@ -1,5 +1,7 @@
 """What is shipped is what is in the tree."""
 
+import subprocess
+import sys
 import tomllib
 from importlib import metadata, resources
 from pathlib import Path
@@ -46,3 +48,27 @@ def test_every_public_name_exists():
     assert len(hf_vq.__all__) >= 12
     for name in hf_vq.__all__:
         assert getattr(hf_vq, name) is not None
+
+
+CORE = """
+import sys
+for name in ("accelerate", "datasets", "matplotlib", "tensorboard", "torchmetrics"):
+    sys.modules[name] = None
+import torch
+import hf_vq
+model = hf_vq.VQModel(hf_vq.VQConfig(architecture="sqvae", image_size=32, base_channels=16)).eval()
+tokens = model.encode(torch.zeros(1, 3, 32, 32)).image_tokens
+assert model.decode(tokens).decoded_pixel_values.shape == (1, 3, 32, 32)
+try:
+    hf_vq.TokenizerTrainer
+except ModuleNotFoundError as error:
+    print(error)
+"""
+
+
+def test_the_core_installation_needs_no_training_packages():
+    """Without the extra a model encodes and decodes, and asking for a trainer says what to install."""
+    result = subprocess.run([sys.executable, "-c", CORE], capture_output=True, text=True)
+
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "pip install 'hf_vq[train]'" in result.stdout
