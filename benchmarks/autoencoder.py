@@ -19,7 +19,7 @@ from torch import nn
 
 from hf_vq.modeling.configuration_vq import VQConfig
 from hf_vq.modeling.modeling_vq import VQModel
-from hf_vq.modeling.quantizer_vq import QuantizerOutput, VectorQuant, no_vq
+from hf_vq.modeling.quantizer_vq import QuantizerOutput, VectorQuant
 
 NUM_CODES = 1024
 SIZE = 32
@@ -166,6 +166,3 @@ def evaluate(model: VQModel, images: torch.Tensor, num_codes: int = NUM_CODES) -
         "perplexity": float((-torch.xlogy(frequency, frequency).sum()).exp()),
         "usage": float((counts > 0).double().mean()),
     }
-
-
-__all__ = ["DATA", "build", "evaluate", "no_vq", "train"]
