@@ -13,14 +13,8 @@ from .configuration_vq import RECOMMENDED_QUANTIZER, VQConfig
 from .image_processing_vq import VQImageProcessor
 from .modeling_vq import VQDecoderOutput, VQEncoderOutput, VQModel, VQModelOutput, VQPreTrainedModel
 from .pooling_vq import MaxVecPool2d, SoftMaxVecPool2d
-from .quantizer_vq import (
-    GroupVectorQuant,
-    QuantizerOutput,
-    ResidualVectorQuant,
-    VectorQuant,
-    get_vq_layers,
-    no_vq,
-)
+from .quantizer_vq import GroupVectorQuant, QuantizerOutput, VectorQuant, get_vq_layers, no_vq
+from .residual_vq import ResidualVectorQuant
 
 __all__ = [
     "RECOMMENDED_QUANTIZER",

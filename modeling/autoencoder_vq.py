@@ -23,6 +23,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
+from .batch_norm_vq import BatchNorm2d
 from .configuration_vq import VQConfig
 
 
@@ -265,19 +266,6 @@ class VQGANDecoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(hidden_states)))
 
 
-class SQVAEBatchNorm(nn.BatchNorm2d):
-    """Batch norm whose running statistics count a batch once, also when activation checkpointing recomputes it."""
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Keeps the shape."""
-        # Inside a backward pass a forward in training mode can only be a recomputation. It updates copies, since it
-        # has to save as many tensors for its own backward pass as the first run did.
-        if self.training and torch._C._current_graph_task_id() != -1:
-            mean, var = (None if stat is None else stat.clone() for stat in (self.running_mean, self.running_var))
-            return F.batch_norm(hidden_states, mean, var, self.weight, self.bias, training=True, eps=self.eps)
-        return super().forward(hidden_states)
-
-
 class SQVAEResBlock(GradientCheckpointingLayer):
     """ReLU, 3 x 3 convolution, batch norm, ReLU, 1 x 1 convolution, batch norm, added to the input."""
 
@@ -286,10 +274,10 @@ class SQVAEResBlock(GradientCheckpointingLayer):
         self.block = nn.Sequential(
             nn.ReLU(),
             nn.Conv2d(channels, channels, 3, padding=1),
-            SQVAEBatchNorm(channels),
+            BatchNorm2d(channels),
             nn.ReLU(),
             nn.Conv2d(channels, channels, 1),
-            SQVAEBatchNorm(channels),
+            BatchNorm2d(channels),
         )
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -305,13 +293,13 @@ class SQVAEEncoder(nn.Module):
         width = config.base_channels
         self.conv = nn.Sequential(
             nn.Conv2d(config.num_channels, width // 2, 4, stride=2, padding=1),
-            SQVAEBatchNorm(width // 2),
+            BatchNorm2d(width // 2),
             nn.ReLU(),
             nn.Conv2d(width // 2, width, 4, stride=2, padding=1),
-            SQVAEBatchNorm(width),
+            BatchNorm2d(width),
             nn.ReLU(),
             nn.Conv2d(width, width, 3, padding=1),
-            SQVAEBatchNorm(width),
+            BatchNorm2d(width),
             nn.ReLU(),
         )
         self.res = nn.Sequential(*(SQVAEResBlock(width) for _ in range(config.num_res_blocks)))
@@ -330,10 +318,10 @@ class SQVAEDecoder(nn.Module):
         self.res = nn.Sequential(*(SQVAEResBlock(width) for _ in range(config.num_res_blocks)))
         self.convt = nn.Sequential(
             nn.ConvTranspose2d(width, width, 3, padding=1),
-            SQVAEBatchNorm(width),
+            BatchNorm2d(width),
             nn.ReLU(),
             nn.ConvTranspose2d(width, width // 2, 4, stride=2, padding=1),
-            SQVAEBatchNorm(width // 2),
+            BatchNorm2d(width // 2),
             nn.ReLU(),
             nn.ConvTranspose2d(width // 2, config.num_channels, 4, stride=2, padding=1),
             nn.Sigmoid(),

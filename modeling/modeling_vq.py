@@ -35,7 +35,8 @@ from .autoencoder_vq import (
 )
 from .codebook_vq import Codebook
 from .configuration_vq import VQConfig
-from .quantizer_vq import GroupVectorQuant, ResidualVectorQuant, VectorQuant
+from .quantizer_vq import GroupVectorQuant, VectorQuant
+from .residual_vq import ResidualVectorQuant
 
 _QUANTIZERS: dict[str, type[VectorQuant]] = {
     "vector": VectorQuant,

@@ -21,8 +21,10 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.utils import ModelOutput
 
+from .batch_norm_vq import BatchNorm1d, in_backward
 from .codebook_vq import Codebook, normalise
-from .distributed_vq import is_distributed, sum_over_ranks
+from .distributed_vq import sum_over_ranks
+from .gradient_vq import pass_gradient
 from .nearest_vq import nearest_code
 
 # Forwards before their backward whose ids are kept, in case activation checkpointing runs them again.
@@ -183,7 +185,7 @@ class VectorQuant(nn.Module):
         self.enabled = True
         self.norm_layer: nn.Module | None = None
         if norm == "bn":
-            self.norm_layer = _BatchNorm(feature_size)
+            self.norm_layer = BatchNorm1d(feature_size)
         elif norm == "gn":
             self.norm_layer = nn.GroupNorm(math.gcd(32, feature_size), feature_size, eps=1e-6)
         elif norm == "in":
@@ -239,7 +241,7 @@ class VectorQuant(nn.Module):
         if not self.training:
             index = self._assign(x)[1]
             counts = codebook.count(index)
-        elif _in_backward():
+        elif in_backward():
             # Recomputed by activation checkpointing: the same codes again, and no second update.
             index = self._recall(x.detach())
             counts = codebook.count(index)
@@ -254,7 +256,7 @@ class VectorQuant(nn.Module):
         if torch.is_grad_enabled():  # the two terms have one value
             loss = self.beta * loss + (1 - self.beta) * ((x - z_q.detach()).square().sum() / size)
 
-        quantized = self._pass_gradient(x, z_q)
+        quantized = pass_gradient(x, z_q, self.sync_nu, self.gradient_estimator)
         frequency = counts / counts.sum().clamp_min(1)
         output = QuantizerOutput(
             z=x.unflatten(0, leading),
@@ -333,7 +335,7 @@ class VectorQuant(nn.Module):
         """`d`, given the squared distances of the output."""
         return squared.sqrt()
 
-    # --- shapes, norms, gradients ---------------------------------------------------------------------------------
+    # --- shapes and norms -----------------------------------------------------------------------------------------
 
     def _prepare(self, z: torch.Tensor) -> torch.Tensor:
         """`(..., groups, code_dim)` in float32 or better, normalised."""
@@ -357,24 +359,12 @@ class VectorQuant(nn.Module):
         else:  # its parameters stay part of the graph, for ranks with data wait for their gradients
             for parameter in self.norm_layer.parameters():
                 x = x + 0 * parameter.sum()
-        if self.training and isinstance(self.norm_layer, _BatchNorm) and not _in_backward():
+        if self.training and isinstance(self.norm_layer, BatchNorm1d) and not in_backward():
             self.norm_layer.average_over_ranks()
         return x
 
     def _restore(self, x: torch.Tensor) -> torch.Tensor:
         return x.flatten(-2).moveaxis(-1, self.dim)
-
-    def _pass_gradient(self, x: torch.Tensor, z_q: torch.Tensor) -> torch.Tensor:
-        """The codes' values with the encoder's gradient (and `sync_nu` of it for the codes)."""
-        if not torch.is_grad_enabled():
-            return z_q
-        # Written as value + (t - t): the value stays the code's to the bit, z + sg(z_q - z) would not.
-        values = z_q.detach()
-        carrier = _rotate(x, values) if self.gradient_estimator == "rotation" else x
-        quantized = values + (carrier - carrier.detach())
-        if self.sync_nu > 0:
-            quantized = quantized + self.sync_nu * (z_q - values)
-        return quantized
 
     # --- for users ------------------------------------------------------------------------------------------------
 
@@ -414,36 +404,6 @@ class VectorQuant(nn.Module):
         return f"feature_size={self.feature_size}, num_codes={self.num_codes}, groups={self.groups}, dim={self.dim}"
 
 
-class _BatchNorm(nn.BatchNorm1d):
-    """Batch norm whose running statistics count a batch once, also when activation checkpointing recomputes it.
-
-    A batch of one vector, which has no moments, is normalised by the running statistics.
-    """
-
-    def __init__(self, num_features: int):
-        super().__init__(num_features)
-        self.register_buffer("num_batches_tracked", None)  # not needed, and ranks with empty batches would differ
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        mean, var = self.running_mean, self.running_var
-        alone = input.numel() == input.shape[1]
-        if self.training and (alone or _in_backward()):
-            assert mean is not None and var is not None
-            return F.batch_norm(
-                input, mean.clone(), var.clone(), self.weight, self.bias, training=not alone, eps=self.eps
-            )
-        return super().forward(input)
-
-    def average_over_ranks(self) -> None:
-        """Makes the running statistics those of all ranks; to be called by each of them, also with an empty batch."""
-        if is_distributed():
-            # `.data`: autograd has saved these buffers, but its batch norm reads only the batch's own moments.
-            for buffer in (self.running_mean, self.running_var):
-                assert buffer is not None
-                sum_over_ranks(buffer.data)
-                buffer.data.div_(torch.distributed.get_world_size())
-
-
 class GroupVectorQuant(VectorQuant):
     """Splits the features into `groups` equal parts and quantizes each, with one codebook or `groups` separate ones.
 
@@ -464,91 +424,10 @@ class GroupVectorQuant(VectorQuant):
         return self.feature_size // self.groups
 
 
-class ResidualVectorQuant(VectorQuant):
-    """Quantizes what the levels before left over; the output is the sum of `groups` codes.
-
-    The commitment loss is that of the final sum. Inner steps and EMA move each level's codes towards that level's own
-    vectors, the residuals.
-
-    Args:
-        groups: number of levels.
-        share: one codebook for all levels; else `num_codes` are split evenly.
-        **kwargs: see `VectorQuant`.
-    """
-
-    def __init__(self, feature_size: int, num_codes: int, groups: int = 1, share: bool = True, **kwargs):
-        if groups < 1:
-            raise ValueError(f"groups must be at least 1, got {groups}")
-        if num_codes < groups:
-            raise ValueError(f"num_codes ({num_codes}) must be at least the number of levels ({groups})")
-        if share and groups > 1 and kwargs.get("affine_mode") == "running":
-            raise ValueError(
-                "affine_mode='running' needs share=False in a residual layer: each level has moments of its own"
-            )
-        self.groups, self.share = groups, share
-        super().__init__(feature_size, num_codes, **kwargs)
-
-    @property
-    def _num_vectors(self) -> int:
-        return 1
-
-    def _initialise(self, x: torch.Tensor) -> None:
-        # A shared codebook starts as one share of codes for each level: z alone would leave the later levels none.
-        # It takes more vectors than a level has codes, or each would be its own code and leave no residual.
-        residual = self.codebook.collect(0, 1, x[:, 0])
-        num_collected = len(residual)
-        for level in range(self.groups):
-            codes = self.codebook.initialise(level, self.groups, residual)
-            residual = residual - codes[nearest_code(residual, codes)]
-        self.codebook.finish_initialise(num_collected, self.num_codes)
-
-    def _vectors_of_books(self, x: torch.Tensor) -> list[torch.Tensor]:
-        residuals = self._assign(x)[0]
-        return [residuals.flatten(0, 1)] if self.share else list(residuals.unbind(1))
-
-    @torch.no_grad()
-    def _assign(self, x: torch.Tensor, observe: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        residual, residuals, found = x[:, 0], [], []
-        codes = self.codebook.effective(x.dtype)
-        for level in range(self.groups):
-            start, stop = self.codebook.part(0 if self.share else level, self.codebook.num_books)
-            if observe:
-                self.codebook.observe(level, residual)
-                codes = self.codebook.effective(x.dtype)
-            index = nearest_code(residual, codes[start:stop]) + start
-            residuals.append(residual)
-            found.append(index)
-            residual = residual - codes[index]
-        return torch.stack(residuals, 1), torch.stack(found, 1)
-
-    def _read(self, codes: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        return F.embedding(index, codes).sum(1, keepdim=True)
-
-    def _distance(self, x: torch.Tensor, index: torch.Tensor, squared: torch.Tensor) -> torch.Tensor:
-        levels = F.embedding(index, self.codebook.effective(x.dtype).detach())
-        return (x - levels.cumsum(1)).norm(dim=-1)
-
-
-def _rotate(x: torch.Tensor, z_q: torch.Tensor) -> torch.Tensor:
-    """`sg[(|q| / |e|) R] e` with R the rotation that takes e to q (Fifty et al. 2024, eq. 4), as two reflections."""
-    tiny = torch.finfo(x.dtype).tiny
-    x_norm = x.detach().norm(dim=-1, keepdim=True).clamp_min(tiny)
-    q_norm = z_q.norm(dim=-1, keepdim=True)
-    x_unit, q_unit = x.detach() / x_norm, z_q / q_norm.clamp_min(tiny)
-    middle = F.normalize(x_unit + q_unit, dim=-1)
-    rotated = x - 2 * (x * middle).sum(-1, keepdim=True) * middle + 2 * (x * x_unit).sum(-1, keepdim=True) * q_unit
-    return rotated * (q_norm / x_norm)
-
-
 def _probe(x: torch.Tensor) -> torch.Tensor:
     """A few entries of `x` and its size, by which a recomputed input is known again."""
     flat = x.flatten()
     return torch.cat([flat[:: max(1, flat.numel() // 256)], flat.new_tensor([flat.numel()])])
-
-
-def _in_backward() -> bool:
-    """Whether autograd is running a backward pass, so that a forward is a recomputation."""
-    return torch._C._current_graph_task_id() != -1
 
 
 def _check_choice(name: str, value: object, choices: tuple) -> None:

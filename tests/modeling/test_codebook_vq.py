@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from hf_vq.modeling.codebook_vq import Codebook
-from hf_vq.modeling.quantizer_vq import GroupVectorQuant, ResidualVectorQuant, VectorQuant
+from hf_vq.modeling.quantizer_vq import GroupVectorQuant, VectorQuant
+from hf_vq.modeling.residual_vq import ResidualVectorQuant
 
 
 def set_affine(layer: VectorQuant, seed: int = 0) -> None:

@@ -8,13 +8,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from hf_vq.modeling.quantizer_vq import (
-    GroupVectorQuant,
-    ResidualVectorQuant,
-    VectorQuant,
-    get_vq_layers,
-    no_vq,
-)
+from hf_vq.modeling.quantizer_vq import GroupVectorQuant, VectorQuant, get_vq_layers, no_vq
+from hf_vq.modeling.residual_vq import ResidualVectorQuant
 
 FULL: dict[str, Any] = dict(sync_nu=0.5, affine_lr=2.0, replace_freq=2, kmeans_init=True, alternating_steps=2)
 OPTIONS: dict[str, dict[str, Any]] = {

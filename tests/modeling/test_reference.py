@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from hf_vq.modeling import pooling_vq, quantizer_vq
+import hf_vq
+from hf_vq.modeling import pooling_vq
 
 REFERENCE = Path(__file__).parents[1] / "data" / "vqtorch_reference.safetensors"
 with safe_open(REFERENCE, "pt") as _file:
@@ -32,7 +33,7 @@ def test_the_reference_holds_twelve_cases():
 def test_quantizer_matches_the_reference(case):
     """Values, ids, loss and every gradient agree to 1e-10 in float64."""
     settings = dict(SETTINGS[case])
-    layer_class = getattr(quantizer_vq, settings.pop("cls"))
+    layer_class = getattr(hf_vq, settings.pop("cls"))
     assert settings.pop("task_loss") == "sum(w*z_q)" and settings.pop("total") == "task + 5*commit_loss"
     layer = layer_class(**settings).double().train()
     data = load(case)
