@@ -4,18 +4,21 @@
 # the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0
 """Vector-quantized image tokenizers in the Hugging Face way.
 
-Importing this package registers its classes, so that `AutoConfig`, `AutoModel` and `AutoImageProcessor` load its
-checkpoints without `trust_remote_code`. The trainers need the extra `hf_vq[train]` and are imported on first use.
+Importing this package registers its classes, so that `AutoConfig`, `AutoModel`, `AutoImageProcessor` and `pipeline`
+load its checkpoints without `trust_remote_code`. The trainers need the extra `hf_vq[train]` and are imported on first
+use.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .modeling import (
     RECOMMENDED_QUANTIZER,
     GroupVectorQuant,
+    ImageTokenizationPipeline,
     MaxVecPool2d,
     ResidualVectorQuant,
     SoftMaxVecPool2d,
@@ -41,6 +44,7 @@ _NEEDS_TRAIN_EXTRA = {
 AutoConfig.register(VQConfig.model_type, VQConfig, exist_ok=True)
 AutoModel.register(VQConfig, VQModel, exist_ok=True)
 AutoImageProcessor.register(VQConfig, image_processor_classes={"pil": VQImageProcessor}, exist_ok=True)
+PIPELINE_REGISTRY.register_pipeline("image-tokenization", ImageTokenizationPipeline, pt_model=AutoModel)
 
 
 def __getattr__(name: str) -> Any:
@@ -64,6 +68,7 @@ def __dir__() -> list[str]:
 __all__ = [
     "RECOMMENDED_QUANTIZER",
     "GroupVectorQuant",
+    "ImageTokenizationPipeline",
     "MaxVecPool2d",
     "ResidualVectorQuant",
     "SoftMaxVecPool2d",

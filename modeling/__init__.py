@@ -12,6 +12,7 @@ from .codebook_vq import Codebook
 from .configuration_vq import RECOMMENDED_QUANTIZER, VQConfig
 from .image_processing_vq import VQImageProcessor
 from .modeling_vq import VQDecoderOutput, VQEncoderOutput, VQModel, VQModelOutput, VQPreTrainedModel
+from .pipeline_vq import ImageTokenizationPipeline
 from .pooling_vq import MaxVecPool2d, SoftMaxVecPool2d
 from .quantizer_vq import GroupVectorQuant, QuantizerOutput, VectorQuant, get_vq_layers, no_vq
 from .residual_vq import ResidualVectorQuant
@@ -20,6 +21,7 @@ __all__ = [
     "RECOMMENDED_QUANTIZER",
     "Codebook",
     "GroupVectorQuant",
+    "ImageTokenizationPipeline",
     "MaxVecPool2d",
     "QuantizerOutput",
     "ResidualVectorQuant",

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 RECOMMENDED_QUANTIZER: dict[str, Any] = {
     "beta": 0.98,
@@ -144,6 +145,9 @@ class VQConfig(PreTrainedConfig):
         if self.attn_resolutions is None:
             self.attn_resolutions = [self.image_size // self.downsample_factor]
         self.attn_resolutions = list(self.attn_resolutions)
+        if not type(self).__module__.startswith(f"{TRANSFORMERS_DYNAMIC_MODULE_NAME}."):
+            # Written for `trust_remote_code`. Read here, it would hide the registered pipeline and ask for the flag.
+            kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
 
     @property

@@ -4,16 +4,20 @@
 # the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0
 """Images to the tensors that [`VQModel`] takes, and back; Pillow and NumPy only."""
 
+import base64
 import os
+from io import BytesIO
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from huggingface_hub import get_session
 from PIL import Image, ImageOps
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs
 
+_URL_TIMEOUT = 30.0  # seconds without an answer
 _ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 
 
@@ -76,14 +80,12 @@ class VQImageProcessor(PilBackend):
             raise ValueError(f"`num_channels` must be 3 (RGB) or 1 (grey), got {self.num_channels}.")
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
-        """Opens what is named by a path, in a list or alone; images pass through, with a channel axis for grey arrays.
+        """Opens what paths and URLs name, in a list or alone; images pass through, grey arrays get a channel axis.
 
-        Local files keep their mode; the base class would force them to 8-bit RGB, dropping what lies beyond.
+        What is opened keeps its mode; the base class would force it to 8-bit RGB, dropping what lies beyond.
         """
-        if isinstance(image_url_or_urls, str) and os.path.isfile(image_url_or_urls):
-            with Image.open(image_url_or_urls) as image:
-                image.load()
-                return image
+        if isinstance(image_url_or_urls, (str, os.PathLike)):
+            return _open(os.fspath(image_url_or_urls))
         if isinstance(image_url_or_urls, (np.ndarray, torch.Tensor)) and image_url_or_urls.ndim == 2:
             return image_url_or_urls[None]
         return super().fetch_images(image_url_or_urls)
@@ -175,6 +177,22 @@ class VQImageProcessor(PilBackend):
             return images
         arrays = images.permute(0, 2, 3, 1).cpu().numpy()
         return arrays if output_type == "np" else [_to_pil(array.transpose(2, 0, 1)) for array in arrays]
+
+
+def _open(source: str) -> Image.Image:
+    """The image at a path or URL, or encoded in a `data:` URI."""
+    file: str | BytesIO = source
+    if source.startswith(("http://", "https://")):
+        response = get_session().get(source, timeout=_URL_TIMEOUT)
+        response.raise_for_status()
+        file = BytesIO(response.content)
+    elif source.startswith("data:image/"):
+        file = BytesIO(base64.b64decode(source.partition(",")[2]))
+    elif not os.path.isfile(source):
+        raise FileNotFoundError(f"No such file: {source[:200]!r}. An image is named by a path or by a URL http(s)://.")
+    with Image.open(file) as image:
+        image.load()
+        return image
 
 
 def _to_8_bit(values: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@
 the loss. In eval mode `decode(encode(x).image_tokens)` equals the reconstruction of `forward` bit for bit in float32.
 """
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,7 @@ from .autoencoder_vq import (
 )
 from .codebook_vq import Codebook
 from .configuration_vq import VQConfig
+from .pipeline_vq import CUSTOM_PIPELINES
 from .quantizer_vq import GroupVectorQuant, VectorQuant
 from .residual_vq import ResidualVectorQuant
 
@@ -211,6 +213,11 @@ class VQModel(VQPreTrainedModel):
         else:
             self.encoder.conv[0] = value
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As every model's; what is saved brings the pipeline "image-tokenization" along."""
+        self.config.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)  # transformers writes into it
+        super().save_pretrained(*args, **kwargs)
+
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def encode(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> VQEncoderOutput:
@@ -336,7 +343,7 @@ class VQModel(VQPreTrainedModel):
         )
 
     def _encode(self, pixel_values: torch.Tensor, **kwargs: Any) -> VQEncoderOutput:
-        self._check_pixel_values(pixel_values)
+        self.check_pixel_values(pixel_values)
         pixel_values = pixel_values.to(self.dtype)
         latents = self.quant_conv(self.encoder(pixel_values, **kwargs))
         quantized, out = self.quantize(latents)
@@ -361,7 +368,8 @@ class VQModel(VQPreTrainedModel):
         quantized_states = quantized_states.to(self.dtype).contiguous()
         return self.decoder(self.post_quant_conv(quantized_states), **kwargs)
 
-    def _check_pixel_values(self, pixel_values: torch.Tensor) -> None:
+    def check_pixel_values(self, pixel_values: torch.Tensor) -> None:
+        """Raises a `ValueError` that tells what is wrong if `encode` does not take these pixels."""
         channels, factor = self.config.num_channels, self.config.downsample_factor
         if not pixel_values.is_floating_point():
             raise ValueError(

@@ -1,0 +1,313 @@
+# Copyright 2026 The hf_vq authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
+# the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0
+"""The pipeline "image-tokenization": images in any form to grids of tokens, and grids back to images."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+from transformers import Pipeline
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+CUSTOM_PIPELINES: dict[str, Any] = {
+    "image-tokenization": {"impl": "pipeline_vq.ImageTokenizationPipeline", "pt": ["AutoModel"]}
+}
+"""What the config of a saved model says, for `pipeline(..., trust_remote_code=True)` to find this file beside it."""
+
+_IMAGE_TYPES = (str, os.PathLike, Image.Image, np.ndarray, torch.Tensor)
+_MAX_NAMES = 10  # how many skipped images the warning names
+
+
+@dataclass
+class _Input:
+    """An image to be, its place among the inputs, and the error if the source could not give it."""
+
+    image: Any
+    position: int | None = None
+    error: Exception | None = None
+
+    def __str__(self) -> str:
+        place = "The image" if self.position is None else f"Image {self.position}"
+        image = self.image
+        if self.error is not None:
+            return place
+        if isinstance(image, str):
+            return f"{place} ({image if len(image) <= 200 else image[:200] + '...'})"
+        if isinstance(image, os.PathLike):
+            return f"{place} ({image})"
+        if isinstance(image, Image.Image):
+            name = getattr(image, "filename", "") or "PIL image"
+            return f"{place} ({name}, mode {image.mode}, {image.width} x {image.height} pixels)"
+        if isinstance(image, (np.ndarray, torch.Tensor)):
+            kind = "array" if isinstance(image, np.ndarray) else "tensor"
+            return f"{place} ({kind} of shape {tuple(image.shape)}, {image.dtype})"
+        return f"{place} ({type(image).__name__})"
+
+
+class _Inputs(Dataset[_Input]):
+    """Images of a list, a data set or a column, numbered; reading one may fail without ending the loop."""
+
+    def __init__(self, images: Sequence[Any]) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, position: int) -> _Input:
+        try:
+            return _Input(self.images[position], position)
+        except Exception as error:  # data sets decode an image when it is asked for
+            return _Input(None, position, error)
+
+
+class ImageTokenizationPipeline(Pipeline):
+    r"""Turns images into the tokens of a [`VQModel`], and tokens into images.
+
+    `import hf_vq` makes it known to [`~transformers.pipeline`]; elsewhere `trust_remote_code=True` loads it from the
+    model's repository. The model is put into eval mode.
+
+    Example:
+
+    ```python
+    >>> import hf_vq
+    >>> from transformers import pipeline
+
+    >>> pipe = pipeline("image-tokenization", model="user/vq-emoji")
+    >>> outputs = pipe(["a.png", image], batch_size=2)
+    >>> outputs[0]["image_tokens"].shape
+    torch.Size([8, 8])
+    >>> pipe.decode(outputs)[0].save("reconstruction.png")
+    ```
+    """
+
+    model: Any
+    image_processor: Any
+    _load_image_processor = True  # type: ignore[assignment]
+    _load_tokenizer = _load_feature_extractor = False  # type: ignore[assignment]
+    _load_video_processor = _load_processor = False  # type: ignore[assignment]
+
+    def __call__(  # type: ignore[override]
+        self, inputs: Any, **kwargs: Any
+    ) -> dict[str, Any] | list[dict[str, Any]] | Iterator[dict[str, Any]]:
+        """Images to tokens.
+
+        Args:
+            inputs: One image or many. An image is a path, a URL, a PIL image, an array or a tensor; (height, width,
+                channels) or (channels, height, width) of 8-bit integers or of floating-point numbers in [0, 1]. Many
+                are a list or a tuple, a batch array or tensor with four axes, a column of a data set, a
+                [`~transformers.pipelines.pt_utils.KeyDataset`], a generator or any other iterable.
+            return_reconstruction (`bool`, defaults to `False`): Whether to decode the tokens, too.
+            return_latents (`bool`, defaults to `False`): Whether to return the vectors before quantization, too.
+            on_error (`"raise"` or `"skip"`, defaults to `"raise"`):
+                What to do with an image that cannot be read. With `"skip"` its place in the results has a record with
+                the single key `"error"`, and a warning at the end gives the count and the names.
+            batch_size (`int`, *optional*): Images per forward; the default is the pipeline's, or 1.
+            num_workers (`int`, *optional*): Processes that read images; the default is the pipeline's, or 0.
+
+        Returns:
+            a dictionary for one image; a list of dictionaries for a list, a tuple or a batch; for all else an
+            iterator that reads on as it is consumed. The keys:
+
+            - `"image_tokens"`: `torch.LongTensor` (h, w), or (h, w, groups) with more than one group, on the CPU.
+            - `"reconstruction"`, if asked for: a PIL image.
+            - `"latents"`, if asked for: `torch.FloatTensor` (embed_dim, h, w) in the model's dtype, on the CPU.
+
+        Raises:
+            `ValueError`: for an image that cannot be read, naming its position and what it was; for a bad argument.
+        """
+        if _is_single(inputs):
+            return list(_warn_of_skipped([super().__call__(_Input(inputs), **kwargs)]))[0]
+        images: Any
+        if hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__"):
+            images = _Inputs(inputs)
+        else:
+            images = (_Input(image, position) for position, image in enumerate(inputs))
+        results = _warn_of_skipped(super().__call__(images, **kwargs))
+        return list(results) if isinstance(inputs, (list, tuple, np.ndarray, torch.Tensor)) else results
+
+    def decode(self, image_tokens: Any, batch_size: int | None = None) -> Image.Image | list[Image.Image]:
+        """Tokens to images.
+
+        Args:
+            image_tokens: One grid (h, w), or (h, w, groups) with more than one group: a tensor, an array, nested
+                lists, or what the pipeline returned for an image. Or many: a list, an iterator, or a batch with one
+                axis more. Grids may differ in size.
+            batch_size (`int`, *optional*): Grids per forward; the default is the pipeline's, or 1.
+
+        Returns:
+            a PIL image for one grid, a list of them for many.
+
+        Raises:
+            `ValueError`: for wrong shapes or dtypes, ids out of range, or the record of a skipped image.
+        """
+        rank = 2 if self.model.config.num_groups == 1 else 3
+        tokens = list(image_tokens) if isinstance(image_tokens, Iterator) else image_tokens
+        axes = _num_axes(tokens, rank)
+        if axes == rank:
+            return self._decode_grids([_to_grid(tokens, rank, "The token grid")], 1)[0]
+        if axes != rank + 1 and not (isinstance(tokens, (list, tuple)) and not tokens):
+            shape = "(h, w)" if rank == 2 else f"(h, w, {self.model.config.num_groups})"
+            raise ValueError(
+                f"`image_tokens` must be a grid {shape}, or a list or a batch of grids; got {type(tokens).__name__} "
+                f"with {axes} axes. Reshape a flat sequence of tokens to its grid."
+            )
+        grids = [_to_grid(grid, rank, f"Token grid {position}") for position, grid in enumerate(tokens)]
+        return self._decode_grids(grids, batch_size or self._batch_size or 1)
+
+    def _decode_grids(self, grids: list[torch.Tensor], batch_size: int) -> list[Image.Image]:
+        images: dict[int, Image.Image] = {}
+        self.model.eval()
+        with self.device_placement(), self.get_inference_context()():
+            for alike in _group_by_shape(grids):
+                for start in range(0, len(alike), batch_size):
+                    positions = alike[start : start + batch_size]
+                    batch = torch.stack([grids[position].to(self.device) for position in positions])
+                    pixel_values = self.model.decode(image_tokens=batch).decoded_pixel_values
+                    images |= zip(positions, self.image_processor.postprocess(pixel_values), strict=True)
+        return [images[position] for position in range(len(grids))]
+
+    def _sanitize_parameters(  # type: ignore[override]
+        self,
+        return_reconstruction: bool | None = None,
+        return_latents: bool | None = None,
+        on_error: Literal["raise", "skip"] | None = None,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        if on_error not in (None, "raise", "skip"):
+            raise ValueError(f'`on_error` must be "raise" or "skip", got {on_error!r}.')
+        preprocess = {"on_error": on_error}
+        forward = {"return_reconstruction": return_reconstruction, "return_latents": return_latents}
+        given = [
+            {name: value for name, value in kwargs.items() if value is not None} for kwargs in (preprocess, forward)
+        ]
+        return given[0], given[1], {}
+
+    def preprocess(  # type: ignore[override]
+        self, input_: Any, on_error: Literal["raise", "skip"] = "raise"
+    ) -> dict[str, Any]:
+        """An image to a batch of one, {"image": {"pixel_values": ...}}, or to {"image": {"error": ...}}."""
+        item = input_ if isinstance(input_, _Input) else _Input(input_)
+        try:
+            pixel_values = self._read(item)
+        except Exception as error:  # decoders raise nearly anything
+            message = f"{item} cannot be tokenized: {type(error).__name__}: {error}"
+            if on_error == "raise":
+                raise ValueError(message) from error
+            return {"image": {"error": message}}
+        return {"image": {"pixel_values": pixel_values}}
+
+    def _read(self, item: _Input) -> torch.Tensor:
+        if item.error is not None:
+            raise item.error
+        image = item.image
+        if isinstance(image, Mapping):
+            raise TypeError(f'it is a row with the columns {list(image)}; pass one column, such as `dataset["image"]`')
+        if not isinstance(image, _IMAGE_TYPES):
+            raise TypeError("an image is a path, a URL, a PIL image, an array or a tensor")
+        if isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim not in (2, 3):
+            raise ValueError("an image has two or three axes")
+        pixel_values = self.image_processor(image, return_tensors="pt").pixel_values
+        self.model.check_pixel_values(pixel_values)
+        return pixel_values
+
+    def _forward(  # type: ignore[override]
+        self, input_tensors: dict[str, Any], return_reconstruction: bool = False, return_latents: bool = False
+    ) -> dict[str, list[dict[str, Any]]]:
+        # A list of dictionaries is neither padded nor concatenated on the way here: images of one batch may differ in
+        # size or be missing.
+        images = input_tensors["image"] if isinstance(input_tensors["image"], list) else [input_tensors["image"]]
+        results: list[dict[str, Any]] = [{"error": image["error"]} if "error" in image else {} for image in images]
+        self.model.eval()
+        for alike in _group_by_shape([image.get("pixel_values") for image in images]):
+            encoded = self.model.encode(torch.cat([images[index]["pixel_values"] for index in alike]))
+            columns = {"image_tokens": encoded.image_tokens.cpu()}
+            if return_reconstruction:
+                decoded = self.model.decode(quantized_states=encoded.quantized_last_hidden_state)
+                columns["reconstruction"] = decoded.decoded_pixel_values.cpu()
+            if return_latents:
+                columns["latents"] = encoded.last_hidden_state.cpu()
+            for row, index in enumerate(alike):
+                # Copies: a view would keep, and save, the whole batch.
+                results[index] = {name: column[row].clone() for name, column in columns.items()}
+        return {"results": results}
+
+    def postprocess(self, model_outputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
+        """The result of one image: pixels become a PIL image."""
+        results = model_outputs["results"]
+        result = dict(results[0] if isinstance(results, list) else results)
+        if "reconstruction" in result:
+            result["reconstruction"] = self.image_processor.postprocess(result["reconstruction"].unsqueeze(0))[0]
+        return result
+
+
+def _is_single(inputs: Any) -> bool:
+    """Whether this is one image, or nothing that holds images (to be refused by name later)."""
+    if isinstance(inputs, (np.ndarray, torch.Tensor)):
+        return inputs.ndim != 4
+    return isinstance(inputs, (*_IMAGE_TYPES, Mapping, bytes)) or not (
+        isinstance(inputs, Iterable) or hasattr(inputs, "__getitem__")
+    )
+
+
+def _warn_of_skipped(results: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Passes results on and, after the last, says which images were skipped."""
+    count = 0
+    errors: list[str] = []
+    for result in results:
+        if "error" in result:
+            count += 1
+            if len(errors) < _MAX_NAMES:
+                errors.append(result["error"])
+        yield result
+    if count:
+        rest = f"\n... and {count - len(errors)} more" if count > len(errors) else ""
+        logger.warning("Skipped %d images:\n%s%s", count, "\n".join(errors), rest)
+
+
+def _group_by_shape(tensors: Sequence[torch.Tensor | None]) -> list[list[int]]:
+    """Positions of tensors that can be stacked; `None` is left out."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for position, tensor in enumerate(tensors):
+        if tensor is not None:
+            groups.setdefault(tuple(tensor.shape), []).append(position)
+    return list(groups.values())
+
+
+def _num_axes(tokens: Any, rank: int) -> int:
+    """Number of axes of nested lists, arrays, or results of the pipeline (which count as a grid)."""
+    if isinstance(tokens, Mapping):
+        return rank
+    if isinstance(tokens, (np.ndarray, torch.Tensor)):
+        return tokens.ndim
+    if isinstance(tokens, (list, tuple)):
+        return 1 + (_num_axes(tokens[0], rank) if tokens else 0)
+    return 0
+
+
+def _to_grid(tokens: Any, rank: int, name: str) -> torch.Tensor:
+    """One grid of tokens, int64."""
+    if isinstance(tokens, Mapping):
+        if "image_tokens" not in tokens:
+            reason = tokens.get("error", f"it has the keys {list(tokens)}")
+            raise ValueError(f"{name} has no tokens to decode: {reason}. Leave it out.")
+        tokens = tokens["image_tokens"]
+    try:
+        grid = tokens if isinstance(tokens, torch.Tensor) else torch.from_numpy(np.asarray(tokens))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is no grid of integers: {error}") from error
+    if grid.is_floating_point() or grid.is_complex() or grid.dtype == torch.bool:
+        raise ValueError(f"{name} must hold integers, got {grid.dtype}.")
+    if grid.ndim != rank:
+        raise ValueError(f"{name} must have {rank} axes, got the shape {tuple(grid.shape)}.")
+    return grid.long()
+
+
+__all__ = ["CUSTOM_PIPELINES", "ImageTokenizationPipeline"]
