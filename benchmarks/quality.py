@@ -1,11 +1,13 @@
 """Held-out error and codebook use of each method, in one autoencoder with one budget (see autoencoder.py).
 
     make bench-quality
-    python benchmarks/quality.py --rows "full method" --data photographs --seeds 0 1 2
+    python benchmarks/quality.py --tune
+    python benchmarks/quality.py --rows "no quantization" --data photographs --seeds 0 1 2
 
 Every row has the same network, batches, optimizer and steps; what differs is the quantizer, the weight of its loss and
-the dimension of the codes (1 x 1 convolutions lead to it and back). A row that results/quality_DATA.json already holds
-for these steps is not run again; `--fresh` runs all.
+the dimension of the codes (1 x 1 convolutions lead to it and back). `--tune` gives every method as many candidates
+(quality_candidates.py) and half a budget on photographs that the tables do not measure; the best of each enters the
+tables. A row that results/quality_DATA.json already holds for these steps is not run again; `--fresh` runs all.
 """
 
 from __future__ import annotations
@@ -13,95 +15,44 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import autoencoder
 import torch
-from torch import nn
+from quality_candidates import CANDIDATES, FIXED, Row
 
-from hf_vq import RECOMMENDED_QUANTIZER, no_vq
+from hf_vq import no_vq
 
 RESULTS = Path(__file__).parent / "results"
 
 
-@dataclass
-class Row:
-    """A line of the table: arguments of `VectorQuant`, or a function from the code dimension to a foreign layer."""
-
-    quantizer: dict[str, Any] | Callable[[int], nn.Module]
-    commitment_weight: float
-    embed_dim: int = 64
-    num_codes: int = autoencoder.NUM_CODES
-    quantize: bool = True
+FLOOR = "no quantization"
 
 
-def ema(rotation_trick: bool = False) -> Callable[[int], nn.Module]:
-    def make(dim: int) -> nn.Module:
-        from vector_quantize_pytorch import VectorQuantize
-
-        return VectorQuantize(
-            dim=dim,
-            codebook_size=autoencoder.NUM_CODES,
-            kmeans_init=True,
-            threshold_ema_dead_code=2,
-            rotation_trick=rotation_trick,
-            commitment_weight=0.25,
-        )
-
-    return make
-
-
-def sim_vq(dim: int) -> nn.Module:
-    from vector_quantize_pytorch import SimVQ
-
-    return SimVQ(dim=dim, codebook_size=autoencoder.NUM_CODES)
+def rows() -> dict[str, Row]:
+    """Name -> row of the tables: the best candidate of each method, then the fixed ones."""
+    path = RESULTS / "quality_tuning.json"
+    if not path.exists():
+        raise SystemExit(f"{path} is missing: run `python benchmarks/quality.py --tune` first")
+    records = json.loads(path.read_text())
+    chosen = {}
+    for method, candidates in CANDIDATES.items():
+        tried = [record for record in records if record["row"] in candidates]
+        if len(tried) < len(candidates):
+            raise SystemExit(f"{path} holds {len(tried)} of {len(candidates)} trials of {method}: run --tune again")
+        name = min(tried, key=lambda record: record["mse"])["row"]
+        chosen[name] = candidates[name]
+    return chosen | FIXED
 
 
-def fsq(dim: int) -> nn.Module:
-    from vector_quantize_pytorch import FSQ
-
-    return FSQ(dim=dim, levels=[8, 5, 5, 5])
-
-
-PLAIN: dict[str, Any] = {"beta": 0.95}
-PARTS: dict[str, Any] = {"affine_lr": 2.0, "sync_nu": 0.2, "replace_freq": 20}
-INNER: dict[str, Any] = {"beta": 1.0, "alternating_steps": 1}
-ROWS: dict[str, Row] = {
-    "full method, 4-dimensional codes": Row(RECOMMENDED_QUANTIZER, 1.0, 4),
-    "full method, 8-dimensional codes": Row(RECOMMENDED_QUANTIZER, 1.0, 8),
-    "full method, 64-dimensional codes": Row(RECOMMENDED_QUANTIZER, 1.0),
-    "FSQ [8, 5, 5, 5] (vector-quantize-pytorch)": Row(fsq, 1.0, num_codes=1000),
-    "EMA, 4-dimensional codes (the same)": Row(ema(), 1.0, 4),
-    "EMA, 64-dimensional codes (the same)": Row(ema(), 1.0),
-    "rotation trick, 4-dimensional codes (the same)": Row(ema(rotation_trick=True), 1.0, 4),
-    "rotation trick, 64-dimensional codes (the same)": Row(ema(rotation_trick=True), 1.0),
-    "SimVQ, 64-dimensional codes (the same)": Row(sim_vq, 1.0),
-    "plain VQ": Row(PLAIN, 10.0),
-    "plain + affine": Row({**PLAIN, "affine_lr": 2.0}, 2.0),
-    "plain + synchronized": Row({**PLAIN, "sync_nu": 0.2}, 10.0),
-    "plain + replacement": Row({**PLAIN, "replace_freq": 20}, 10.0),
-    "plain + alternating, centroid": Row({**INNER, "alternating_kind": "centroid"}, 0.0),
-    "plain + alternating, SGD": Row({**INNER, "alternating_kind": "sgd"}, 0.0),
-    "affine + synchronized + replacement": Row({**PLAIN, **PARTS}, 2.0),
-    "all of these, centroid, with k-means init": Row({**INNER, **PARTS, "kmeans_init": True}, 0.0),
-    "full method with SGD steps, 4-dimensional codes": Row(
-        {**RECOMMENDED_QUANTIZER, "alternating_kind": "sgd"}, 1.0, 4
-    ),
-    "plain VQ, 4-dimensional codes": Row(PLAIN, 10.0, 4),
-    "no quantization": Row(PLAIN, 0.0, quantize=False),
-}
-
-
-def run(name: str, data: str, seed: int, steps: int, device: str) -> dict[str, Any]:
+def run(name: str, row: Row, data: str, seed: int, steps: int, device: str) -> dict[str, Any]:
     """Trains and evaluates one row; returns its record."""
-    row = ROWS[name]
     train_images, test_images = (split.to(device) for split in autoencoder.DATA[data]())
     model = autoencoder.build(row.quantizer, row.embed_dim, seed).to(device)  # type: ignore[arg-type]
-    with nullcontext() if row.quantize else no_vq(model):
+    with no_vq(model) if name == FLOOR else nullcontext():
         seconds = autoencoder.train(
             model, train_images, commitment_weight=row.commitment_weight, steps=steps, seed=seed
         )
@@ -109,19 +60,19 @@ def run(name: str, data: str, seed: int, steps: int, device: str) -> dict[str, A
     return {"row": name, "data": data, "seed": seed, "steps": steps, "device": device, **metrics, "seconds": seconds}
 
 
-def table(records: list[dict[str, Any]], data: str, steps: int) -> str:
+def table(records: list[dict[str, Any]], names: Iterable[str], title: str, steps: int) -> str:
     """Markdown: mean over the seeds (and deviation, where there are several)."""
     lines = [
-        f"{data.capitalize()}: {steps} steps of batch 32, 1,024 codes; held-out images.",
+        f"{title}: {steps} steps of batch 32, 1,024 codes; held-out images.",
         "",
         "| | MSE x1e-3 | perplexity | codes used | seeds |",
         "|---|---|---|---|---|",
     ]
-    for name, row in ROWS.items():
+    for name in names:
         runs = [record for record in records if record["row"] == name and record["steps"] == steps]
         if runs:
             cells = [name, _mean([1e3 * r["mse"] for r in runs], 2)]
-            if row.quantize:
+            if name != FLOOR:
                 cells += [_mean([r["perplexity"] for r in runs], 0), _mean([100 * r["usage"] for r in runs], 1) + "%"]
             else:
                 cells += ["", ""]
@@ -134,31 +85,48 @@ def _mean(values: list[float], digits: int) -> str:
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
+def fill(path: Path, wanted: dict[str, Row], data: str, seeds: list[int], title: str, options: Any) -> None:
+    """Runs what the file lacks, and writes it, with its table, after every row."""
+    records: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    names = list(dict.fromkeys([*(record["row"] for record in records), *wanted]))
+    for seed in seeds:
+        for name, row in wanted.items():
+            key = {"row": name, "data": data, "seed": seed, "steps": options.steps}
+            if any(key.items() <= record.items() for record in records):
+                continue
+            records.append(run(name, row, data, seed, options.steps, options.device))
+            print(json.dumps(records[-1]), flush=True)
+            path.write_text(json.dumps(records, indent=1) + "\n")
+            path.with_suffix(".md").write_text(table(records, names, title, options.steps))
+    print(table(records, names, title, options.steps))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS), metavar="ROW")
-    parser.add_argument("--data", nargs="*", default=["photographs", "emoji"], choices=list(autoencoder.DATA))
+    parser.add_argument("--tune", action="store_true", help="try the candidates of each method")
+    parser.add_argument("--rows", nargs="*", metavar="ROW", help="by their names in the table; all by default")
+    parser.add_argument("--data", nargs="*", default=["photographs", "emoji"], choices=["photographs", "emoji"])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, help="1,500, and 500 to tune")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--fresh", action="store_true", help="forget the results of earlier runs")
     options = parser.parse_args()
+    options.steps = options.steps or (500 if options.tune else 1500)
     RESULTS.mkdir(exist_ok=True)
-    for data in options.data:
-        path = RESULTS / f"quality_{data}.json"
-        if options.fresh:
-            path.unlink(missing_ok=True)
-        records: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
-        for seed in options.seeds:
-            for name in options.rows:
-                key = {"row": name, "data": data, "seed": seed, "steps": options.steps}
-                if any(key.items() <= record.items() for record in records):
-                    continue
-                records.append(run(name, data, seed, options.steps, options.device))
-                print(json.dumps(records[-1]), flush=True)
-                path.write_text(json.dumps(records, indent=1) + "\n")
-                path.with_suffix(".md").write_text(table(records, data, options.steps))
-        print(table(records, data, options.steps))
+    paths = {data: RESULTS / f"quality_{data}.json" for data in (["tuning"] if options.tune else options.data)}
+    for path in paths.values() if options.fresh else ():
+        path.unlink(missing_ok=True)
+    if options.tune:
+        every = {name: row for candidates in CANDIDATES.values() for name, row in candidates.items()}
+        fill(paths["tuning"], every, "validation", options.seeds, "Validation photographs", options)
+        return
+    known = rows()
+    unknown = sorted(set(options.rows or ()) - set(known))
+    if unknown:
+        raise SystemExit(f"no row {unknown[0]!r}; there are: " + "; ".join(known))
+    wanted = {name: row for name, row in known.items() if options.rows is None or name in options.rows}
+    for data, path in paths.items():
+        fill(path, wanted, data, options.seeds, data.capitalize(), options)
 
 
 if __name__ == "__main__":
