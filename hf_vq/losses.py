@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
+VGG_WEIGHTS = "timm/vgg16.tv_in1k"
+VGG_REVISION = "3394518cba29aee1ea82a49d971be90d2dd1dab7"
 ReconstructionKind = Literal["l1", "l2"]
 AdversarialKind = Literal["hinge", "nonsaturating"]
 
@@ -37,31 +43,82 @@ def reconstruction_loss(
     return difference.abs().mean() if kind == "l1" else difference.square().mean()
 
 
-class PerceptualLoss(nn.Module):
-    """LPIPS (Zhang et al. 2018): distance of two images in the features of a frozen classifier.
+class VGGDistance(nn.Module):
+    """Distance of two images in the features of VGG16, the "baseline" of LPIPS (Zhang et al. 2018, eq. 1 with w = 1).
 
-    Needs ``pip install "hf_vq[perceptual]"``; the first use downloads the classifier's weights.
+    After the last rectifier of each of the five stages the features of a position are scaled to unit length; the
+    distance is the squared difference, averaged over positions and stages: in [0, 2].
 
     Args:
-        net: Backbone of LPIPS, "vgg" (the usual one for training), "alex" or "squeeze".
-        network: Takes the place of LPIPS: a module that maps two image batches (batch, 3, height, width) in [-1, 1] to
-            one distance for each image.
+        weights: Folder, or Hub repository, with the classifier as `model.safetensors`. By default the weights that
+            torchvision trained on ImageNet; 575 MB are downloaded once.
+        revision: Commit, branch or tag of the repository.
 
     Raises:
-        ImportError: `lpips` is not installed and no ``network`` is given.
+        OSError: The weights cannot be had.
+        ValueError: They are not those of a VGG16.
     """
 
-    def __init__(self, net: str = "vgg", *, network: nn.Module | None = None):
+    # Convolutions of a stage, by their names in the file, `features.N`; a pooling by 2 lies between stages.
+    STAGES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
+
+    def __init__(self, weights: str | Path = VGG_WEIGHTS, revision: str | None = None):
         super().__init__()
-        if network is None:
+        if str(weights) == VGG_WEIGHTS and revision is None:
+            revision = VGG_REVISION
+        path = Path(weights) / "model.safetensors"
+        if not path.is_file():
             try:
-                import lpips
-            except ImportError as error:
-                raise ImportError(
-                    'the perceptual loss needs the packages lpips and torchvision: pip install "hf_vq[perceptual]"'
+                path = Path(hf_hub_download(str(weights), "model.safetensors", revision=revision))
+            except (HfHubHTTPError, HFValidationError, OSError) as error:
+                command = f"hf download {weights} model.safetensors" + (f" --revision {revision}" if revision else "")
+                raise OSError(
+                    f"the perceptual loss could not get model.safetensors of {weights}. Download it where the Hub "
+                    f"is in reach ({command}), or train without (perceptual_weight 0). The client said: {error}"
                 ) from error
-            network = lpips.LPIPS(net=net, verbose=False)
-        self.network = network.requires_grad_(False).eval()
+        self.convolutions = nn.ModuleDict()
+        with safe_open(path, "pt") as file:
+            channels = 3
+            for width, stage in zip((64, 128, 256, 512, 512), self.STAGES, strict=True):
+                for index in stage:
+                    layer = nn.Conv2d(channels, width, 3, padding=1)
+                    try:
+                        state = {name: file.get_tensor(f"features.{index}.{name}") for name in ("weight", "bias")}
+                        layer.load_state_dict(state)
+                    except (SafetensorError, RuntimeError) as error:
+                        raise ValueError(f"{path} does not hold a VGG16: features.{index}: {error}") from error
+                    self.convolutions[str(index)] = layer
+                    channels = width
+        # ImageNet's mean and deviation, for pixels in [-1, 1].
+        self.mean: torch.Tensor
+        self.std: torch.Tensor
+        self.register_buffer("mean", 2 * torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1) - 1, persistent=False)
+        self.register_buffer("std", 2 * torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
+
+    def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        """Image batches (batch, 3, height, width) in [-1, 1], at least 16 x 16, to one distance for each, (batch,)."""
+        features = (torch.cat([first, second]) - self.mean) / self.std
+        total = first.new_zeros(len(first))
+        for number, stage in enumerate(self.STAGES):
+            features = F.max_pool2d(features, 2) if number else features
+            for index in stage:
+                features = F.relu(self.convolutions[str(index)](features))
+            a, b = F.normalize(features, dim=1, eps=1e-10).chunk(2)
+            total = total + (a - b).square().sum(1).mean((1, 2))
+        return total / len(self.STAGES)
+
+
+class PerceptualLoss(nn.Module):
+    """Mean distance of two batches of images as a frozen network sees it.
+
+    Args:
+        network: A module that maps two image batches (batch, 3, height, width) in [-1, 1] to one distance for each
+            image: by default `VGGDistance()`. The package lpips has others.
+    """
+
+    def __init__(self, network: nn.Module | None = None):
+        super().__init__()
+        self.network = (network or VGGDistance()).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> PerceptualLoss:
         """Stays in eval mode: the judge does not change with the training it judges."""

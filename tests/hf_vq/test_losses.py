@@ -1,14 +1,17 @@
 """Losses: their scales, their gradients, and what they must not touch."""
 
-import sys
+from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
 from hf_vq.losses import (
+    VGG_REVISION,
     PatchDiscriminator,
     PerceptualLoss,
+    VGGDistance,
     adaptive_weight,
     generator_loss,
     hinge_d_loss,
@@ -74,12 +77,70 @@ def test_perceptual_loss_takes_grey_images():
     assert loss(grey, other) == loss(grey.expand(-1, 3, -1, -1), other.expand(-1, 3, -1, -1))
 
 
-def test_perceptual_loss_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
-    """A missing optional package is an error with the command that installs it."""
-    monkeypatch.setitem(sys.modules, "lpips", None)
+@pytest.fixture(scope="module")
+def classifier() -> nn.Sequential:
+    """The convolutional part of a VGG16 as torchvision numbers it, with random weights."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    channels = 3
+    for width, count in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+        for _ in range(count):
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+            channels = width
+        layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(*layers)
 
-    with pytest.raises(ImportError, match=r'pip install "hf_vq\[perceptual\]"'):
+
+@pytest.fixture(scope="module")
+def weights(classifier: nn.Sequential) -> bytes:
+    """The file of such a classifier, with a part of the head that the loss does not need."""
+    state = {f"features.{name}": value.data for name, value in classifier.named_parameters()}
+    return safetensors.torch.save(state | {"head.fc.bias": torch.zeros(1000)})
+
+
+def test_vgg_distance_is_that_of_the_unit_features_of_each_stage(classifier: nn.Sequential, weights: bytes, hub):
+    """With weights from the Hub it equals a calculation with the whole classifier, layer by layer."""
+    hub.store.create("models", "alice/vgg", private=False)
+    hub.store.write("alice/vgg", "model.safetensors", weights)
+    first, second = torch.rand(2, 2, 3, 32, 32)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    x, y = (first - mean) / std, (second - mean) / std
+    expected = torch.zeros(2)
+    with torch.no_grad():
+        for number, layer in enumerate(classifier):
+            x, y = layer(x), layer(y)
+            if number in (3, 8, 15, 22, 29):
+                cosine = nn.functional.cosine_similarity(x, y, dim=1)
+                expected += (2 - 2 * cosine).mean((1, 2)) / 5
+
+    loss = PerceptualLoss(VGGDistance("alice/vgg"))
+
+    assert expected.min() > 0.01
+    assert torch.allclose(loss.network(2 * first - 1, 2 * second - 1), expected, atol=1e-5)
+    assert torch.allclose(loss(2 * first - 1, 2 * second - 1), expected.mean(), atol=1e-5)
+    assert loss(first, first) == 0
+
+
+def test_the_perceptual_loss_asks_for_one_commit_of_the_hub(hub):
+    """By default the weights are pinned; a Hub without them is an error that names them and says what to do."""
+    with pytest.raises(
+        OSError, match=r"timm/vgg16.tv_in1k.*hf download timm/vgg16.tv_in1k model.safetensors.*perceptual_weight 0"
+    ):
         PerceptualLoss()
+    assert any(VGG_REVISION in path for _, path in hub.requests)
+
+
+def test_weights_of_another_network_are_refused(weights: bytes, tmp_path: Path):
+    """A tensor of another shape and a missing one are errors that name file and layer."""
+    state = safetensors.torch.load(weights)
+    other = state | {"features.5.weight": state["features.7.weight"].clone()}
+    (tmp_path / "model.safetensors").write_bytes(safetensors.torch.save(other))
+    with pytest.raises(ValueError, match=r"(?s)model.safetensors does not hold a VGG16: features\.5: .*size mismatch"):
+        VGGDistance(tmp_path)
+    del other["features.5.weight"]
+    (tmp_path / "model.safetensors").write_bytes(safetensors.torch.save(other))
+    with pytest.raises(ValueError, match=r"model.safetensors does not hold a VGG16: features\.5"):
+        VGGDistance(tmp_path)
 
 
 def test_discriminator_scores_each_image_by_itself():
