@@ -88,7 +88,7 @@ def _mean(values: list[float], digits: int) -> str:
 def fill(path: Path, wanted: dict[str, Row], data: str, seeds: list[int], title: str, options: Any) -> None:
     """Runs what the file lacks, and writes it, with its table, after every row."""
     records: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
-    names = list(dict.fromkeys([*(record["row"] for record in records), *wanted]))
+    names = list(dict.fromkeys([*wanted, *(record["row"] for record in records)]))
     for seed in seeds:
         for name, row in wanted.items():
             key = {"row": name, "data": data, "seed": seed, "steps": options.steps}
