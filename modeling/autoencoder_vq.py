@@ -27,9 +27,8 @@ from .batch_norm_vq import BatchNorm2d
 from .configuration_vq import VQConfig
 
 
-def _group_norm(channels: int) -> nn.GroupNorm:
-    """32 groups, or the largest power of two below that divides the channels."""
-    return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
+def _group_norm(config: VQConfig, channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(math.gcd(config.norm_num_groups, channels), channels, eps=1e-6)
 
 
 def eager_attention_forward(
@@ -66,12 +65,12 @@ def eager_attention_forward(
 class VQGANResnetBlock(GradientCheckpointingLayer):
     """Two times (group norm, SiLU, 3 x 3 convolution), added to the input or to a 1 x 1 convolution of it."""
 
-    def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.0) -> None:
+    def __init__(self, config: VQConfig, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.norm1 = _group_norm(in_channels)
+        self.norm1 = _group_norm(config, in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = _group_norm(out_channels)
-        self.dropout = nn.Dropout(dropout)
+        self.norm2 = _group_norm(config, out_channels)
+        self.dropout = nn.Dropout(config.dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
@@ -95,7 +94,7 @@ class VQGANAttentionBlock(GradientCheckpointingLayer):
         self.scaling = self.head_dim**-0.5
         self.is_causal = False
         self.num_key_value_groups = 1
-        self.norm = _group_norm(channels)
+        self.norm = _group_norm(config, channels)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -168,8 +167,7 @@ class VQGANLevel(nn.Module):
         channels = config.base_channels * config.channel_multiplier[level]
         has_attention = (config.image_size >> level) in (config.attn_resolutions or [])
         self.block = nn.ModuleList(
-            VQGANResnetBlock(in_channels if index == 0 else channels, channels, config.dropout)
-            for index in range(num_blocks)
+            VQGANResnetBlock(config, in_channels if index == 0 else channels, channels) for index in range(num_blocks)
         )
         self.attn = nn.ModuleList(VQGANAttentionBlock(config, channels) for _ in range(num_blocks * has_attention))
         self.downsample = VQGANDownsample(channels) if downsample else None
@@ -193,9 +191,9 @@ class VQGANMiddle(nn.Module):
 
     def __init__(self, config: VQConfig, channels: int) -> None:
         super().__init__()
-        self.block_1 = VQGANResnetBlock(channels, channels, config.dropout)
+        self.block_1 = VQGANResnetBlock(config, channels, channels)
         self.attn_1 = VQGANAttentionBlock(config, channels) if config.mid_block_add_attention else None
-        self.block_2 = VQGANResnetBlock(channels, channels, config.dropout)
+        self.block_2 = VQGANResnetBlock(config, channels, channels)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
         """Keeps the shape."""
@@ -224,7 +222,7 @@ class VQGANEncoder(nn.Module):
             for level in range(len(widths))
         )
         self.mid = VQGANMiddle(config, widths[-1])
-        self.norm_out = _group_norm(widths[-1])
+        self.norm_out = _group_norm(config, widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1)
 
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
@@ -255,7 +253,7 @@ class VQGANDecoder(nn.Module):
             )
             for level in range(len(widths))
         )
-        self.norm_out = _group_norm(widths[0])
+        self.norm_out = _group_norm(config, widths[0])
         self.conv_out = nn.Conv2d(widths[0], config.num_channels, 3, padding=1)
 
     def forward(self, latents: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:

@@ -66,6 +66,9 @@ class VQConfig(PreTrainedConfig):
         embed_dim (`int`, defaults to 8):
             Dimension of the codes. 1 x 1 convolutions go from the latent channels to it and back; a `"sqvae"` with
             `embed_dim` equal to `base_channels` has none.
+        norm_num_groups (`int`, defaults to 32):
+            `"vqgan"` only. Groups of each group norm; where a width has no such number of groups, their greatest
+            common divisor. At least 1.
         dropout (`float`, defaults to 0.0): `"vqgan"` only. Dropout in the residual blocks, in [0, 1).
         quantizer_type (`"vector"`, `"group"` or `"residual"`, defaults to `"vector"`):
             One code per position, one code for each of `num_groups` slices of the channels, or `num_groups` codes
@@ -114,6 +117,7 @@ class VQConfig(PreTrainedConfig):
     num_attention_heads: int = 1
     latent_channels: int = 256
     embed_dim: int = 8
+    norm_num_groups: int = 32
     dropout: float | int = 0.0
 
     quantizer_type: Literal["vector", "group", "residual"] = "vector"
@@ -171,9 +175,10 @@ class VQConfig(PreTrainedConfig):
     def validate_architecture(self) -> None:
         """Checks the autoencoder's fields against each other; run when a config is made and when it is saved."""
         super().validate_architecture()
-        for name in ("num_channels", "base_channels", "num_res_blocks", "num_attention_heads", "embed_dim"):
+        for name in ("num_channels", "base_channels", "num_res_blocks", "num_attention_heads"):
             self._require_at_least(name, 1)
-        self._require_at_least("latent_channels", 1)
+        for name in ("latent_channels", "embed_dim", "norm_num_groups"):
+            self._require_at_least(name, 1)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"`dropout` must be in [0, 1), got {self.dropout}.")
         if not self.channel_multiplier or min(self.channel_multiplier) < 1:

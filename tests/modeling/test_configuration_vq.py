@@ -52,6 +52,7 @@ def test_downsample_factor_of_both_architectures():
         ({"alternating_lr": 0.0}, r"`alternating_lr` must be above 0"),
         ({"codebook_decay": 1.0}, r"`codebook_decay` must be in \[0, 1\)"),
         ({"image_size": 100}, r"multiple of the downsample factor 16, got 100"),
+        ({"norm_num_groups": 0}, r"`norm_num_groups` must be at least 1, got 0"),
         ({"architecture": "sqvae", "image_size": 30}, r"multiple of the downsample factor 4, got 30"),
         ({"architecture": "sqvae", "base_channels": 33}, r"`base_channels` must be even"),
         ({"attn_resolutions": [8]}, r"names \[8\].*resolutions \[256, 128, 64, 32, 16\]"),
