@@ -29,7 +29,7 @@ from .modeling import (
     get_vq_layers,
     no_vq,
 )
-from .version import __version__
+from .modeling.version_vq import __version__
 
 if TYPE_CHECKING:
     from .training.arguments import TokenizerTrainingArguments as TokenizerTrainingArguments

@@ -10,6 +10,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
+from .version_vq import VERSION_KEY, __version__, check_version
+
 RECOMMENDED_QUANTIZER: dict[str, Any] = {
     "beta": 0.98,
     "sync_nu": 0.2,
@@ -145,6 +147,7 @@ class VQConfig(PreTrainedConfig):
     reconstruction_loss: Literal["l1", "l2"] = "l2"
 
     def __post_init__(self, **kwargs: Any) -> None:
+        check_version(kwargs.pop(VERSION_KEY, None))
         self.channel_multiplier = list(self.channel_multiplier)
         if self.attn_resolutions is None:
             self.attn_resolutions = [self.image_size // self.downsample_factor]
@@ -153,6 +156,10 @@ class VQConfig(PreTrainedConfig):
             # Written for `trust_remote_code`. Read here, it would hide the registered pipeline and ask for the flag.
             kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, and the version of this code."""
+        return super().to_dict() | {VERSION_KEY: __version__}
 
     @property
     def downsample_factor(self) -> int:

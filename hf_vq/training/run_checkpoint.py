@@ -19,10 +19,10 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from hf_vq.modeling.quantizer_vq import get_vq_layers
+from hf_vq.modeling.version_vq import __version__
 from hf_vq.training import checkpoint as ckpt
 from hf_vq.training.data_order import is_stream
 from hf_vq.training.run_state import differing_settings, random_state
-from hf_vq.version import __version__
 
 if TYPE_CHECKING:
     from hf_vq.training.trainer import BaseTrainer

@@ -24,11 +24,11 @@ from hf_vq.metrics import TokenizerMetrics
 from hf_vq.model_card import tokenizer_card
 from hf_vq.modeling.modeling_vq import VQModel
 from hf_vq.modeling.quantizer_vq import get_vq_layers
+from hf_vq.modeling.version_vq import __version__
 from hf_vq.training.arguments import TokenizerTrainingArguments
 from hf_vq.training.data_order import Batch, evaluation_batches, is_stream
 from hf_vq.training.optimization import forget_gradients, forget_moments, parameter_groups
 from hf_vq.training.trainer import BaseTrainer
-from hf_vq.version import __version__
 from hf_vq.visualization import reconstruction_grid, usage_histogram
 
 Rewritten = dict[nn.Parameter, Tensor]
