@@ -19,7 +19,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from hf_vq.modeling.quantizer_vq import get_vq_layers
-from hf_vq.modeling.version_vq import __version__
+from hf_vq.modeling.version_vq import VERSION_KEY, __version__
 from hf_vq.training import checkpoint as ckpt
 from hf_vq.training.data_order import is_stream
 from hf_vq.training.run_state import differing_settings, random_state
@@ -34,7 +34,9 @@ TRAINING_STATE_FILE = "training_state.pt"
 RANK_STATES_FILE = "rank_states.pt"
 MODEL_NETWORK = "model"
 # Written by save_pretrained or by the version at hand, without any meaning for a run.
-_IGNORED_CONFIG = {"transformers_version", "dtype", "torch_dtype", "_name_or_path", "architectures", "auto_map"}
+_IGNORED_CONFIG = {
+    VERSION_KEY, "transformers_version", "dtype", "torch_dtype", "_name_or_path", "architectures", "auto_map",
+}  # fmt: skip
 
 
 def save_checkpoint(trainer: BaseTrainer) -> Path:
