@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .hub import from_hub, push_to_hub
 from .modeling import (
     RECOMMENDED_QUANTIZER,
     GroupVectorQuant,
@@ -45,6 +46,8 @@ AutoConfig.register(VQConfig.model_type, VQConfig, exist_ok=True)
 AutoModel.register(VQConfig, VQModel, exist_ok=True)
 AutoImageProcessor.register(VQConfig, image_processor_classes={"pil": VQImageProcessor}, exist_ok=True)
 PIPELINE_REGISTRY.register_pipeline("image-tokenization", ImageTokenizationPipeline, pt_model=AutoModel)
+# transformers' own would write its generic card, and no image processor.
+VQModel.push_to_hub = push_to_hub  # type: ignore[assignment, method-assign]
 
 
 def __getattr__(name: str) -> Any:
@@ -77,6 +80,8 @@ __all__ = [
     "VQModel",
     "VectorQuant",
     "__version__",
+    "from_hub",
     "get_vq_layers",
     "no_vq",
+    "push_to_hub",
 ]

@@ -1,14 +1,17 @@
-"""Model cards: what a checkpoint is, how to load it, how it was made and what was measured."""
+"""Model cards: what a checkpoint is, how to load it, how it was made, what was measured, where its limits are."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from .card_merging import LICENSE_SECTION, metadata_record
+from .citations import CITATIONS, cited_works, has_affine_map
 
 if TYPE_CHECKING:
     from .modeling.configuration_vq import VQConfig
@@ -21,51 +24,10 @@ METRICS = {
     "mse": ("mse", "MSE", "{:.6f}"),
     "psnr": ("psnr", "PSNR (dB, mean of the images')", "{:.2f}"),
     "ssim": ("ssim", "SSIM", "{:.4f}"),
+    "rfid": ("rfid", "rFID", "{:.2f}"),
     "quantization_error": ("quantization_error", "Quantization error (mean squared, per dimension)", "{:.4g}"),
     "usage": ("codebook_usage", "Codes in use", "{:.1%}"),
     "perplexity": ("codebook_perplexity", "Codebook perplexity", "{:,.1f}"),
-}
-
-CITATIONS = {
-    "huh": """@inproceedings{huh2023straightening,
-  title     = {Straightening Out the Straight-Through Estimator: Overcoming Optimization Challenges in Vector Quantized Networks},
-  author    = {Huh, Minyoung and Cheung, Brian and Agrawal, Pulkit and Isola, Phillip},
-  booktitle = {International Conference on Machine Learning},
-  year      = {2023}
-}""",  # noqa: E501
-    "oord": """@inproceedings{oord2017neural,
-  title     = {Neural Discrete Representation Learning},
-  author    = {van den Oord, Aaron and Vinyals, Oriol and Kavukcuoglu, Koray},
-  booktitle = {Advances in Neural Information Processing Systems},
-  year      = {2017}
-}""",
-    "vqgan": """@inproceedings{esser2021taming,
-  title     = {Taming Transformers for High-Resolution Image Synthesis},
-  author    = {Esser, Patrick and Rombach, Robin and Ommer, Bj{\\"o}rn},
-  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition},
-  year      = {2021}
-}""",
-    "sqvae": """@inproceedings{takida2022sqvae,
-  title     = {{SQ-VAE}: Variational {Bayes} on Discrete Representation with Self-annealed Stochastic Quantization},
-  author    = {Takida, Yuhta and Shibuya, Takashi and Liao, WeiHsiang and Lai, Chieh-Hsin and Ohmura, Junki and
-               Uesaka, Toshimitsu and Murata, Naoki and Takahashi, Shusuke and Kumakura, Toshiyuki and
-               Mitsufuji, Yuki},
-  booktitle = {International Conference on Machine Learning},
-  year      = {2022}
-}""",
-    "residual": """@inproceedings{lee2022autoregressive,
-  title     = {Autoregressive Image Generation using Residual Quantization},
-  author    = {Lee, Doyup and Kim, Chiheon and Kim, Saehoon and Cho, Minsu and Han, Wook-Shin},
-  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition},
-  year      = {2022}
-}""",
-    "rotation": """@article{fifty2024restructuring,
-  title   = {Restructuring Vector Quantization with the Rotation Trick},
-  author  = {Fifty, Christopher and Junkins, Ronald G. and Duan, Dennis and Iger, Aniketh and Liu, Jerry W. and
-             Amid, Ehsan and Thrun, Sebastian and R{\\'e}, Christopher},
-  journal = {arXiv preprint arXiv:2410.06424},
-  year    = {2024}
-}""",
 }
 
 
@@ -80,12 +42,17 @@ def tokenizer_card(
     license: str | None = None,
     num_parameters: int | None = None,
     versions: Mapping[str, str] | None = None,
+    picture: str | None = None,
+    picture_caption: str = "Above, images; below, their reconstructions.",
+    preprocessing: str | None = None,
+    methods: Sequence[str] = (),
 ) -> ModelCard:
     """Writes the card of a tokenizer.
 
     Args:
         config: The tokenizer's configuration.
-        metrics: What `TokenizerMetrics.compute` returned; other keys and values that are not finite are left out.
+        metrics: What `TokenizerMetrics.compute` returned, and `"rfid"` where it was measured; other keys and values
+            that are not finite are left out.
         dataset: The data set, as given to `load_images`. Of a local path only the last part is printed.
         split: The split that the metrics were measured on.
         training: Rows of the recipe, such as ``{"steps": 1500, "learning rate": 3e-4}``; None values are left out.
@@ -93,15 +60,23 @@ def tokenizer_card(
         license: Identifier of the weights' license on the Hub; None to say nothing.
         num_parameters: Parameters of the model.
         versions: Library -> version it was trained with.
+        picture: File name, in the repository, of a picture with reconstructions.
+        picture_caption: What it shows.
+        preprocessing: How the measured images were made ready; by default as `VQImageProcessor` does it.
+        methods: Keys of `CITATIONS` to be cited besides those that the configuration implies.
 
     Returns:
-        The card; ``str(card)`` is the README, ``card.data`` its metadata.
+        The card; ``str(card)`` is the README, ``card.data`` its metadata. The generated part stands between comments,
+        so that `fill_card` can renew it.
     """
     hub_dataset = dataset if _is_hub_dataset(dataset) else None
     dataset_name = Path(dataset).name if dataset and hub_dataset is None else dataset
     values = {
         key: float(f"{metrics[key]:.6g}") for key in METRICS if key in metrics and math.isfinite(float(metrics[key]))
     }
+    size = config.image_size
+    preprocessing = preprocessing or f"shorter edge to {size} (bicubic, antialiased), {size} x {size} center crop"
+    num_images = int(metrics["num_images"]) if "num_images" in metrics else None
     title = repo_id.rstrip("/").split("/")[-1] if repo_id else "Image tokenizer"
     data = ModelCardData(
         library_name="transformers",
@@ -116,6 +91,8 @@ def tokenizer_card(
                 dataset_type=hub_dataset or dataset_name or "unknown",
                 dataset_name=dataset_name or "held-out images",
                 dataset_split=split,
+                dataset_args={"preprocessing": preprocessing}
+                | ({} if num_images is None else {"num_images": num_images}),
                 metric_type=METRICS[key][0],
                 metric_name=METRICS[key][1],
                 metric_value=value,
@@ -124,27 +101,40 @@ def tokenizer_card(
         ]
         or None,
     )
-    side = config.image_size // config.downsample_factor
+    side = size // config.downsample_factor
     groups = "" if config.num_groups == 1 else f" x {config.num_groups}"
-    per_group = config.num_codes if config.share_codebook else config.num_codes // config.num_groups
+    count = "" if num_images is None else f"{num_images:,}"
     return ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
+        record=metadata_record(data),
         title=title,
         name=repo_id or "path/to/this/folder",
-        image_size=config.image_size,
+        on_hub=repo_id is not None,
+        image_size=size,
         factor=config.downsample_factor,
         num_codes=config.num_codes,
         tokens=f"{side} x {side}{groups}",
         tokens_shape=f"(1, {side}, {side}{'' if config.num_groups == 1 else f', {config.num_groups}'})",
-        bits=f"{math.ceil(side * side * config.num_groups * math.log2(per_group)):,}",
+        bits=f"{_bits(config):,}",
+        picture=picture,
+        picture_caption=picture_caption,
         architecture=_architecture(config, num_parameters),
         recipe=_recipe(config, training or {}, dataset_name, versions or {}),
         measured={METRICS[key][1]: _printed(key, value, metrics) for key, value in values.items()},
-        measured_on=_measured_on(metrics, dataset_name, split),
+        measured_on=" | ".join([_cell(dataset_name or "held-out images"), _cell(split or ""), count, preprocessing]),
+        trained_on=dataset_name,
         license=license,
-        citations=[CITATIONS[key] for key in _cited(config)],
+        license_section=LICENSE_SECTION.format(license),
+        citations=[CITATIONS[key] for key in dict.fromkeys([*cited_works(config), *methods])],
     )
+
+
+def _bits(config: VQConfig) -> int:
+    """Bits that the tokens of an image take, written with a fixed length."""
+    per_group = config.num_codes if config.share_codebook else config.num_codes // config.num_groups
+    positions = (config.image_size // config.downsample_factor) ** 2
+    return math.ceil(positions * config.num_groups * math.log2(per_group))
 
 
 def _architecture(config: VQConfig, num_parameters: int | None) -> dict[str, str]:
@@ -155,6 +145,7 @@ def _architecture(config: VQConfig, num_parameters: int | None) -> dict[str, str
         "image": f"{config.num_channels} x {config.image_size} x {config.image_size}",
         "downsampling": f"{config.downsample_factor} x",
         "codebook": f"{config.num_codes:,} codes of {_code_dim(config)} dimensions",
+        "rate": f"{_bits(config) / config.image_size**2:.3g} bits per pixel",
         "quantizer": _quantizer(config),
     }
     return {key: value for key, value in rows.items() if value is not None}
@@ -180,17 +171,13 @@ def _quantizer(config: VQConfig) -> str:
         parts.append(f"alternating optimisation ({config.alternating_steps} {config.alternating_kind} step per batch)")
     if config.sync_nu:
         parts.append(f"synchronized commitment (nu {config.sync_nu:g})")
-    if _has_affine(config):
+    if has_affine_map(config):
         parts.append(f"affine map of the codes ({config.affine_mode})")
     if config.replace_freq:
         parts.append(f"replacement of codes unused for {config.replace_freq} batches ({config.replace_policy})")
     if config.norm not in (None, "none") or config.cb_norm not in (None, "none"):
         parts.append(f"normalisation (vectors: {config.norm or 'none'}, codes: {config.cb_norm or 'none'})")
     return ", ".join(parts)
-
-
-def _has_affine(config: VQConfig) -> bool:
-    return config.affine_lr > 0 or config.affine_mode == "running"
 
 
 def _recipe(
@@ -202,8 +189,7 @@ def _recipe(
     rows["trained with"] = ", ".join(f"{name} {version}" for name, version in versions.items()) or None
     return {
         str(key).replace("_", " "): f"{value:,}" if type(value) is int else f"{value:g}" if type(value) is float
-        # A bar or a line break would end the cell.
-        else str(value).replace("|", "\\|").replace("\n", " ")
+        else _cell(value)
         for key, value in rows.items()
         if value is not None
     }  # fmt: skip
@@ -216,25 +202,9 @@ def _printed(key: str, value: float, metrics: Mapping[str, float]) -> str:
     return text
 
 
-def _measured_on(metrics: Mapping[str, float], dataset_name: str | None, split: str | None) -> str:
-    count = f"{int(metrics['num_images']):,} images" if "num_images" in metrics else "the images"
-    if dataset_name is None:
-        return f"{count} held out from training" if split is None else f"{count} of the split `{split}`"
-    where = f"`{dataset_name}`"
-    return f"{count} held out from {where}" if split is None else f"{count} of the split `{split}` of {where}"
-
-
-def _cited(config: VQConfig) -> list[str]:
-    """Keys of the works that this configuration makes use of."""
-    found = []
-    if config.alternating_steps or config.sync_nu or _has_affine(config):
-        found.append("huh")
-    found += ["oord", config.architecture]
-    if config.quantizer_type == "residual":
-        found.append("residual")
-    if config.gradient_estimator == "rotation":
-        found.append("rotation")
-    return found
+def _cell(value: Any) -> str:
+    """Text in a table, where a bar or a line break would end the cell."""
+    return str(value).replace("|", "\\|").replace("\n", " ")
 
 
 def _is_hub_dataset(dataset: str | None) -> bool:

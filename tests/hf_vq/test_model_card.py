@@ -49,8 +49,8 @@ def test_text_states_the_numbers_and_where_they_come_from():
 
     assert "8 x 8 discrete tokens (640 bits)" in text
     assert "1,024 codes of 8 dimensions" in text
-    assert "206 images of the split `test` of `noto-emoji-32`" in text and "bicubic" in text
-    assert "| SSIM | 0.8765 |" in text and "| Codes in use | 98.0% (1,003) |" in text
+    where = "noto-emoji-32 | test | 206 | shorter edge to 32 (bicubic, antialiased), 32 x 32 center crop |"
+    assert f"| SSIM | 0.8765 | {where}" in text and f"| Codes in use | 98.0% (1,003) | {where}" in text
     assert "| steps | 1,500 |" in text and "| learning rate | 0.0003 |" in text
     assert "nan" not in text and "None" not in text and "\n\n\n" not in text
 

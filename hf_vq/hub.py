@@ -1,0 +1,213 @@
+"""Tokenizers to and from the Hub: one commit up, one pinned and verified commit down."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub import CommitInfo
+
+from .hub_files import CARD_FILE, HubError, create_repository, fetch_file, publish_folder
+from .model_card import tokenizer_card
+from .modeling.configuration_vq import VQConfig
+from .modeling.image_processing_vq import VQImageProcessor
+from .modeling.modeling_vq import VQModel
+from .modeling.version_vq import VERSION_KEY, check_version
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+CONFIG_FILE = "config.json"
+PROCESSOR_FILE = "preprocessor_config.json"
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+PICTURE_FILE = "reconstructions.png"
+
+# Weights of an earlier push, cut in other pieces, would be loaded in place of the new ones.
+REPLACED_FILES = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
+
+
+def push_to_hub(
+    model: VQModel,
+    repo_id: str,
+    *,
+    image_processor: VQImageProcessor | None = None,
+    metrics: Mapping[str, float] | None = None,
+    dataset: str | None = None,
+    split: str | None = None,
+    training: Mapping[str, Any] | None = None,
+    license: str | None = None,
+    images: Sequence[Any] | None = None,
+    revision: str | None = None,
+    private: bool | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    token: str | bool | None = None,
+    max_shard_size: int | str = "50GB",
+) -> CommitInfo:
+    """Publishes a tokenizer in one commit: configuration, safetensors, image processor, card, code.
+
+    After it, `AutoModel.from_pretrained(repo_id, trust_remote_code=True)` works for everyone, without this package. A
+    card that the repository has is kept; only the part between our comments is renewed.
+
+    Args:
+        model: What to publish.
+        repo_id: `"user/name"`, or `"name"` for one of the user who is logged in; created if it does not exist.
+        image_processor: By default the one that the model's configuration implies.
+        metrics: What `TokenizerMetrics.compute` returned, for the card; `"rfid"` too where it was measured.
+        dataset: For the card: the data set, as given to `load_images`.
+        split: For the card: the split that was measured.
+        training: For the card: rows of the recipe, such as ``{"steps": 1500}``.
+        license: For the card: identifier of the weights' license on the Hub.
+        images: For the card's picture: images of any kind that the image processor takes. Needs matplotlib.
+        revision: Branch; `"main"` by default. One that does not exist is made.
+        private: Of a new repository; None for the namespace's default.
+        create_pr: Whether to open a pull request instead of moving `"main"`.
+        commit_message: First line of the commit's message.
+        commit_description: The rest of it.
+        token: As everywhere on the Hub; by default the stored one.
+        max_shard_size: Larger weights are cut in files of this size.
+
+    Returns:
+        The commit: a string, its URL, with `oid` and, for a pull request, `pr_url`.
+
+    Raises:
+        ValueError: `create_pr` came with a branch, or the repository's own card cannot be filled in.
+        HubError: Missing rights, a lost connection, a failing server; the repository is as it was.
+    """
+    repo_id = create_repository(repo_id, private=private, token=token)
+    processor = image_processor or default_image_processor(model.config)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
+        processor.save_pretrained(folder)
+        if images is not None:
+            reconstruction_picture(model, processor, images).save(folder / PICTURE_FILE)
+        card = tokenizer_card(
+            model.config,
+            metrics or {},
+            dataset,
+            split,
+            training,
+            repo_id=repo_id,
+            license=license,
+            num_parameters=model.num_parameters(),
+            picture=PICTURE_FILE if images is not None else None,
+        )
+        (folder / CARD_FILE).write_text(str(card), encoding="utf-8")
+        return publish_folder(
+            folder,
+            repo_id,
+            revision=revision,
+            private=private,
+            create_pr=create_pr,
+            commit_message=commit_message or "Upload VQModel",
+            commit_description=commit_description,
+            token=token,
+            replaces=REPLACED_FILES,
+        )
+
+
+def from_hub(
+    repo_id: str, *, revision: str | None = None, token: str | bool | None = None
+) -> tuple[VQModel, VQImageProcessor]:
+    """Loads a tokenizer and its image processor from one commit of a repository.
+
+    A branch or a tag is resolved once; `model.config._commit_hash` says to what. Every file is compared with its hash
+    on the Hub before a tensor is used. No code of the repository is run, nothing is unpickled. What has been loaded
+    before is found in the cache without a connection.
+
+    Args:
+        repo_id: `"user/name"`.
+        revision: Branch, tag or commit; `"main"` by default.
+        token: As everywhere on the Hub; by default the stored one.
+
+    Returns:
+        The model, in eval mode, and its image processor (the default one where the repository has none).
+
+    Raises:
+        HubError: There is no such repository or revision, it is gated or private, a file is damaged or unreachable,
+            or it is not a VQ model.
+        ValueError: It was made by a newer version of this package, or `repo_id` is no repository's name.
+    """
+    try:
+        config_path = fetch_file(repo_id, CONFIG_FILE, revision, token)
+    except FileNotFoundError:
+        raise HubError(f"'{repo_id}' is not a VQ model: it has no {CONFIG_FILE}.") from None
+    folder = config_path.parent
+    commit = folder.name
+    settings = json.loads(config_path.read_text(encoding="utf-8"))
+    if settings.get("model_type") != VQConfig.model_type:
+        kind = settings.get("model_type") or settings.get("_class_name") or "unknown"
+        names = ", ".join(settings.get("architectures") or []) or "no architecture named"
+        raise HubError(
+            f"'{repo_id}' is not a VQ model: its {CONFIG_FILE} describes a model of the type '{kind}' ({names}), "
+            f"not '{VQConfig.model_type}'."
+        )
+    check_version(settings.get(VERSION_KEY))
+    _fetch_weights(repo_id, commit, token)
+    try:
+        fetch_file(repo_id, PROCESSOR_FILE, commit, token)
+        processor = VQImageProcessor.from_pretrained(folder)
+    except FileNotFoundError:
+        processor = None
+    loaded: Any = VQModel.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
+    model, report = loaded
+    if report["missing_keys"]:
+        raise HubError(
+            f"The weights of '{repo_id}' at {commit} are not whole: {', '.join(sorted(report['missing_keys']))} "
+            "missing. Tell the repository's owner."
+        )
+    # Not the cache's folder: where it came from, as after `from_pretrained(repo_id)`.
+    model.name_or_path = model.config._name_or_path = repo_id
+    model.config._commit_hash = commit
+    return model, processor or default_image_processor(model.config)
+
+
+def default_image_processor(config: VQConfig) -> VQImageProcessor:
+    """The image processor that makes images as a configuration wants them."""
+    return VQImageProcessor(image_size=config.image_size, num_channels=config.num_channels)
+
+
+def reconstruction_picture(model: VQModel, processor: VQImageProcessor, images: Sequence[Any]) -> Image.Image:
+    """Images above what the model makes of them.
+
+    Args:
+        model: The tokenizer.
+        processor: Its image processor.
+        images: Of any kind that the image processor takes.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is missing.
+    """
+    from .visualization import reconstruction_grid
+
+    pixel_values = processor(list(images), return_tensors="pt").pixel_values
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        decoded = model(pixel_values.to(model.device), return_loss=False).decoded_pixel_values
+    model.train(training)
+    return reconstruction_grid(pixel_values, {"reconstruction": decoded.cpu()})
+
+
+def _fetch_weights(repo_id: str, commit: str, token: str | bool | None) -> None:
+    try:
+        fetch_file(repo_id, WEIGHTS_FILE, commit, token)
+        return
+    except FileNotFoundError:
+        pass
+    try:
+        index = json.loads(fetch_file(repo_id, INDEX_FILE, commit, token).read_text(encoding="utf-8"))
+        for name in sorted(set(index["weight_map"].values())):
+            fetch_file(repo_id, name, commit, token)
+    except FileNotFoundError as error:
+        raise HubError(
+            f"'{repo_id}' at {commit} has no complete safetensors weights ({error} is missing); nothing else is read."
+        ) from None
