@@ -1,0 +1,227 @@
+"""transformers' own tests of models, configurations and image processors, with our classes in them.
+
+Run by `test_common.py` in a process of its own, as the package of these tests is called `tests`, like ours. A further
+model needs a class here: what to build it from (`fields`), what to feed it (`make_inputs`), and why a test is changed.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import sys
+import types
+import unittest
+from typing import Any
+
+import torch
+
+from hf_vq import VQConfig, VQImageProcessor, VQModel
+from hf_vq.modeling.autoencoder_vq import VQGANAttentionBlock
+
+
+def _stand_in(name: str, **attributes: Any) -> None:
+    """A module that the tests import and their distribution lacks."""
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__dict__.update(attributes)
+
+
+_stand_in("tests.exporters.test_export", ExportTesterMixin=type("ExportTesterMixin", (), {}))
+_stand_in("tests.generation.test_utils", GenerationTesterMixin=type("GenerationTesterMixin", (), {}))
+_stand_in("fetch_hub_objects_for_ci", url_to_local_path=str)  # used by tests of segmentation only
+_stand_in(
+    "tests.utils.test_configuration_utils",
+    config_common_kwargs={
+        "return_dict": False,
+        "output_hidden_states": True,
+        "output_attentions": True,
+        "dtype": "float16",
+        "chunk_size_feed_forward": 5,
+        "architectures": ["BertModel"],
+        "id2label": {0: "label"},
+        "label2id": {"label": 0},
+        "problem_type": "regression",
+    },
+)
+sys.path.insert(0, os.environ["TRANSFORMERS_SOURCE"])
+
+from tests.test_configuration_common import ConfigTester  # type: ignore[import-not-found]  # noqa: E402
+from tests.test_image_processing_common import (  # type: ignore[import-not-found]  # noqa: E402
+    ImageProcessingTester,
+    ImageProcessingTestMixin,
+)
+from tests.test_modeling_common import ModelTesterMixin, floats_tensor  # type: ignore[import-not-found]  # noqa: E402
+
+# The common tests demand fewer than a million parameters and at most two layers (with attention, that is).
+VQGAN: dict[str, Any] = {
+    "architecture": "vqgan",
+    "image_size": 16,
+    "base_channels": 8,
+    "channel_multiplier": [1, 2],
+    "num_res_blocks": 1,
+    "attn_resolutions": [],
+    "latent_channels": 8,
+    "embed_dim": 4,
+    "num_codes": 16,
+}
+SQVAE: dict[str, Any] = {
+    "architecture": "sqvae",
+    "image_size": 16,
+    "base_channels": 8,
+    "num_res_blocks": 1,
+    "embed_dim": 4,
+    "num_codes": 16,
+}
+
+
+@unittest.skip(
+    "slow, as it formats every parameter 14 times; EMACodebookTest runs it, and codebooks do not matter to it"
+)
+def run_once(self: unittest.TestCase) -> None:
+    """Takes the place of a test that one variant runs for all."""
+
+
+class Tester:
+    """What the common tests ask about a model: a configuration, inputs, and how many attentions of what size."""
+
+    batch_size = 3
+    is_training = True
+    num_attention_heads = 1
+
+    def __init__(self, case: CommonTests) -> None:
+        self.case = case
+        self.num_hidden_layers = case.num_attentions()
+        self.seq_length = case.num_positions
+
+    def get_config(self) -> Any:
+        """A configuration of the case."""
+        return self.case.config_class(**self.case.fields)
+
+    def prepare_config_and_inputs_for_common(self) -> tuple[Any, dict[str, torch.Tensor]]:
+        """A configuration and the arguments of `forward`."""
+        config = self.get_config()
+        return config, self.case.make_inputs(config)
+
+
+class CommonTests(ModelTesterMixin):
+    """The common tests of a model and its configuration; derived classes name both."""
+
+    config_class: Any
+    fields: dict[str, Any]
+    num_positions = 0
+    test_resize_embeddings = False  # images have no vocabulary
+
+    def setUp(self) -> None:
+        self.model_tester = Tester(self)
+        self.has_attentions = self.model_tester.num_hidden_layers > 0
+
+    def num_attentions(self) -> int:
+        """How many tensors `output_attentions=True` gives."""
+        return 0
+
+    def make_inputs(self, config: Any) -> dict[str, torch.Tensor]:
+        """Arguments of `forward`."""
+        raise NotImplementedError
+
+    def test_config(self) -> None:
+        tester = ConfigTester(
+            self, config_class=self.config_class, has_text_modality=False, common_properties=[], **self.fields
+        )
+        tester.run_common_tests()
+
+
+class VQModelTests(CommonTests):
+    """The common tests of `VQModel`."""
+
+    all_model_classes = (VQModel,)
+    config_class = VQConfig
+    num_positions = 64  # the attention of a 16 px image is at 8 x 8 positions
+
+    def num_attentions(self) -> int:
+        model = VQModel(VQConfig(**self.fields))
+        return sum(isinstance(module, VQGANAttentionBlock) for module in model.modules())
+
+    def make_inputs(self, config: VQConfig) -> dict[str, torch.Tensor]:
+        return {"pixel_values": floats_tensor([3, config.num_channels, config.image_size, config.image_size])}
+
+    def test_model_get_set_embeddings(self) -> None:
+        # The common one insists on nn.Embedding; the input embedding of a vision model is a convolution.
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        model = VQModel(config).eval()
+        first = model.get_input_embeddings()
+        assert isinstance(first, torch.nn.Conv2d) and first.in_channels == config.num_channels
+        with torch.no_grad():
+            before = model.encode(**inputs).last_hidden_state
+            other = copy.deepcopy(first)
+            torch.nn.init.normal_(other.weight)
+            model.set_input_embeddings(other)
+            after = model.encode(**inputs).last_hidden_state
+        assert model.get_input_embeddings() is other
+        assert before.shape == after.shape and not torch.equal(before, after)
+        assert model.get_output_embeddings() is None
+
+    def test_hidden_states_output(self) -> None:
+        # The common one expects sequences of one width. Here they are maps: the first block's input, every output.
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        for by_config in (False, True):
+            config.output_hidden_states = by_config
+            model = VQModel(config).eval()
+            expected: list[torch.Tensor] = []
+
+            def record(module: Any, args: Any, output: Any, expected: list[torch.Tensor] = expected) -> None:
+                expected.extend([output] if expected else [args[0], output])
+
+            kinds = tuple(model._can_record_outputs["hidden_states"])
+            for module in model.modules():
+                if isinstance(module, kinds):
+                    module.register_forward_hook(record)
+            with torch.no_grad():
+                hidden_states = model(**inputs, **({} if by_config else {"output_hidden_states": True})).hidden_states
+            assert len(expected) > 2 and len(hidden_states) == len(expected)
+            assert all(torch.equal(*pair) for pair in zip(hidden_states, expected, strict=True))
+
+
+class EMACodebookTest(VQModelTests, unittest.TestCase):
+    """Codes that follow moving averages."""
+
+    fields = SQVAE | {"codebook_update": "ema", "sync_nu": 0.0, "alternating_steps": 0}
+
+
+class GradientCodebookTest(VQModelTests, unittest.TestCase):
+    """The defaults: codes learned by gradient and inner steps, synchronized, replaced, k-means."""
+
+    fields = VQGAN
+    test_bc_torch_dtype = run_once
+
+
+class AffineKMeansTest(VQModelTests, unittest.TestCase):
+    """Codes behind learned affine maps, initialised by k-means."""
+
+    fields = SQVAE | {"affine_lr": 1.0, "affine_groups": 2, "kmeans_init": True}
+    test_bc_torch_dtype = run_once
+
+
+class ResidualTest(VQModelTests, unittest.TestCase):
+    """Two levels of codes, a codebook each."""
+
+    fields = VQGAN | {"quantizer_type": "residual", "num_groups": 2, "share_codebook": False}
+    test_bc_torch_dtype = run_once
+
+
+class ImageProcessorTester(ImageProcessingTester):
+    """A small processor. The base class looks it up by the name of a folder in transformers."""
+
+    def __init__(self, parent: Any) -> None:
+        super().__init__(parent, max_resolution=60, size={"shortest_edge": 20}, crop_size={"height": 16, "width": 16})
+
+    def _get_image_processing_classes(self) -> dict[str, type]:
+        return {"pil": VQImageProcessor}
+
+
+class ImageProcessorTest(ImageProcessingTestMixin, unittest.TestCase):
+    """The common tests of `VQImageProcessor`."""
+
+    image_processor_tester_class = ImageProcessorTester
+
+    @unittest.skip("the processor needs nothing but Pillow, by intent")
+    def test_new_models_require_torchvision_backend(self) -> None:
+        pass
