@@ -60,16 +60,11 @@ OTHERS = "(vector-quantize-pytorch)"
 # Four candidates for each method: two dimensions of the codes by two values of the setting that matters most.
 CANDIDATES: dict[str, dict[str, Row]] = {
     "full method": {
-        f"full method, {dim}-d codes, centroid step {rate}": Row({**FULL, "alternating_lr": rate}, 1.0, dim)
-        for dim in (4, 8)
-        for rate in (0.3, 0.1)
-    },
-    "full method, SGD": {
-        f"full method with SGD steps, {dim}-d codes, step {rate}": Row(
-            {**FULL, "alternating_kind": "sgd", "alternating_lr": rate}, 1.0, dim
+        f"full method, {dim}-d codes, {kind} step {rate}": Row(
+            {**FULL, "alternating_kind": kind, "alternating_lr": rate}, 1.0, dim
         )
         for dim in (4, 8)
-        for rate in (50.0, 10.0)
+        for kind, rate in (("centroid", 0.3), ("sgd", 50.0))
     },
     "FSQ": {
         f"FSQ {levels} {OTHERS}": Row(fsq(levels), 1.0, num_codes=num_codes)
@@ -97,7 +92,7 @@ CANDIDATES: dict[str, dict[str, Row]] = {
 
 PARTS: dict[str, Any] = {"affine_lr": 2.0, "sync_nu": 0.2, "replace_freq": 20}
 INNER: dict[str, Any] = {"beta": 1.0, "alternating_steps": 1}
-FIXED: dict[str, Row] = {
+FIXED: dict[str, Row] = CANDIDATES["full method"] | {
     "64-d codes: full method": Row(FULL, 1.0),
     f"64-d codes: EMA, commitment 0.25 {OTHERS}": Row(ema(0.25), 1.0),
     f"64-d codes: rotation trick, commitment 0.25 {OTHERS}": Row(ema(0.25, True), 1.0),
