@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,9 +26,6 @@ PROCESSOR_FILE = "preprocessor_config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PICTURE_FILE = "reconstructions.png"
-
-# Weights of an earlier push, cut in other pieces, would be loaded in place of the new ones.
-REPLACED_FILES = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
 
 
 def push_to_hub(
@@ -110,7 +106,6 @@ def push_to_hub(
             commit_message=commit_message or "Upload VQModel",
             commit_description=commit_description,
             token=token,
-            replaces=REPLACED_FILES,
         )
 
 

@@ -37,6 +37,9 @@ from .modeling.version_vq import __version__
 CARD_FILE = "README.md"
 MAIN = "main"
 
+# A whole file would be loaded in place of newer shards.
+_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+
 
 class HubError(OSError):
     """The Hub, or what it holds under a name, does not allow what was asked for; the message says what to do."""
@@ -64,10 +67,14 @@ def create_repository(
     try:
         full_name = str(api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id)
         is_private = api.repo_info(full_name, repo_type=repo_type).private if private else True
-    except HfHubHTTPError as error:
+    except HFValidationError:
+        raise
+    except Exception as error:
+        advice = "Log in as someone who may write there (`hf auth login`), or pass such a user's `token`."
+        if not isinstance(error, HfHubHTTPError):
+            advice = "Check the connection."
         raise HubError(
-            f"Cannot create or open the {repo_type} repository '{repo_id}': {_reason(error)}. Log in as someone who "
-            "may write there (`hf auth login`), or pass such a user's `token`."
+            f"Cannot create or open the {repo_type} repository '{repo_id}': {_reason(error)}. {advice}"
         ) from error
     if not is_private:
         raise HubError(
@@ -88,11 +95,11 @@ def publish_folder(
     commit_message: str | None = None,
     commit_description: str | None = None,
     token: str | bool | None = None,
-    replaces: re.Pattern[str] | None = None,
 ) -> CommitInfo:
     """Publishes all files of a folder in one commit; what goes wrong before its end leaves the repository as it was.
 
-    A card (README.md) that the repository has is kept; see `fill_card`.
+    A card (README.md) that the repository has is kept; see `fill_card`. Weights that an earlier push has cut in other
+    pieces are deleted in the same commit; other files that the folder does not have stay.
 
     Args:
         folder: What to publish, complete.
@@ -104,7 +111,6 @@ def publish_folder(
         commit_message: First line of the commit's message.
         commit_description: The rest of it.
         token: As everywhere on the Hub; by default the stored one.
-        replaces: Files of the repository whose whole path matches are deleted if the folder does not have them.
 
     Returns:
         The commit: a string, its URL, with `oid` and, for a pull request, `pr_url`.
@@ -129,9 +135,9 @@ def publish_folder(
         contents[CARD_FILE] = _merged_card(api, repo_id, repo_type, head, files[CARD_FILE]).encode()
     additions = [CommitOperationAdd(path, content) for path, content in contents.items()]
     deletions = []
-    if replaces is not None:
+    if any(_WEIGHTS.fullmatch(path) for path in files):
         old = api.list_repo_files(repo_id, repo_type=repo_type, revision=head)
-        deletions = [CommitOperationDelete(path) for path in old if replaces.fullmatch(path) and path not in files]
+        deletions = [CommitOperationDelete(path) for path in old if _WEIGHTS.fullmatch(path) and path not in files]
 
     made_branch = False
     try:

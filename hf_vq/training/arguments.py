@@ -93,12 +93,23 @@ class BaseTrainingArguments:
     run_name: str = field(default="hf_vq", metadata={"help": "Project name shown by the trackers."})
     disable_tqdm: bool = field(default=False, metadata={"help": "No progress bar."})
 
+    # Publishing
+    push_to_hub: bool = field(
+        default=False, metadata={"help": "Publish the final model on the Hub, as the user of `hf auth login`."}
+    )
+    hub_model_id: str | None = field(
+        default=None,
+        metadata={"help": "Repository to publish to, such as user/name (default: output_dir's name)."},
+    )
+    hub_private_repo: bool = field(default=False, metadata={"help": "Make that repository private."})
+
     # These have no influence on the weights, so a resumed run may change them.
     free_on_resume: ClassVar[frozenset[str]] = frozenset(
         {
             "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "check_images_up_to",
             "dataloader_num_workers", "eval_batch_size", "max_eval_images", "use_cpu", "logging_steps", "eval_steps",
-            "save_steps", "save_total_limit", "report_to", "run_name", "disable_tqdm",
+            "save_steps", "save_total_limit", "report_to", "run_name", "disable_tqdm", "push_to_hub", "hub_model_id",
+            "hub_private_repo",
         }
     )  # fmt: skip
 

@@ -11,6 +11,7 @@ import transformers
 from PIL import Image
 from torch import Tensor, nn
 
+from hf_vq.hub import PICTURE_FILE
 from hf_vq.losses import (
     AdversarialKind,
     PatchDiscriminator,
@@ -210,17 +211,25 @@ class TokenizerTrainer(BaseTrainer):
         return result, pictures
 
     def write_model(self, folder: Path) -> None:
-        """Writes configuration, weights, image processor and a card with the measured numbers."""
+        """Writes configuration, weights, image processor, and a card with the measured numbers and a picture."""
         args = self.args
         self.published_model().save_pretrained(folder)
         if self.image_processor is not None:
             self.image_processor.save_pretrained(folder)
+        picture = (self.eval_pictures or {}).get("reconstructions")
+        if picture is not None:
+            picture.save(folder / PICTURE_FILE)
+        methods = [*(["lpips"] if args.perceptual_weight else []), *(["vqgan"] if args.adversarial_weight else [])]
         card = tokenizer_card(
             self.model.config,
             self.eval_metrics or {},
             args.dataset,
             self._measured_split(),
             self._recipe(),
+            repo_id=self.hub_repository,
+            picture=None if picture is None else PICTURE_FILE,
+            picture_caption="Above, held-out images; below, their reconstructions.",
+            methods=methods,
             num_parameters=self.model.num_parameters(),
             versions={"torch": torch.__version__, "transformers": transformers.__version__, "hf_vq": __version__},
         )
@@ -236,8 +245,11 @@ class TokenizerTrainer(BaseTrainer):
         """The card's rows on how the weights were made; what is off is None."""
         args = self.args
         return {
+            "training images": None if is_stream(self.train_dataset) else len(self.train_dataset),
             "steps": self.step,
             "images per step": self.images_per_step(),
+            "images seen": self.step * self.images_per_step(),
+            "processes": f"{self.accelerator.num_processes} x {self.accelerator.device.type}",
             "optimizer": f"AdamW, betas ({args.adam_beta1}, {args.adam_beta2}), weight decay {args.weight_decay:g}",
             "learning rate": f"{args.learning_rate:g}, {args.lr_scheduler}",
             "warm-up steps": args.warmup_steps or None,

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import PreTrainedModel
 
+from hf_vq.hub import create_repository, publish_folder
 from hf_vq.training import checkpoint as ckpt
 from hf_vq.training.arguments import BaseTrainingArguments
 from hf_vq.training.data_order import Batch, DataOrder, is_stream, stream_batches, training_batches
@@ -102,6 +103,8 @@ class BaseTrainer:
         self.epoch = 0
         self.last_learning_rate: float = 0.0
         self.eval_metrics: dict[str, float] | None = None
+        self.eval_pictures: dict[str, Image.Image] | None = None
+        self.hub_repository: str | None = None
         self.window = LogWindow(self.summed_metrics)
         self.reporter = Reporter(self.accelerator, self.output_dir, args)
         self.stream_state: dict[str, Any] | None = None
@@ -236,9 +239,10 @@ class BaseTrainer:
                 # After logging: every line up to a checkpoint's step is on the disk when the checkpoint is.
                 if last or _due(self.step, args.save_steps):
                     save_checkpoint(self)
-        if self.eval_dataset is not None and self.eval_metrics is None:
-            self.eval_metrics = self.evaluate()  # resumed after its last step
+        if self.eval_dataset is not None and self.eval_pictures is None:
+            self.eval_metrics, self.eval_pictures = self._evaluate()  # resumed after its last step
         self.save_model(self.output_dir / FINAL_FOLDER)
+        self._publish()
         return self.eval_metrics or {}
 
     def evaluate(self) -> dict[str, float]:
@@ -332,7 +336,11 @@ class BaseTrainer:
                 self.output_dir.mkdir(parents=True, exist_ok=True)
                 found[0] = choose_start(self.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir)
                 ckpt.remove_stale_folders(self.output_dir)
-            except (OSError, ckpt.CheckpointError) as reason:
+                if args.push_to_hub:  # now: who may not push there should not learn it at the end
+                    self.hub_repository = create_repository(
+                        args.hub_model_id or self.output_dir.resolve().name, private=args.hub_private_repo or None
+                    )
+            except (OSError, ValueError, ckpt.CheckpointError) as reason:
                 found[1] = reason
         broadcast_object_list(found)
         start, error = found
@@ -370,6 +378,21 @@ class BaseTrainer:
         if message[0] is not None:
             raise ckpt.CheckpointError(message[0])
 
+    def _publish(self) -> None:
+        """Publishes the final folder, if asked to; what goes wrong is reported and takes nothing away."""
+        if self.hub_repository is None:
+            return
+        final = self.output_dir / FINAL_FOLDER
+        try:
+            commit = publish_folder(final, self.hub_repository, commit_message=f"Upload model of step {self.step}")
+            logger.info("The final model is published: %s", commit)
+        except (OSError, ValueError) as error:
+            logger.error(
+                "%s\nThe final model is safe in '%s'. To publish it by hand:\n"
+                "    python -c \"from hf_vq.hub import publish_folder; publish_folder('%s', '%s')\"",
+                error, final, final, self.hub_repository,
+            )  # fmt: skip
+
     def _log_training(self) -> dict[str, float]:
         values = self.window.take(lambda stacked: self.accelerator.reduce(stacked, "mean"))
         values["learning_rate"] = self.last_learning_rate
@@ -377,8 +400,8 @@ class BaseTrainer:
         return {name: values[name] for name in self.progress_metrics if name in values}
 
     def _log_evaluation(self) -> None:
-        self.eval_metrics, pictures = self._evaluate()
-        self.reporter.evaluation(self.step, self.current_epoch(), self.eval_metrics, pictures)
+        self.eval_metrics, self.eval_pictures = self._evaluate()
+        self.reporter.evaluation(self.step, self.current_epoch(), self.eval_metrics, self.eval_pictures)
         self.accelerator.wait_for_everyone()
 
 

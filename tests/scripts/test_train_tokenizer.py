@@ -49,7 +49,7 @@ def test_it_trains_on_a_folder_and_holds_images_out(
 
     final = tmp_path / "out" / "final"
     assert AutoModel.from_pretrained(final).config.num_codes == 8
-    assert "On 4 images" in (final / "README.md").read_text()
+    assert " | images | 25% of train, held out | 4 | " in (final / "README.md").read_text()
 
 
 def test_odd_images_are_converted_and_broken_ones_counted(
