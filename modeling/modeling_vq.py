@@ -34,6 +34,7 @@ from .autoencoder_vq import (
     VQGANEncoder,
     VQGANResnetBlock,
 )
+from .batch_norm_vq import BatchNorm1d
 from .codebook_vq import Codebook
 from .configuration_vq import VQConfig
 from .pipeline_vq import CUSTOM_PIPELINES
@@ -159,6 +160,11 @@ class VQPreTrainedModel(PreTrainedModel):
             bound = 1 / math.sqrt(module.weight[0].numel())
             if module.bias is not None:
                 init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, BatchNorm1d):  # the base class would reset a count of batches, which this has not
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+            init.zeros_(module.running_mean)
+            init.ones_(module.running_var)
         else:
             super()._init_weights(module)
 

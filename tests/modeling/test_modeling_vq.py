@@ -288,7 +288,7 @@ def test_activation_checkpointing_changes_nothing(fields):
         assert torch.equal(buffer, buffers_2[name]), name
 
 
-@BOTH
+@pytest.mark.parametrize("fields", [VQGAN, SQVAE, SQVAE | {"norm": "bn"}], ids=["vqgan", "sqvae", "batch norm"])
 def test_save_and_load(fields, tmp_path):
     """A trained model comes back with equal tensors and the same reconstruction, by its own class and AutoModel."""
     model = make_model(fields)
