@@ -236,7 +236,7 @@ def save_for_diffusers(model: VQModel, folder: str | Path) -> None:
         for key, parameter in model.named_parameters()
         if not key.startswith("quantize.")
     }
-    weights = {key: value.flatten(1) if ".to_" in key else value for key, value in weights.items()}
+    weights = {key: value.flatten(1) if ".to_" in key and value.ndim == 4 else value for key, value in weights.items()}
     weights["quantize.embedding.weight"] = model.quantize.get_codebook()
     attention = [config.image_size >> level in (config.attn_resolutions or []) for level in range(num_levels)]
     source = {

@@ -202,7 +202,7 @@ def infer_architecture(
         "channel_multiplier": [width // base_channels for width in widths],
         "num_res_blocks": count("encoder.down.0.block.{}.conv1.weight"),
         "attn_resolutions": [image_size >> level for level in attention],
-        "mid_block_add_attention": bool(count("encoder.mid.attn_1.q.weight")),
+        "mid_block_add_attention": foreign_key("encoder.mid.attn_1.q.weight", layout, num_levels) in weights,
         "latent_channels": latent_channels,
         "embed_dim": embed_dim,
         "num_codes": num_codes,

@@ -74,9 +74,9 @@ class Coder(nn.Module):
             last = level == self.order[-1]
             levels[level] = (residuals, attentions, None if last else Resample(width, decoder))
         middle = ch * ch_mult[-1]
+        self.decoder = decoder
         self.name_parts(levels, [Residual(middle, middle), Attention(middle), Residual(middle, middle)])
         self.norm_out = nn.GroupNorm(32, width, eps=1e-6)
-        self.decoder = decoder
 
     def name_parts(self, levels: dict, middle: list[nn.Module]) -> None:
         raise NotImplementedError
@@ -106,7 +106,7 @@ class TamingCoder(Coder):
     """`down.{i}` / `up.{i}` by resolution, with `block`, `attn`, `downsample` / `upsample`; `mid.block_1` and so on."""
 
     def name_parts(self, levels: dict, middle: list[nn.Module]) -> None:
-        self.key, self.resample = ("up", "upsample") if len(self.order) and self.order[0] else ("down", "downsample")
+        self.key, self.resample = ("up", "upsample") if self.decoder else ("down", "downsample")
         stack = nn.ModuleList()
         for level in sorted(levels):
             module = nn.Module()
@@ -128,7 +128,7 @@ class LlamaGenCoder(Coder):
     """`conv_blocks.{i}` in running order, with `res`, `attn`, `downsample` / `upsample`; `mid.0` to `mid.2`."""
 
     def name_parts(self, levels: dict, middle: list[nn.Module]) -> None:
-        self.resample = "upsample" if self.order[0] else "downsample"
+        self.resample = "upsample" if self.decoder else "downsample"
         self.conv_blocks = nn.ModuleList()
         for level in self.order:
             module = nn.Module()
