@@ -22,7 +22,15 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from .image_sources import MAX_NAMES, SAMPLE_DATASET, load_images, shorten
 from .modeling.image_processing_vq import VQImageProcessor
 
-__all__ = ["SAMPLE_DATASET", "ImageDataset", "ImageStream", "convert_image", "image_to_tensor", "load_images"]
+__all__ = [
+    "SAMPLE_DATASET",
+    "ImageDataset",
+    "ImageStream",
+    "convert_image",
+    "decode_image",
+    "image_to_tensor",
+    "load_images",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +100,27 @@ def image_to_tensor(
     return torch.from_numpy(np.ascontiguousarray(_LEVELS[pixels].transpose(2, 0, 1)))
 
 
+def decode_image(row: Any, num_channels: int = 3) -> PIL.Image.Image:
+    """Reads the image of a row and converts it, see `convert_image`. Raises whatever Pillow raises.
+
+    Args:
+        row: A dict with ``image``, or what stands there: ``{"bytes", "path"}``, a path, bytes, an array, an image.
+        num_channels: 3 or 1.
+    """
+    value = row["image"] if isinstance(row, dict) and "image" in row else row
+    if value is None:
+        raise ValueError("the row holds no image")
+    if isinstance(value, np.ndarray):
+        return convert_image(PIL.Image.fromarray(value), num_channels)
+    if isinstance(value, PIL.Image.Image):
+        return convert_image(value, num_channels)
+    if isinstance(value, (str, os.PathLike)):
+        value = {"path": os.fspath(value), "bytes": None}
+    elif isinstance(value, bytes):
+        value = {"path": None, "bytes": value}
+    return convert_image(datasets.Image().decode_example(value), num_channels)
+
+
 class _Preprocessor:
     """What `ImageDataset` and `ImageStream` share: from a row to an example."""
 
@@ -102,21 +131,6 @@ class _Preprocessor:
             raise ValueError(f"num_channels must be 1 or 3, got {num_channels}")
         self.image_size, self.num_channels = image_size, num_channels
         self.random_crop, self.random_flip, self.seed = random_crop, random_flip, seed
-
-    def decode(self, row: Any) -> PIL.Image.Image:
-        """Reads the image of a row and converts it. Raises whatever Pillow raises."""
-        value = row["image"] if isinstance(row, dict) and "image" in row else row
-        if value is None:
-            raise ValueError("the row holds no image")
-        if isinstance(value, np.ndarray):
-            return convert_image(PIL.Image.fromarray(value), self.num_channels)
-        if isinstance(value, PIL.Image.Image):
-            return convert_image(value, self.num_channels)
-        if isinstance(value, (str, os.PathLike)):
-            value = {"path": os.fspath(value), "bytes": None}
-        elif isinstance(value, bytes):
-            value = {"path": None, "bytes": value}
-        return convert_image(datasets.Image().decode_example(value), self.num_channels)
 
     def example(self, row: Any, image: PIL.Image.Image, key: tuple[int, ...]) -> dict[str, Any]:
         """The example of a decoded row; ``key`` decides the augmentation."""
@@ -208,9 +222,9 @@ class ImageDataset(Dataset):
             return None
         row = self.source[index]
         try:
-            image = self.preprocessor.decode(row)
+            image = decode_image(row, self.preprocessor.num_channels)
         except Exception as error:  # Pillow's plugins raise anything from OSError to struct.error
-            name, reason = _name(row, index), _reason(error)
+            name, reason = _name(row, index), error_reason(error)
             if self.strict:
                 raise ValueError(f"cannot read image {name}: {reason}. Repair or remove it, or drop strict") from error
             self._status[index] = _BAD
@@ -234,9 +248,9 @@ class ImageDataset(Dataset):
         for index in torch.nonzero(self._status == _BAD).flatten().tolist():
             row = self.source[index]
             try:
-                self.preprocessor.decode(row)
+                decode_image(row, self.preprocessor.num_channels)
             except Exception as error:
-                found[_name(row, index)] = _reason(error)
+                found[_name(row, index)] = error_reason(error)
         return found
 
     @property
@@ -267,7 +281,8 @@ class ImageDataset(Dataset):
         return bad
 
 
-def _reason(error: Exception) -> str:
+def error_reason(error: Exception) -> str:
+    """Why an image cannot be read, the same in every run."""
     # Pillow puts the address of its buffer in the message, which differs from run to run.
     text = str(error).split(" <_io")[0]
     return text or type(error).__name__
@@ -344,9 +359,9 @@ class ImageStream(IterableDataset):
             index = self._position
             self._position += 1
             try:
-                image = self.preprocessor.decode(row)
+                image = decode_image(row, self.preprocessor.num_channels)
             except Exception as error:  # Pillow's plugins raise anything from OSError to struct.error
-                name, reason = _name(row, index), _reason(error)
+                name, reason = _name(row, index), error_reason(error)
                 if self.strict:
                     raise ValueError(
                         f"cannot read image {name}: {reason}. Repair or remove it, or drop strict"

@@ -6,9 +6,10 @@ import glob
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import datasets
 
@@ -66,45 +67,77 @@ def load_images(
         FileNotFoundError: Nothing is there, or no image is in it.
         ValueError: Unknown split or column.
     """
-    path = Path(dataset).expanduser()
     where = repr(str(dataset))
+    files = _find_files(dataset, where)
+    if files is None:
+        with _explained(where):
+            found = datasets.load_dataset(dataset, name, split=split, streaming=streaming, revision=revision)
+    elif files.images:
+        found = _load_folder(files.images, split, streaming, where)
+    else:
+        _check_split(split, list(files.tables), where)
+        found = datasets.load_dataset("parquet", data_files=files.tables, split=split, streaming=streaming)
+    return _standard_columns(found, image_column, where)
+
+
+def image_splits(dataset: str, *, revision: str | None = None, name: str | None = None) -> list[str]:
+    """The names of the splits that `load_images` finds; takes its arguments and raises its errors."""
+    where = repr(str(dataset))
+    files = _find_files(dataset, where)
+    if files is None:
+        with _explained(where):
+            return datasets.get_dataset_split_names(dataset, name, revision=revision)
+    return list(files.images or files.tables)
+
+
+class _Files(NamedTuple):
+    """The files of each split, of one of the two kinds; images with their paths below the split's folder."""
+
+    images: dict[str, list[tuple[Path, Path]]]
+    tables: dict[str, list[str]]
+
+
+def _find_files(dataset: str, where: str) -> _Files | None:
+    """The files of the sample or of a local data set, None for what can only be a Hub id."""
+    path = Path(dataset).expanduser()
     if dataset == SAMPLE_DATASET:
         root = Path(__file__).parent / "noto_emoji_32"
-        found = _load_parquet(sorted(root.glob("*.parquet")), root, split, streaming, where)
-    elif path.is_dir():
+        return _Files({}, _group_tables(sorted(root.glob("*.parquet")), root))
+    if path.is_dir():
         images, tables = _walk(path)
         if images:
-            found = _load_folder(images, path, split, streaming, where)
-        elif tables:
-            found = _load_parquet(tables, path, split, streaming, where)
-        else:
-            raise FileNotFoundError(
-                f"no images found in {where}: expected files ending in .parquet or "
-                f"{' '.join(sorted(IMAGE_EXTENSIONS))}, at any depth"
-            )
-    elif path.suffix == ".parquet" or glob.has_magic(str(path)):
+            return _Files(_group_images(images, path), {})
+        if tables:
+            return _Files({}, _group_tables(tables, path))
+        raise FileNotFoundError(
+            f"no images found in {where}: expected files ending in .parquet or "
+            f"{' '.join(sorted(IMAGE_EXTENSIONS))}, at any depth"
+        )
+    if path.suffix == ".parquet" or glob.has_magic(str(path)):
         tables = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
         if not tables:
             raise FileNotFoundError(f"no parquet file matches {where}")
         common = Path(os.path.commonpath([table.absolute().parent for table in tables]))
         # A single file that is named outright is the data set, whatever it is called.
         grouped = len(tables) > 1 or glob.has_magic(str(path))
-        found = _load_parquet(
-            [table.absolute() for table in tables], common if grouped else None, split, streaming, where
-        )
-    elif path.exists():
+        return _Files({}, _group_tables([table.absolute() for table in tables], common if grouped else None))
+    if path.exists():
         raise ValueError(f"{where} is a single file: expected a folder of images, parquet files or a Hub id")
-    elif path.is_absolute() or str(dataset).startswith((".", "~")) or len(path.parts) > 2:
+    if path.is_absolute() or str(dataset).startswith((".", "~")) or len(path.parts) > 2:
         raise FileNotFoundError(f"no images found in {where}: there is no such folder or file")
-    else:
-        try:
-            found = datasets.load_dataset(dataset, name, split=split, streaming=streaming, revision=revision)
-        except datasets.exceptions.DatasetNotFoundError as error:
-            raise FileNotFoundError(
-                f"no images found in {where}: expected {SAMPLE_DATASET!r}, an existing folder, parquet files, or the "
-                f"id of a Hub data set that you can read ({error})"
-            ) from error
-    return _standard_columns(found, image_column, where)
+    return None
+
+
+@contextmanager
+def _explained(where: str) -> Iterator[None]:
+    """Says what else a name that is not on the Hub could have been."""
+    try:
+        yield
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise FileNotFoundError(
+            f"no images found in {where}: expected {SAMPLE_DATASET!r}, an existing folder, parquet files, or the "
+            f"id of a Hub data set that you can read ({error})"
+        ) from error
 
 
 def _walk(root: Path) -> tuple[list[Path], list[Path]]:
@@ -125,7 +158,7 @@ def _walk(root: Path) -> tuple[list[Path], list[Path]]:
     return sorted(images), sorted(tables)
 
 
-def _load_folder(files: list[Path], root: Path, split: str, streaming: bool, where: str) -> AnyDataset:
+def _group_images(files: list[Path], root: Path) -> dict[str, list[tuple[Path, Path]]]:
     splits: dict[str, list[tuple[Path, Path]]] = {}
     tops = {file.relative_to(root).parts[0] for file in files if file.parent != root}
     has_splits = any(top.lower() in SPLIT_NAMES for top in tops)
@@ -135,8 +168,11 @@ def _load_folder(files: list[Path], root: Path, split: str, streaming: bool, whe
             splits.setdefault("train", []).append((file, inner))
         elif inner.parts[0].lower() in SPLIT_NAMES and len(inner.parts) > 1:
             splits.setdefault(SPLIT_NAMES[inner.parts[0].lower()], []).append((file, Path(*inner.parts[1:])))
-    _check_split(split, list(splits), where)
+    return splits
 
+
+def _load_folder(splits: dict[str, list[tuple[Path, Path]]], split: str, streaming: bool, where: str) -> AnyDataset:
+    _check_split(split, list(splits), where)
     everything = [inner for members in splits.values() for _, inner in members]
     # One list of classes for all splits, so that a label means the same in each.
     classes = sorted({inner.parts[0] for inner in everything if len(inner.parts) > 1})
@@ -156,12 +192,11 @@ def _load_folder(files: list[Path], root: Path, split: str, streaming: bool, whe
     return found.to_iterable_dataset(num_shards=max(1, min(len(found), 16))) if streaming else found
 
 
-def _load_parquet(files: Sequence[Path], root: Path | None, split: str, streaming: bool, where: str) -> AnyDataset:
+def _group_tables(files: Sequence[Path], root: Path | None) -> dict[str, list[str]]:
     splits: dict[str, list[str]] = {}
     for file in files:
         splits.setdefault("train" if root is None else _split_of(file.relative_to(root)), []).append(str(file))
-    _check_split(split, list(splits), where)
-    return datasets.load_dataset("parquet", data_files=splits, split=split, streaming=streaming)
+    return splits
 
 
 def _split_of(path: Path) -> str:
