@@ -6,6 +6,8 @@ LlamaGen's tokenizer.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -57,6 +59,10 @@ class Resample(nn.Module):
 class Coder(nn.Module):
     """What both projects' encoders and decoders share; the sub-classes give names to the parts."""
 
+    conv_in: nn.Conv2d
+    conv_out: nn.Conv2d
+    mid: Any
+
     def __init__(self, ch: int, ch_mult: tuple[int, ...], blocks: int, attention: tuple[int, ...], decoder: bool):
         super().__init__()
         self.order = list(range(len(ch_mult)))
@@ -103,13 +109,13 @@ class Coder(nn.Module):
 
 
 class TamingCoder(Coder):
-    """`down.{i}` / `up.{i}` by resolution, with `block`, `attn`, `downsample` / `upsample`; `mid.block_1` and so on."""
+    """`down.{i}` or `up.{i}` by resolution, with `block`, `attn`, `downsample` or `upsample`; `mid.block_1` etc."""
 
     def name_parts(self, levels: dict, middle: list[nn.Module]) -> None:
         self.key, self.resample = ("up", "upsample") if self.decoder else ("down", "downsample")
         stack = nn.ModuleList()
         for level in sorted(levels):
-            module = nn.Module()
+            module: Any = nn.Module()
             module.block, module.attn, resample = levels[level]
             if resample is not None:
                 module.add_module(self.resample, resample)
@@ -125,13 +131,13 @@ class TamingCoder(Coder):
 
 
 class LlamaGenCoder(Coder):
-    """`conv_blocks.{i}` in running order, with `res`, `attn`, `downsample` / `upsample`; `mid.0` to `mid.2`."""
+    """`conv_blocks.{i}` in running order, with `res`, `attn`, `downsample` or `upsample`; `mid.0` to `mid.2`."""
 
     def name_parts(self, levels: dict, middle: list[nn.Module]) -> None:
         self.resample = "upsample" if self.decoder else "downsample"
         self.conv_blocks = nn.ModuleList()
         for level in self.order:
-            module = nn.Module()
+            module: Any = nn.Module()
             module.res, module.attn, resample = levels[level]
             if resample is not None:
                 module.add_module(self.resample, resample)
@@ -168,7 +174,7 @@ class Tokenizer(nn.Module):
         self.decoder.conv_out = nn.Conv2d(ch * ch_mult[0], 3, 3, 1, 1)
         self.quant_conv = nn.Conv2d(z_channels, embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, z_channels, 1)
-        self.quantize = nn.Module()
+        self.quantize: Any = nn.Module()
         self.quantize.embedding = nn.Embedding(n_embed, embed_dim)
         nn.init.normal_(self.quantize.embedding.weight, std=0.3)
 
