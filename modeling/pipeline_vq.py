@@ -300,7 +300,7 @@ def _to_grid(tokens: Any, rank: int, name: str) -> torch.Tensor:
             raise ValueError(f"{name} has no tokens to decode: {reason}. Leave it out.")
         tokens = tokens["image_tokens"]
     try:
-        grid = tokens if isinstance(tokens, torch.Tensor) else torch.from_numpy(np.asarray(tokens))
+        grid = tokens if isinstance(tokens, torch.Tensor) else torch.from_numpy(np.array(tokens))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} is no grid of integers: {error}") from error
     if grid.is_floating_point() or grid.is_complex() or grid.dtype == torch.bool:
