@@ -25,24 +25,43 @@ import numpy as np
 
 sys.modules["hf_vq"] = None  # importing it now raises
 import torch
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, pipeline
 
-folder = Path(sys.argv[1])
-model = AutoModel.from_pretrained(folder, trust_remote_code=True)
-processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
-image = np.load(folder / "image.npy")
-tokens = model.encode(processor(image, return_tensors="pt").pixel_values).image_tokens
-pixels = model.decode(tokens).decoded_pixel_values
-processor.postprocess(pixels)[0].save(folder / "remote.png")
-model.save_pretrained(folder / "again")
-total = pixels.double().sum().item()
-print(json.dumps({"tokens": tokens.tolist(), "module": type(model).__module__, "pixels": total}))
+workplace = Path.cwd()
+image = np.load(workplace / "image.npy")
+for number, name in enumerate(sys.argv[1:]):
+    config = AutoConfig.from_pretrained(name, trust_remote_code=True)
+    model = AutoModel.from_pretrained(name, trust_remote_code=True)
+    processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=True)
+    with torch.no_grad():
+        tokens = model.encode(processor(image, return_tensors="pt").pixel_values).image_tokens
+        pixels = model.decode(tokens).decoded_pixel_values
+    pipe = pipeline("image-tokenization", model=name, trust_remote_code=True)
+    inferred = pipeline(model=name, trust_remote_code=True)  # from the config, the task being its only one
+    answer = {
+        "modules": [type(part).__module__ for part in (config, model, processor, pipe, pipe.model)],
+        "tokens": tokens.tolist(),
+        "pixels": pixels.double().sum().item(),
+        "pipeline": [part(image)["image_tokens"].tolist() for part in (pipe, inferred)],
+        "decoded": np.asarray(pipe.decode(tokens)[0]).tolist(),
+        "postprocessed": processor.postprocess(pixels, "np")[0].tolist(),
+        "size": config.image_size,
+    }
+    print(json.dumps(answer))
+    model.save_pretrained(workplace / f"parts_of_{number}")
+    processor.save_pretrained(workplace / f"parts_of_{number}")
+    pipe.save_pretrained(workplace / f"pipe_of_{number}")
 """
 
 
 def code_files(folder):
     """Names of the Python files of a folder, without the suffix."""
     return {path.stem for path in folder.glob("*.py")}
+
+
+def file_names(folder):
+    """Names of the files of a folder."""
+    return {path.name for path in folder.iterdir() if path.is_file()}
 
 
 def needed_siblings(name):
@@ -65,8 +84,21 @@ def test_imports_are_flat(path):
             assert (path.parent / f"{node.module}.py").is_file(), ast.unparse(node)
 
 
-def test_a_saved_model_runs_without_the_package(tmp_path):
-    """Where hf_vq cannot be imported, the code in the folder gives the same tokens and pixels, and saves again."""
+def load_elsewhere(names, workplace):
+    """Loads repositories or folders where hf_vq cannot be imported, and saves them in the workplace again."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    environment |= {"HF_HOME": str(workplace / "home"), "OMP_NUM_THREADS": "1"}
+    script = workplace / "load.py"
+    script.write_text(LOAD)
+    result = subprocess.run(
+        [sys.executable, "-I", script, *names], cwd=workplace, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+
+
+def test_a_saved_model_runs_and_saves_again_without_the_package(tmp_path, hub):
+    """Where hf_vq cannot be imported, Auto classes and pipelines load a folder and a repository; so a third time."""
     torch.manual_seed(0)
     model = VQModel(VQConfig(image_size=16, base_channels=8, channel_multiplier=[1, 2], num_codes=32))
     processor = VQImageProcessor(image_size=16)
@@ -75,26 +107,27 @@ def test_a_saved_model_runs_without_the_package(tmp_path):
     model(pixel_values)
     model.eval()
     folder = tmp_path / "checkpoint"
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    np.save(folder / "image.npy", image)
-    tokens = model.encode(pixel_values).image_tokens
-    pixels = model.decode(tokens).decoded_pixel_values
+    for part in (model, processor):
+        part.save_pretrained(folder)
+        part.push_to_hub("alice/vq")
+    np.save(tmp_path / "image.npy", image)
+    with torch.no_grad():
+        tokens = model.encode(pixel_values).image_tokens
+        pixels = model.decode(tokens).decoded_pixel_values
+    assert len(torch.unique(tokens)) > 4
 
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
-    environment |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    script = tmp_path / "load.py"
-    script.write_text(LOAD)
-    result = subprocess.run(
-        [sys.executable, "-I", script, folder], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
-    answer = json.loads(result.stdout.splitlines()[-1])
-
-    assert answer["module"].startswith("transformers_modules.")
-    assert answer["tokens"] == tokens.tolist()
-    assert answer["pixels"] == pytest.approx(pixels.double().sum().item(), rel=1e-6)
-    assert code_files(folder / "again") == code_files(folder) - {"image_processing_vq"}
+    again = ["parts_of_0", "pipe_of_0", "parts_of_1", "pipe_of_1"]
+    for names in ([str(folder), "alice/vq"], [str(tmp_path / name) for name in again]):
+        answers = load_elsewhere(names, tmp_path)
+        assert len(answers) == len(names)
+        for answer in answers:
+            assert all(module.startswith("transformers_modules.") for module in answer["modules"])
+            assert answer["tokens"] == tokens.tolist() and answer["size"] == 16
+            assert answer["pipeline"] == [tokens[0].tolist()] * 2
+            assert answer["pixels"] == pytest.approx(pixels.double().sum().item(), rel=1e-6)
+            assert answer["decoded"] == answer["postprocessed"]
+        for name in again:
+            assert file_names(tmp_path / name) == file_names(folder)
 
 
 def test_the_saved_folder_is_complete(tmp_path):
@@ -107,9 +140,11 @@ def test_the_saved_folder_is_complete(tmp_path):
 
     assert settings["model_type"] == "hf_vq" and settings["architectures"] == ["VQModel"]
     assert settings["auto_map"] == {"AutoConfig": "configuration_vq.VQConfig", "AutoModel": "modeling_vq.VQModel"}
+    pipelines = {"image-tokenization": {"impl": "pipeline_vq.ImageTokenizationPipeline", "pt": ["AutoModel"]}}
+    assert settings["custom_pipelines"] == pipelines
     assert processor_settings["auto_map"] == {"AutoImageProcessor": "image_processing_vq.VQImageProcessor"}
     needed = needed_siblings("modeling_vq") | needed_siblings("image_processing_vq")
-    assert {"configuration_vq", "quantizer_vq"} < needed
+    assert {"configuration_vq", "quantizer_vq", "pipeline_vq"} < needed
     assert code_files(tmp_path) == needed
     assert {path.name for path in tmp_path.iterdir() if path.suffix != ".py"} == {
         "config.json",
