@@ -1,0 +1,85 @@
+"""Convert a tokenizer of another project: diffusers' VQModel, taming-transformers, LlamaGen, Janus.
+
+    python scripts/convert_checkpoint.py --checkpoint vq_ds16_c2i.pt --output_dir tokenizer --image_size 256
+
+The output is a complete folder for the Hub: configuration, safetensors, image processor, card, code. Back, from such a
+folder to one that `diffusers.VQModel.from_pretrained` loads:
+
+    python scripts/convert_checkpoint.py --checkpoint tokenizer --output_dir for_diffusers --to diffusers
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub.errors import StrictDataclassError
+
+from hf_vq import VQImageProcessor, VQModel
+from hf_vq.convert import convert_checkpoint, save_for_diffusers
+from hf_vq.convert_layouts import LAYOUTS
+from hf_vq.model_card import tokenizer_card
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True, help=".safetensors, .ckpt, .pth, .pt, .bin, or their folder")
+    parser.add_argument("--output_dir", required=True, type=Path)
+    parser.add_argument("--to", choices=("hf_vq", "diffusers"), default="hf_vq")
+    parser.add_argument("--layout", choices=LAYOUTS, help="by default told by the names of the weights")
+    parser.add_argument("--image_size", type=int, help="default: as its configuration says, or 256")
+    parser.add_argument("--use_ema", action="store_true", help="take averaged weights, where the file has them")
+    parser.add_argument(
+        "--no_normalize", action="store_true", help="the network takes pixels in [0, 1], as aMUSEd's, not [-1, 1]"
+    )
+    parser.add_argument("--license", help="identifier of the weights' license on the Hub, for the card")
+    return parser.parse_args(argv)
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Another project's weights to a folder of ours."""
+    conversion = convert_checkpoint(
+        args.checkpoint, layout=args.layout, image_size=args.image_size, use_ema=args.use_ema
+    )
+    model, config = conversion.model, conversion.model.config
+    processor = VQImageProcessor(
+        image_size=config.image_size, num_channels=config.num_channels, do_normalize=not args.no_normalize
+    )
+    origin = f"{Path(args.checkpoint).name}, converted from the layout of {conversion.layout}"
+    card = tokenizer_card(
+        config,
+        {},
+        # The loss that these weights were trained with is not known.
+        training={"loss": None, "weights": origin, "notes": "; ".join(conversion.notes) or None},
+        license=args.license,
+        num_parameters=model.num_parameters(),
+    )
+    model.save_pretrained(args.output_dir)
+    processor.save_pretrained(args.output_dir)
+    (args.output_dir / "README.md").write_text(str(card), encoding="utf-8")
+    for note in conversion.notes:
+        print(f"note: {note}")
+    side = config.image_size // config.downsample_factor
+    print(
+        f"{args.output_dir}: layout {conversion.layout}, {model.num_parameters():,} parameters, "
+        f"{config.num_codes:,} codes, {side} x {side} tokens at {config.image_size} px"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Converts one checkpoint, one way or the other."""
+    args = parse(argv)
+    try:
+        if args.to == "diffusers":
+            save_for_diffusers(VQModel.from_pretrained(args.checkpoint), args.output_dir)
+            print(f"{args.output_dir}: for diffusers.VQModel.from_pretrained")
+        else:
+            convert(args)
+    except (ValueError, OSError, StrictDataclassError) as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""The conversion script as people start it: there, back, and refused."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "convert_checkpoint.py"
+LOAD = """
+import json, sys, torch
+from transformers import AutoImageProcessor, AutoModel
+model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
+processor = AutoImageProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
+pixels = torch.linspace(-1, 1, 3 * 32 * 32).reshape(1, 3, 32, 32).sin()
+tokens = model.encode(pixels).image_tokens.flatten().tolist()
+print(json.dumps([tokens, processor.do_normalize, processor.size["shortest_edge"]]))
+"""
+
+
+def run(*words: object) -> None:
+    """The script's main function, in this process."""
+    runpy.run_path(str(SCRIPT))["main"](list(map(str, words)))
+
+
+@pytest.fixture
+def theirs() -> Any:
+    """A small model of diffusers with codes where its vectors are."""
+    torch.manual_seed(0)
+    levels = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
+    model: Any = diffusers.VQModel(**levels, block_out_channels=[32, 64], latent_channels=6, num_vq_embeddings=64)
+    torch.nn.init.normal_(model.quantize.embedding.weight, std=0.3)
+    return model.eval()
+
+
+def test_there_and_back(theirs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The folder loads by its own code, gives the same tokens, and goes back to equal weights."""
+    theirs.save_pretrained(tmp_path / "theirs")
+    run("--checkpoint", tmp_path / "theirs", "--output_dir", tmp_path / "ours", "--image_size", 32, "--license", "mit")
+    printed = capsys.readouterr().out
+    assert "layout diffusers" in printed and "64 codes, 16 x 16 tokens at 32 px" in printed
+
+    card = ModelCard.load(tmp_path / "ours" / "README.md")
+    assert "| weights | theirs, converted from the layout of diffusers |" in card.text and card.data.license == "mit"
+    loaded = subprocess.run([sys.executable, "-c", LOAD, str(tmp_path / "ours")], capture_output=True, text=True)
+    assert loaded.returncode == 0, loaded.stderr
+    tokens, do_normalize, side = json.loads(loaded.stdout)
+    pixels = torch.linspace(-1, 1, 3 * 32 * 32).reshape(1, 3, 32, 32).sin()
+    with torch.no_grad():
+        assert tokens == theirs.quantize(theirs.encode(pixels).latents)[2][2].tolist() and len(set(tokens)) > 5
+    assert do_normalize and side == 32
+
+    run("--checkpoint", tmp_path / "ours", "--output_dir", tmp_path / "back", "--to", "diffusers")
+    back: Any = diffusers.VQModel.from_pretrained(tmp_path / "back")
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(back.state_dict()[name], tensor), name
+
+
+def test_pixels_from_zero_and_notes(theirs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was left out is told, on the screen and in the card; the image processor can be without normalisation."""
+    torch.save({"state_dict": theirs.state_dict() | {"loss.weight": torch.zeros(1)}}, tmp_path / "last.ckpt")
+    run("--checkpoint", tmp_path / "last.ckpt", "--output_dir", tmp_path / "ours", "--no_normalize")
+
+    assert "note: left out the discriminator" in capsys.readouterr().out
+    assert "left out the discriminator" in (tmp_path / "ours" / "README.md").read_text()
+    assert json.loads((tmp_path / "ours" / "preprocessor_config.json").read_text())["do_normalize"] is False
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--checkpoint", "nothing.pt"], "error: There is no file or folder"),
+        (["--checkpoint", "other.pt"], "error: No known layout"),
+        (["--checkpoint", ".", "--to", "diffusers"], "error: .*config.json"),
+        (["--checkpoint", "good.pt", "--image_size", "33"], "error: .*`image_size` must be a positive multiple"),
+    ],
+)
+def test_errors_are_messages(
+    words: list[str], message: str, theirs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The script ends with what was wrong, without a trace, and has written nothing."""
+    monkeypatch.chdir(tmp_path)
+    torch.save({"layer.weight": torch.zeros(1)}, "other.pt")
+    torch.save(theirs.state_dict(), "good.pt")
+
+    with pytest.raises(SystemExit, match=f"(?s){message}"):
+        run(*words, "--output_dir", "out")
+    assert not Path("out").exists()
