@@ -25,9 +25,16 @@ os.environ |= {"HF_ENDPOINT": _SERVER.url, "HF_HOME": _HOME.name, "HF_HUB_DISABL
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """An empty Hub, with alice logged in, in this process and in those it starts."""
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
+    """An empty Hub and an empty cache, with alice logged in, in this process and in those it starts."""
+    import huggingface_hub
+
     _SERVER.clear()
+    cache = str(tmp_path_factory.mktemp("hub_cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", cache)
+    monkeypatch.setenv("HF_HUB_CACHE", cache)
     monkeypatch.setenv("HF_TOKEN", "hf_alice")
+    # Clients wait up to 8 seconds before they try again.
+    monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", lambda seconds: None)
     yield _SERVER
     _SERVER.clear()
