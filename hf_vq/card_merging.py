@@ -10,7 +10,7 @@ import json
 import re
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import CardData, EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
 LICENSE_SECTION = "## License\n\n{}\n"
@@ -21,7 +21,7 @@ _MARKER = re.compile(r"<!-- hf_vq: (?:begin|end)\b")
 Metadata = dict[str, Any]
 
 
-def metadata_record(data: ModelCardData) -> str:
+def metadata_record(data: CardData) -> str:
     """The metadata as they stand in the comment at the beginning of our part."""
     # The comment ends at its first ">".
     return json.dumps(data.to_dict(), ensure_ascii=False).replace(">", "\\u003e")

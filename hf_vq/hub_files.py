@@ -37,8 +37,11 @@ from .modeling.version_vq import __version__
 CARD_FILE = "README.md"
 MAIN = "main"
 
-# A whole file would be loaded in place of newer shards.
-_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+# A whole file of weights would be loaded in place of newer shards, and old parquet files along with new ones.
+_PARTS = {
+    "model": re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"),
+    "dataset": re.compile(r"\w+-\d{5,}\.parquet"),
+}
 
 
 class HubError(OSError):
@@ -98,8 +101,8 @@ def publish_folder(
 ) -> CommitInfo:
     """Publishes all files of a folder in one commit; what goes wrong before its end leaves the repository as it was.
 
-    A card (README.md) that the repository has is kept; see `fill_card`. Weights that an earlier push has cut in other
-    pieces are deleted in the same commit; other files that the folder does not have stay.
+    A card (README.md) that the repository has is kept; see `fill_card`. Weights and tokens that an earlier push has
+    cut in other pieces are deleted in the same commit; other files that the folder does not have stay.
 
     Args:
         folder: What to publish, complete.
@@ -134,10 +137,10 @@ def publish_folder(
     if CARD_FILE in files:
         contents[CARD_FILE] = _merged_card(api, repo_id, repo_type, head, files[CARD_FILE]).encode()
     additions = [CommitOperationAdd(path, content) for path, content in contents.items()]
-    deletions = []
-    if any(_WEIGHTS.fullmatch(path) for path in files):
+    deletions, parts = [], _PARTS[repo_type]
+    if any(parts.fullmatch(path) for path in files):
         old = api.list_repo_files(repo_id, repo_type=repo_type, revision=head)
-        deletions = [CommitOperationDelete(path) for path in old if _WEIGHTS.fullmatch(path) and path not in files]
+        deletions = [CommitOperationDelete(path) for path in old if parts.fullmatch(path) and path not in files]
 
     made_branch = False
     try:
@@ -171,14 +174,22 @@ def publish_folder(
         ) from error
 
 
-def fetch_file(repo_id: str, name: str, revision: str | None = None, token: str | bool | None = None) -> Path:
-    """Fetches a file of a model repository, or finds it in the cache, and verifies its content.
+def fetch_file(
+    repo_id: str,
+    name: str,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    *,
+    repo_type: str = "model",
+) -> Path:
+    """Fetches a file of a repository, or finds it in the cache, and verifies its content.
 
     Args:
         repo_id: `"user/name"`.
         name: The file's path in the repository.
         revision: Branch, tag or commit; `"main"` by default.
         token: As everywhere on the Hub; by default the stored one.
+        repo_type: `"model"` or `"dataset"`.
 
     Returns:
         Where it is; the folder's name is the commit.
@@ -189,9 +200,10 @@ def fetch_file(repo_id: str, name: str, revision: str | None = None, token: str 
             or its content is not what the Hub has.
     """
     try:
-        path = Path(hf_hub_download(repo_id, name, revision=revision or MAIN, token=token))
+        path = Path(hf_hub_download(repo_id, name, repo_type=repo_type, revision=revision or MAIN, token=token))
     except LocalEntryNotFoundError as error:
-        if try_to_load_from_cache(repo_id, name, revision=revision or MAIN) is _CACHED_NO_EXIST:
+        cached = try_to_load_from_cache(repo_id, name, revision=revision or MAIN, repo_type=repo_type)
+        if cached is _CACHED_NO_EXIST:
             raise FileNotFoundError(name) from error
         raise HubError(
             f"'{name}' of '{repo_id}' ({revision or MAIN}) is not in the cache and the Hub cannot be reached. Go "
@@ -200,20 +212,21 @@ def fetch_file(repo_id: str, name: str, revision: str | None = None, token: str 
     except EntryNotFoundError as error:
         raise FileNotFoundError(name) from error
     except GatedRepoError as error:
+        page = f"{_api(token).endpoint}/{'datasets/' if repo_type == 'dataset' else ''}{repo_id}"
         raise HubError(
-            f"'{repo_id}' is gated: its owner has to grant access first. Ask for it on {_api(token).endpoint}/"
-            f"{repo_id}, then log in as that user (`hf auth login`) or pass the `token`."
+            f"'{repo_id}' is gated: its owner has to grant access first. Ask for it on {page}, then log in as that "
+            "user (`hf auth login`) or pass the `token`."
         ) from error
     except RevisionNotFoundError as error:
-        refs = _api(token).list_repo_refs(repo_id)
+        refs = _api(token).list_repo_refs(repo_id, repo_type=repo_type)
         raise HubError(
             f"'{repo_id}' has no revision '{revision}'. Its branches: {_names(refs.branches)}; its tags: "
             f"{_names(refs.tags)}."
         ) from error
     except RepositoryNotFoundError as error:
         raise HubError(
-            f"There is no model repository '{repo_id}', or it is private and the token that was used may not read it. "
-            "Check the name; for a private one log in (`hf auth login`) or pass a `token`."
+            f"There is no {repo_type} repository '{repo_id}', or it is private and the token that was used may not "
+            "read it. Check the name; for a private one log in (`hf auth login`) or pass a `token`."
         ) from error
     except HFValidationError:
         raise
@@ -221,17 +234,17 @@ def fetch_file(repo_id: str, name: str, revision: str | None = None, token: str 
         raise HubError(
             f"'{name}' of '{repo_id}' could not be fetched: {_reason(error)}. The same call can be made again."
         ) from error
-    _verify(path, repo_id, name, token)
+    _verify(path, repo_id, name, token, repo_type)
     return path
 
 
-def _verify(path: Path, repo_id: str, name: str, token: str | bool | None) -> None:
+def _verify(path: Path, repo_id: str, name: str, token: str | bool | None, repo_type: str) -> None:
     """Compares a file of the cache with the hash under which the Hub knows it."""
     expected = Path(os.readlink(path)).name if path.is_symlink() else ""
     if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", expected):
         # Where links are not to be had the cache does not keep the hash.
         with suppress(Exception):
-            (entry,) = _api(token).get_paths_info(repo_id, name, revision=path.parent.name)
+            (entry,) = _api(token).get_paths_info(repo_id, name, revision=path.parent.name, repo_type=repo_type)
             assert isinstance(entry, RepoFile)
             expected = entry.lfs.sha256 if entry.lfs else entry.blob_id
     if not expected:
