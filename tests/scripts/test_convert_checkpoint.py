@@ -79,7 +79,7 @@ def test_pixels_from_zero_and_notes(theirs: Any, tmp_path: Path, capsys: pytest.
     [
         (["--checkpoint", "nothing.pt"], "error: There is no file or folder"),
         (["--checkpoint", "other.pt"], "error: No known layout"),
-        (["--checkpoint", ".", "--to", "diffusers"], "error: .*config.json"),
+        (["--checkpoint", ".", "--to", "diffusers"], "error: .*model.safetensors"),
         (["--checkpoint", "good.pt", "--image_size", "33"], "error: .*`image_size` must be a positive multiple"),
     ],
 )
