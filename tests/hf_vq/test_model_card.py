@@ -112,3 +112,37 @@ def test_the_code_of_the_card_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     exec(code[0], names)
     assert names["image_tokens"].shape == (1, 8, 8) and names["image_tokens"].dtype == torch.int64
     assert PIL.Image.open("reconstruction.png").size == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("settings", "citation"),
+    [
+        ({"kmeans_init": True}, "arthur2007kmeans"),
+        ({"norm": "l2", "cb_norm": "l2"}, "yu2022vector"),
+        ({"codebook_update": "ema", "alternating_steps": 0, "sync_nu": 0.0}, "razavi2019generating"),
+        ({"gradient_estimator": "rotation"}, "fifty2024restructuring"),
+        ({"quantizer_type": "residual", "num_groups": 2}, "lee2022autoregressive"),
+    ],
+)
+def test_the_parts_in_use_are_cited(settings: dict, citation: str):
+    """A part brings its source, and a configuration without the part does not."""
+    assert citation in str(tokenizer_card(config(**settings), METRICS))
+    assert citation not in str(tokenizer_card(config(kmeans_init=False), METRICS))
+
+
+def test_picture_limits_and_rate_are_stated():
+    """The picture is shown where there is one, and what the model is not made for is said."""
+    text = str(tokenizer_card(config(), METRICS, "noto-emoji-32", picture="pictures.png"))
+
+    assert "![Images and their reconstructions](pictures.png)" in text
+    assert "trained on (`noto-emoji-32`)" in text and "| rate | 0.625 bits per pixel |" in text
+    assert "](" not in str(tokenizer_card(config(), METRICS))
+
+
+def test_rfid_stands_beside_the_rest():
+    """Where it was measured it is in the table and in the metadata, with preprocessing and image count."""
+    card = ModelCard(str(tokenizer_card(config(), METRICS | {"rfid": 3.14159}, preprocessing="none")))
+
+    assert "| rFID | 3.14 | held-out images |  | 206 | none |" in card.text
+    result = next(result for result in card.data.eval_results if result.metric_type == "rfid")
+    assert result.dataset_args == {"preprocessing": "none", "num_images": 206}
