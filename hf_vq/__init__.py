@@ -19,7 +19,10 @@ from .hub import from_hub, push_to_hub
 from .modeling import (
     RECOMMENDED_QUANTIZER,
     GroupVectorQuant,
+    ImageGenerationPipeline,
     ImageTokenizationPipeline,
+    MaskGitConfig,
+    MaskGitModel,
     MaxVecPool2d,
     ResidualVectorQuant,
     SoftMaxVecPool2d,
@@ -27,6 +30,7 @@ from .modeling import (
     VQConfig,
     VQImageProcessor,
     VQModel,
+    draw_mask,
     get_vq_layers,
     no_vq,
 )
@@ -44,8 +48,11 @@ _NEEDS_TRAIN_EXTRA = {
 
 AutoConfig.register(VQConfig.model_type, VQConfig, exist_ok=True)
 AutoModel.register(VQConfig, VQModel, exist_ok=True)
+AutoConfig.register(MaskGitConfig.model_type, MaskGitConfig, exist_ok=True)
+AutoModel.register(MaskGitConfig, MaskGitModel, exist_ok=True)
 AutoImageProcessor.register(VQConfig, image_processor_classes={"pil": VQImageProcessor}, exist_ok=True)
 PIPELINE_REGISTRY.register_pipeline("image-tokenization", ImageTokenizationPipeline, pt_model=AutoModel)
+PIPELINE_REGISTRY.register_pipeline("image-generation", ImageGenerationPipeline, pt_model=AutoModel)
 # transformers' own would write its generic card, and no image processor.
 VQModel.push_to_hub = push_to_hub  # type: ignore[assignment, method-assign]
 
@@ -71,7 +78,10 @@ def __dir__() -> list[str]:
 __all__ = [
     "RECOMMENDED_QUANTIZER",
     "GroupVectorQuant",
+    "ImageGenerationPipeline",
     "ImageTokenizationPipeline",
+    "MaskGitConfig",
+    "MaskGitModel",
     "MaxVecPool2d",
     "ResidualVectorQuant",
     "SoftMaxVecPool2d",
@@ -81,6 +91,7 @@ __all__ = [
     "VectorQuant",
     "__version__",
     "from_hub",
+    "draw_mask",
     "get_vq_layers",
     "no_vq",
     "push_to_hub",

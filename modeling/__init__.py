@@ -9,19 +9,31 @@ The files are flat and import nothing but each other (with one dot), torch, NumP
 """
 
 from .codebook_vq import Codebook
+from .configuration_maskgit import PRESETS, MaskGitConfig
 from .configuration_vq import RECOMMENDED_QUANTIZER, VQConfig
+from .generation_maskgit import MaskGitGenerateOutput
 from .image_processing_vq import VQImageProcessor
+from .masking_maskgit import draw_mask, mask_ratio
+from .modeling_maskgit import MaskGitModel, MaskGitOutput, MaskGitPreTrainedModel
 from .modeling_vq import VQDecoderOutput, VQEncoderOutput, VQModel, VQModelOutput, VQPreTrainedModel
+from .pipeline_maskgit import ImageGenerationPipeline
 from .pipeline_vq import ImageTokenizationPipeline
 from .pooling_vq import MaxVecPool2d, SoftMaxVecPool2d
 from .quantizer_vq import GroupVectorQuant, QuantizerOutput, VectorQuant, get_vq_layers, no_vq
 from .residual_vq import ResidualVectorQuant
 
 __all__ = [
+    "PRESETS",
     "RECOMMENDED_QUANTIZER",
     "Codebook",
     "GroupVectorQuant",
+    "ImageGenerationPipeline",
     "ImageTokenizationPipeline",
+    "MaskGitConfig",
+    "MaskGitGenerateOutput",
+    "MaskGitModel",
+    "MaskGitOutput",
+    "MaskGitPreTrainedModel",
     "MaxVecPool2d",
     "QuantizerOutput",
     "ResidualVectorQuant",
@@ -34,6 +46,8 @@ __all__ = [
     "VQModelOutput",
     "VQPreTrainedModel",
     "VectorQuant",
+    "draw_mask",
     "get_vq_layers",
+    "mask_ratio",
     "no_vq",
 ]

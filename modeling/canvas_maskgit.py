@@ -1,0 +1,146 @@
+# Copyright 2026 The hf_vq authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
+# the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0
+"""What `MaskGitModel.generate` is given, checked and brought to one shape."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .masking_maskgit import draw_uniform
+
+
+@dataclass
+class Canvas:
+    """The images in the making.
+
+    Args:
+        tokens (`torch.LongTensor`): (batch, h, w, groups), each group's ids from 0; anything where hidden.
+        mask (`torch.BoolTensor`): Same shape, True where hidden.
+        class_labels (`torch.LongTensor`): (batch,), `num_classes` for the null class.
+        guidance_scale (`torch.FloatTensor`): (batch,), on the CPU.
+        generators (`list[torch.Generator]` or `torch.Generator`, *optional*): One for each image, or for all.
+    """
+
+    tokens: torch.Tensor
+    mask: torch.Tensor
+    class_labels: torch.Tensor
+    guidance_scale: torch.Tensor
+    generators: list[torch.Generator] | torch.Generator | None
+
+    def draw_uniform(self) -> torch.Tensor:
+        """Numbers in [0, 1) for all tokens, hidden or not: so an image's do not depend on other images or masks."""
+        shape, device = tuple(self.tokens.shape), self.tokens.device
+        if isinstance(self.generators, list):
+            return torch.stack([draw_uniform(shape[1:], generator, device) for generator in self.generators])
+        return draw_uniform(shape, self.generators, device)
+
+
+def prepare_canvas(
+    model: Any,
+    class_labels: int | Sequence[int] | torch.Tensor | None,
+    num_images: int | None,
+    guidance_scale: float | Sequence[float] | torch.Tensor,
+    image_tokens: torch.Tensor | None,
+    pixel_values: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+) -> Canvas:
+    """Checks the arguments of `generate` and expands each to all images.
+
+    Args:
+        model ([`MaskGitModel`]): in eval mode.
+        class_labels, num_images, guidance_scale, image_tokens, pixel_values, mask, generator: As for `generate`.
+
+    Raises:
+        `ValueError`: if they do not fit the model or each other.
+    """
+    device = model.device
+    if image_tokens is not None and pixel_values is not None:
+        raise ValueError("Pass `image_tokens` or `pixel_values`, not both.")
+    if pixel_values is not None:
+        image_tokens = model.encode(pixel_values.to(device))
+    if (image_tokens is None) != (mask is None):
+        raise ValueError(
+            "A mask and the images that it is for (`image_tokens` or `pixel_values`) need each other. The mask is "
+            "True where new tokens are wanted; `draw_mask(image_tokens.shape, 0.5)` makes a random one."
+        )
+    labels = None if class_labels is None else torch.as_tensor(class_labels).reshape(-1)
+    scale = torch.as_tensor(guidance_scale, dtype=torch.float32, device="cpu").reshape(-1)
+    if labels is None and (scale != 1).any():
+        raise ValueError(
+            "`guidance_scale` has no effect without `class_labels`: it leads away from images of no class. Leave it "
+            "at 1."
+        )
+    if not scale.isfinite().all():
+        raise ValueError(f"`guidance_scale` must be finite, got {scale.tolist()}.")
+    given: dict[str, torch.Tensor] = {"guidance_scale": scale}
+    if labels is not None:
+        given["class_labels"] = labels
+    if image_tokens is not None and mask is not None:
+        image_tokens = image_tokens.to(device)
+        given["mask"] = _to_token_mask(mask.to(device), image_tokens, model.config.vq_config.downsample_factor)
+        given["image_tokens"] = image_tokens
+    batch = _batch_size(num_images, {name: len(value) for name, value in given.items()})
+    given = {name: value.expand(batch, *value.shape[1:]) for name, value in given.items()}
+    if image_tokens is not None:
+        hidden = given["mask"]
+        tokens = model._to_local(given["image_tokens"], hidden)
+    else:
+        tokens = torch.zeros(
+            (batch, *model.config.grid_size, model.config.num_groups), dtype=torch.long, device=device
+        )
+        hidden = torch.ones_like(tokens, dtype=torch.bool)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        generator = list(generator)
+        if len(generator) != batch:
+            raise ValueError(
+                f"`generator` must be one, or one for each of the {batch} images, got a list of {len(generator)}."
+            )
+    return Canvas(
+        tokens=tokens,
+        mask=hidden.reshape(tokens.shape),
+        class_labels=model._to_labels(given["class_labels"].to(device) if labels is not None else None, batch, device),
+        guidance_scale=given["guidance_scale"],
+        generators=generator,
+    )
+
+
+def _batch_size(num_images: int | None, sizes: dict[str, int]) -> int:
+    """The number of images on which all that was given agrees; a single entry serves all images."""
+    if num_images is not None and num_images < 1:
+        raise ValueError(f"`num_images` must be at least 1, got {num_images}.")
+    batch = num_images or max(sizes.values(), default=1)
+    wrong = {name: size for name, size in sizes.items() if size not in (1, batch)}
+    if wrong or batch == 0:
+        counts = ", ".join(f"{size} in `{name}`" for name, size in sizes.items())
+        raise ValueError(
+            f"There must be one entry for each of the {batch} images, or a single one for all; got {counts}."
+        )
+    return batch
+
+
+def _to_token_mask(mask: torch.Tensor, image_tokens: torch.Tensor, factor: int) -> torch.Tensor:
+    """A mask of cells, tokens or pixels to one of tokens, (batch, h, w) or (batch, h, w, groups)."""
+    height, width, *groups = image_tokens.shape[1:]
+    shape = tuple(mask.shape)
+    if mask.dtype != torch.bool:
+        raise ValueError(f"`mask` must be booleans, True where new tokens are wanted, got {mask.dtype}.")
+    if mask.ndim == 2:
+        mask = mask.unsqueeze(0)
+    if mask.shape[1:] == image_tokens.shape[1:]:
+        return mask
+    if mask.shape[1:] == (height * factor, width * factor):
+        mask = mask.unflatten(2, (width, factor)).unflatten(1, (height, factor)).any(4).any(2)
+    if mask.shape[1:] != (height, width):
+        raise ValueError(
+            f"`mask` must have the shape ({height}, {width}) or (batch, {height}, {width}) of the grid of tokens, or "
+            f"({height * factor}, {width * factor}) of the pixels, got {shape}."
+        )
+    return mask.unsqueeze(-1).expand(*mask.shape, *groups) if groups else mask
+
+
+__all__ = ["Canvas", "prepare_canvas"]

@@ -1,0 +1,521 @@
+# Copyright 2026 The hf_vq authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
+# the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0
+"""MaskGitModel: a bidirectional transformer that fills in the hidden tokens of an image.
+
+    tokens, some hidden -embed-> states -layers-> states -head-> logits of every token
+
+The tokenizer is part of the model and frozen. `forward` hides random tokens and gives the loss of guessing them,
+`generate` (generation_maskgit.py) starts from hidden tokens and makes images.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .autoencoder_vq import eager_attention_forward
+from .configuration_maskgit import MaskGitConfig
+from .configuration_vq import VQConfig
+from .generation_maskgit import MaskGitSamplingMixin
+from .masking_maskgit import draw_mask, draw_uniform, mask_ratio
+from .modeling_vq import VQModel
+from .pipeline_maskgit import CUSTOM_PIPELINES
+
+# Wavelengths of the rotations run from 2 pi to 2 pi * 100 cells: grids have 8 to 64 rows, not thousands of words.
+_ROTARY_BASE = 100.0
+
+
+@dataclass
+class MaskGitOutput(ModelOutput):
+    r"""What [`MaskGitModel.forward`] returns.
+
+    Args:
+        loss (`torch.FloatTensor`, *optional*):
+            Scalar: cross entropy, in nats per token, of the hidden tokens (and of the visible ones as
+            `unmasked_loss_weight` says). `None` with `return_loss=False`.
+        logits (`torch.FloatTensor`):
+            (batch, h, w, codebook_size), or (batch, h, w, groups, codebook_size) with more than one group. There is
+            none for the mask: it cannot be drawn. With separate codebooks, group g's first is for the id
+            g * codebook_size.
+        image_tokens (`torch.LongTensor`): The tokens to be guessed, (batch, h, w) or (batch, h, w, groups).
+        mask (`torch.BoolTensor`): Which of them were hidden; the same shape.
+        hidden_states (`tuple[torch.FloatTensor, ...]`, *optional*):
+            With `output_hidden_states=True`: (batch, 1 + h * w, hidden_size), the input of each layer and the last
+            output. The first position is the class or register token.
+        attentions (`tuple[torch.FloatTensor, ...]`, *optional*):
+            With `output_attentions=True` and eager attention: weights (batch, heads, 1 + h * w, 1 + h * w).
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    image_tokens: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+def _norm(config: MaskGitConfig, width: int, affine: bool = True) -> nn.Module:
+    kind = nn.RMSNorm if config.norm_type == "rmsnorm" else nn.LayerNorm
+    return kind(width, eps=config.norm_eps, elementwise_affine=affine)
+
+
+def rotary_embedding(
+    height: int, width: int, head_dim: int, device: torch.device, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines that turn the first half of a head's channels by row, the second by column.
+
+    Returns:
+        `tuple`: two tensors (1 + height * width, head_dim). The first position, that of the class or register token,
+        is not turned.
+    """
+    exponents = torch.arange(0, head_dim // 2, 2, dtype=torch.float32, device=device) / (head_dim // 2)
+    frequencies = _ROTARY_BASE**-exponents
+    rows = torch.arange(height, device=device).repeat_interleave(width)
+    columns = torch.arange(width, device=device).repeat(height)
+    angles = torch.cat([rows[:, None] * frequencies, columns[:, None] * frequencies], 1)
+    angles = F.pad(angles, (0, 0, 1, 0)).repeat(1, 2)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def _rotate(states: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    cosines, sines = rotary
+    first, second = states.chunk(2, -1)
+    return states * cosines + torch.cat([-second, first], -1) * sines
+
+
+class MaskGitAttention(nn.Module):
+    """Self-attention over all tokens, with normalised queries and keys."""
+
+    def __init__(self, config: MaskGitConfig) -> None:
+        super().__init__()
+        self.config = config
+        # The four attributes that transformers' attention functions read.
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.num_key_value_groups = 1
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.q_norm = _norm(config, self.head_dim)
+        self.k_norm = _norm(config, self.head_dim)
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Keeps the shape (batch, positions, hidden_size); returns the attention weights, too, if there are any."""
+        batch, positions, width = hidden_states.shape
+        qkv = self.qkv(hidden_states).view(batch, positions, 3, -1, self.head_dim)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        query, key = self.q_norm(query), self.k_norm(key)
+        if rotary is not None:
+            query, key = _rotate(query, rotary), _rotate(key, rotary)
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attention_interface(
+            self,
+            query,
+            key,
+            value,
+            None,
+            dropout=self.config.dropout if self.training else 0.0,
+            scaling=self.scaling,
+            is_causal=False,
+            **kwargs,
+        )
+        return self.proj(output.reshape(batch, positions, width)), weights
+
+
+class MaskGitMLP(nn.Module):
+    """SwiGLU: (batch, positions, hidden_size) to the same."""
+
+    def __init__(self, config: MaskGitConfig) -> None:
+        super().__init__()
+        assert config.intermediate_size is not None
+        self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Keeps the shape."""
+        gate, up = self.gate_up(hidden_states).chunk(2, -1)
+        return self.down(F.silu(gate) * up)
+
+
+class MaskGitModulation(nn.Linear):
+    """Class embedding to shift, scale and gate of both sub-layers; a class of its own, as it starts at zero."""
+
+    def __init__(self, config: MaskGitConfig) -> None:
+        super().__init__(config.hidden_size, 6 * config.hidden_size)
+
+    def forward(self, condition: torch.Tensor) -> torch.Tensor:
+        """(batch, hidden_size) -> (batch, 1, 6 * hidden_size)."""
+        return super().forward(F.silu(condition)).unsqueeze(1)
+
+
+class MaskGitLayer(GradientCheckpointingLayer):
+    """Attention and SwiGLU, each after a norm and added to its input; with a modulation, both as the class says."""
+
+    def __init__(self, config: MaskGitConfig) -> None:
+        super().__init__()
+        has_modulation = config.class_conditioning == "adaln_zero"
+        self.norm1 = _norm(config, config.hidden_size, affine=not has_modulation)
+        self.attn = MaskGitAttention(config)
+        self.norm2 = _norm(config, config.hidden_size, affine=not has_modulation)
+        self.mlp = MaskGitMLP(config)
+        self.modulation = MaskGitModulation(config) if has_modulation else None
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        condition: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """(batch, positions, hidden_size) and the class embeddings (batch, hidden_size) -> the shape of the former."""
+        if self.modulation is None:
+            hidden_states = hidden_states + self.dropout(self.attn(self.norm1(hidden_states), rotary, **kwargs)[0])
+            return hidden_states + self.dropout(self.mlp(self.norm2(hidden_states)))
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).chunk(6, -1)
+        output, _ = self.attn(self.norm1(hidden_states) * (1 + scale1) + shift1, rotary, **kwargs)
+        hidden_states = hidden_states + gate1 * self.dropout(output)
+        output = self.mlp(self.norm2(hidden_states) * (1 + scale2) + shift2)
+        return hidden_states + gate2 * self.dropout(output)
+
+
+class MaskGitTransformer(nn.Module):
+    """Everything between tokens and head. Its shapes stay the same over all steps of sampling, for compilation."""
+
+    def __init__(self, config: MaskGitConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, groups = config.hidden_size, config.num_groups
+        self.embed_tokens = nn.Embedding(groups * config.codebook_size, width)
+        self.mask_embedding = nn.Parameter(torch.empty(groups, width))
+        self.class_embedding = nn.Embedding(config.num_classes + 1, width)  # the last one is the null class
+        # A token before the image's. Rotations alone tell positions apart only relative to it: on a canvas that is
+        # all hidden there is nothing else to see.
+        self.register = nn.Parameter(torch.empty(width)) if config.class_conditioning == "adaln_zero" else None
+        rows, columns = config.grid_size
+        self.position_embedding = (
+            nn.Parameter(torch.empty(rows * columns, width)) if config.position_type == "learned" else None
+        )
+        self.layers = nn.ModuleList(MaskGitLayer(config) for _ in range(config.num_hidden_layers))
+        self.norm = _norm(config, width)
+
+    def forward(
+        self, tokens: torch.Tensor, mask: torch.Tensor, class_labels: torch.Tensor, **kwargs: Any
+    ) -> torch.Tensor:
+        """Hidden states for the head.
+
+        Args:
+            tokens (`torch.LongTensor`): (batch, h, w, groups), each group's ids from 0; ignored where hidden.
+            mask (`torch.BoolTensor`): (batch, h, w, groups), True where hidden.
+            class_labels (`torch.LongTensor`): (batch,), `num_classes` for the null class.
+
+        Returns:
+            `torch.FloatTensor`: (batch, h * w, hidden_size).
+        """
+        batch, height, width, groups = tokens.shape
+        offsets = torch.arange(groups, device=tokens.device) * self.config.codebook_size
+        embedded = self.embed_tokens(tokens.masked_fill(mask, 0) + offsets)
+        hidden_states = torch.where(mask.unsqueeze(-1), self.mask_embedding, embedded).sum(3).flatten(1, 2)
+        if self.position_embedding is not None:
+            hidden_states = hidden_states + self.position_embedding
+        condition = self.class_embedding(class_labels)
+        first = condition if self.register is None else self.register.expand(batch, -1)
+        hidden_states = torch.cat([first.unsqueeze(1), hidden_states], 1)
+        rotary = None
+        if self.config.position_type == "rotary":
+            head_dim = self.config.hidden_size // self.config.num_attention_heads
+            rotary = rotary_embedding(height, width, head_dim, tokens.device, hidden_states.dtype)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, condition, rotary, **kwargs)
+        return self.norm(hidden_states)[:, 1:]
+
+
+class MaskGitPreTrainedModel(PreTrainedModel):
+    """What transformers has to know of a [`MaskGitModel`], and how its weights start."""
+
+    config: MaskGitConfig
+    base_model_prefix = "maskgit"
+    main_input_name = "image_tokens"
+    input_modalities = ["image"]
+    output_modalities = ["image"]
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["MaskGitLayer", *VQModel._no_split_modules]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": MaskGitLayer, "attentions": MaskGitAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, MaskGitModulation):
+            # A zero gate makes every layer the identity at first.
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
+            return
+        super()._init_weights(module)
+        if isinstance(module, MaskGitTransformer):
+            for parameter in (module.mask_embedding, module.register, module.position_embedding):
+                if parameter is not None:
+                    init.normal_(parameter, std=self.config.initializer_range)
+
+
+class MaskGitModel(MaskGitSamplingMixin, MaskGitPreTrainedModel):
+    r"""Masked generative image transformer with its tokenizer.
+
+    Args:
+        config ([`MaskGitConfig`]): Tokenizer, transformer and loss.
+        tokenizer ([`VQModel`], *optional*):
+            A trained tokenizer whose weights are copied; its config must be `config.vq_config`. Without it the
+            tokenizer has random weights until a checkpoint is loaded.
+
+    Raises:
+        `ValueError`: if the tokenizer's config differs from `config.vq_config`.
+
+    Example:
+
+    ```python
+    >>> tokenizer = VQModel.from_pretrained("user/vq-emoji")
+    >>> config = MaskGitConfig.from_preset("tiny", vq_config=tokenizer.config, num_classes=10)
+    >>> model = MaskGitModel(config, tokenizer=tokenizer)
+    >>> loss = model(image_tokens=image_tokens, class_labels=class_labels).loss  # hides random tokens
+    >>> images = model.eval().generate(class_labels=[3, 3, 7], guidance_scale=3.0).images
+    ```
+    """
+
+    _tied_weights_keys = {"head.weight": "transformer.embed_tokens.weight"}
+
+    def __init__(self, config: MaskGitConfig, tokenizer: VQModel | None = None) -> None:
+        super().__init__(config)
+        if tokenizer is not None:
+            _check_tokenizer(config, tokenizer)
+        self.transformer = MaskGitTransformer(config)
+        self.head = nn.Linear(config.hidden_size, config.num_groups * config.codebook_size)
+        self.tokenizer = VQModel(config.vq_config)
+        self.post_init()
+        if tokenizer is not None:
+            self.tokenizer.load_state_dict(tokenizer.state_dict())
+        self.train()
+
+    def train(self, mode: bool = True) -> "MaskGitModel":
+        """As every module's, but the tokenizer stays frozen, in eval mode.
+
+        `from_pretrained` makes all weights trainable and calls `eval()` at its end, so freezing belongs here.
+        """
+        super().train(mode)
+        self.tokenizer.requires_grad_(False).eval()
+        return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Embeddings of the tokens, group after group."""
+        return self.transformer.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the embeddings of the tokens."""
+        self.transformer.embed_tokens = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The head."""
+        return self.head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replaces the head."""
+        self.head = new_embeddings
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As every model's; what is saved brings the pipeline "image-generation" along."""
+        self.config.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)  # transformers writes into it
+        super().save_pretrained(*args, **kwargs)
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        image_tokens: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        class_labels: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+        return_loss: bool | None = True,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MaskGitOutput:
+        """Hides tokens and guesses them. Exactly one of `image_tokens` and `pixel_values` must be given.
+
+        In training mode classes are dropped (`class_dropout`) and targets smoothed (`label_smoothing`); in eval mode
+        the loss is the plain cross entropy.
+
+        Args:
+            image_tokens (`torch.LongTensor`, *optional*):
+                The tokenizer's ids, any integer dtype: (batch, h, w), or (batch, h, w, groups) with more than one
+                group. h and w are the config's `grid_size`, or with rotary positions anything.
+            pixel_values (`torch.FloatTensor`, *optional*): Images for the tokenizer, as for [`VQModel.encode`].
+            class_labels (`torch.LongTensor`, *optional*):
+                (batch,), values in [0, num_classes), or -1 for an image of no class. Without them none has one.
+            mask (`torch.BoolTensor`, *optional*):
+                True where a token is hidden: (batch, h, w), or (batch, h, w, groups) with more than one group.
+                Without it one is drawn as `mask_schedule` and `mask_count` say, in eval mode as well.
+            generator (`torch.Generator`, *optional*): Source of the random mask and of the dropped classes.
+            return_loss (`bool`, defaults to `True`): Whether to compute `loss`.
+
+        Returns:
+            [`MaskGitOutput`]: loss, logits, and what was hidden.
+
+        Raises:
+            `ValueError`: for a wrong shape or dtype, and for ids or labels out of range (unseen when training on an
+                accelerator, which would have to wait for the look).
+        """
+        if (image_tokens is None) == (pixel_values is None):
+            raise ValueError("Pass exactly one of `image_tokens` and `pixel_values`.")
+        if pixel_values is not None:
+            image_tokens = self.encode(pixel_values)
+        assert image_tokens is not None
+        tokens = self._to_local(image_tokens)
+        labels = self._to_labels(class_labels, len(tokens), tokens.device)
+        if mask is None:
+            progress = draw_uniform((len(tokens),), generator, tokens.device)
+            ratio = mask_ratio(progress, self.config.mask_schedule)
+            mask = draw_mask(tuple(image_tokens.shape), ratio, self.config.mask_count, generator, tokens.device)
+        elif mask.shape != image_tokens.shape or mask.dtype != torch.bool:
+            raise ValueError(
+                f"`mask` must be booleans of the tokens' shape {tuple(image_tokens.shape)}, got {mask.dtype} of shape "
+                f"{tuple(mask.shape)}. True hides a token."
+            )
+        if self.training and self.config.class_dropout > 0:
+            dropped = draw_uniform(tuple(labels.shape), generator, labels.device) < self.config.class_dropout
+            labels = labels.masked_fill(dropped, self.config.num_classes)
+
+        hidden_states = self.transformer(tokens, mask.view(tokens.shape), labels, **kwargs)
+        logits = self.head(hidden_states).view(*image_tokens.shape, self.config.codebook_size)
+        loss = self._loss(logits, tokens, mask) if return_loss else None
+        return MaskGitOutput(loss=loss, logits=logits, image_tokens=image_tokens.long(), mask=mask)
+
+    def _loss(self, logits: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        losses = F.cross_entropy(
+            logits.flatten(0, -2).float(),
+            tokens.flatten(),
+            reduction="none",
+            label_smoothing=self.config.label_smoothing if self.training else 0.0,
+        )
+        weights = torch.where(mask.flatten(), 1.0, float(self.config.unmasked_loss_weight))
+        return (losses * weights).sum() / weights.sum().clamp(min=1e-8)
+
+    @torch.no_grad()
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Images to the tokenizer's tokens, without gradients.
+
+        Args:
+            pixel_values (`torch.FloatTensor`): As for [`VQModel.encode`].
+
+        Returns:
+            `torch.LongTensor`: (batch, h, w), or (batch, h, w, groups) with more than one group.
+        """
+        tokens = self.tokenizer.encode(pixel_values).image_tokens
+        if tokens is None:
+            raise ValueError("The tokenizer gives no tokens under `no_vq`; call the model outside of it.")
+        return tokens
+
+    def _to_local(self, image_tokens: torch.Tensor, hidden: torch.Tensor | None = None) -> torch.Tensor:
+        """The tokenizer's ids to (batch, h, w, groups), counted from 0 in each group; `hidden` ones are not read."""
+        config = self.config
+        groups, dtype = config.num_groups, image_tokens.dtype
+        if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
+            raise ValueError(f"`image_tokens` must be integers, got {dtype}. For images use `pixel_values`.")
+        if image_tokens.ndim != (3 if groups == 1 else 4) or (groups > 1 and image_tokens.shape[-1] != groups):
+            shape = "(batch, h, w)" if groups == 1 else f"(batch, h, w, {groups})"
+            raise ValueError(
+                f"`image_tokens` must have the shape {shape}, got {tuple(image_tokens.shape)}. Reshape a flat "
+                "sequence of tokens to its grid."
+            )
+        if config.position_type == "learned" and tuple(image_tokens.shape[1:3]) != config.grid_size:
+            raise ValueError(
+                f"This model is made for grids of {config.grid_size[0]} x {config.grid_size[1]} tokens, got "
+                f"{image_tokens.shape[1]} x {image_tokens.shape[2]}. Images of another size or another tokenizer made "
+                'them; only `position_type="rotary"` takes any grid.'
+            )
+        tokens = image_tokens.long().reshape(*image_tokens.shape[:3], groups) - self._first_ids(image_tokens.device)
+        if hidden is not None:
+            tokens = tokens.masked_fill(hidden.reshape(tokens.shape), 0)
+        if self._checks_range(tokens) and not ((tokens >= 0) & (tokens < config.codebook_size)).all():
+            raise ValueError(
+                f"`image_tokens` holds ids that this model's tokenizer does not have: it has {groups} x "
+                f"{config.codebook_size} codes, the ids are {image_tokens.min()} to {image_tokens.max()}. Use the "
+                "tokens of the tokenizer that the model was made with."
+            )
+        return tokens
+
+    def _to_global(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(batch, h, w, groups), counted from 0 in each group, to the tokenizer's ids."""
+        tokens = tokens + self._first_ids(tokens.device)
+        return tokens.squeeze(-1) if self.config.num_groups == 1 else tokens
+
+    def _first_ids(self, device: torch.device) -> torch.Tensor:
+        stride = 0 if self.config.vq_config.share_codebook else self.config.codebook_size
+        return torch.arange(self.config.num_groups, device=device) * stride
+
+    def _to_labels(self, class_labels: torch.Tensor | None, batch: int, device: torch.device) -> torch.Tensor:
+        """Class labels (batch,), the null class without any."""
+        num_classes = self.config.num_classes
+        if class_labels is None:
+            return torch.full((batch,), num_classes, device=device)
+        if num_classes == 0:
+            raise ValueError("This model has no classes (`num_classes=0`); leave `class_labels` out.")
+        if class_labels.dtype.is_floating_point or class_labels.dtype == torch.bool or class_labels.shape != (batch,):
+            raise ValueError(
+                f"`class_labels` must be integers of the shape ({batch},), got {class_labels.dtype} of shape "
+                f"{tuple(class_labels.shape)}."
+            )
+        labels = class_labels.long()
+        if self._checks_range(labels) and not ((labels >= -1) & (labels < num_classes)).all():
+            raise ValueError(
+                f"`class_labels` must be in [0, {num_classes}), or -1 for an image of no class, got {labels.min()} to "
+                f"{labels.max()}."
+            )
+        return labels.masked_fill(labels == -1, num_classes)
+
+    def _checks_range(self, values: torch.Tensor) -> bool:
+        # A look at the values makes an accelerator wait, in every step of a training.
+        return (values.device.type == "cpu" or not self.training) and not torch.compiler.is_compiling()
+
+
+def _check_tokenizer(config: MaskGitConfig, tokenizer: VQModel) -> None:
+    """Raises a `ValueError` that names the fields in which a tokenizer differs from `vq_config`."""
+    assert isinstance(config.vq_config, PreTrainedConfig)
+    different = {
+        name: (getattr(tokenizer.config, name), getattr(config.vq_config, name))
+        for name in VQConfig.__annotations__
+        if getattr(tokenizer.config, name) != getattr(config.vq_config, name)
+    }
+    if different:
+        differences = ", ".join(
+            f"{name} is {is_} instead of {should_be}" for name, (is_, should_be) in different.items()
+        )
+        raise ValueError(
+            f"The tokenizer does not match `config.vq_config`: {differences}. Make the config with "
+            "`MaskGitConfig(vq_config=tokenizer.config, ...)`."
+        )
+
+
+MaskGitModel.register_for_auto_class("AutoModel")
+
+__all__ = ["MaskGitModel", "MaskGitOutput", "MaskGitPreTrainedModel"]

@@ -1,0 +1,165 @@
+# Copyright 2026 The hf_vq authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
+# the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0
+"""The mathematics of drawing tokens: probabilities, draws, guidance, and the Halton order. Pure functions."""
+
+import math
+from functools import lru_cache
+from typing import Literal
+
+import torch
+
+GuidanceSchedule = Literal["constant", "linear", "power_cosine"]
+
+
+def guidance_scales(
+    scale: torch.Tensor, num_steps: int, schedule: GuidanceSchedule = "constant", power: float = 3.0
+) -> torch.Tensor:
+    """The factor s of `u + s (c - u)` in each step: `1 + (scale - 1) f(step / num_steps)`, steps counted from 0.
+
+    f(r) is 1, r, or `(1 - cos(pi r^power)) / 2`, which MaskBit takes.
+
+    Args:
+        scale (`torch.FloatTensor`): (batch,).
+        num_steps (`int`): At least 1.
+        schedule (`"constant"`, `"linear"` or `"power_cosine"`): f.
+        power (`float`): Of `"power_cosine"`, above 0.
+
+    Returns:
+        `torch.FloatTensor`: (num_steps, batch).
+
+    Raises:
+        `ValueError`: for an unknown schedule, or a power that is not above 0.
+    """
+    progress = torch.arange(num_steps, dtype=scale.dtype) / num_steps
+    if schedule == "constant":
+        weight = torch.ones_like(progress)
+    elif schedule == "linear":
+        weight = progress
+    elif schedule == "power_cosine":
+        if not power > 0:
+            raise ValueError(f"`guidance_power` must be above 0, got {power}.")
+        weight = (1 - torch.cos(math.pi * progress**power)) / 2
+    else:
+        raise ValueError(f'`guidance_schedule` must be "constant", "linear" or "power_cosine", got {schedule!r}.')
+    return 1 + (scale - 1) * weight[:, None]
+
+
+def sampling_probabilities(
+    logits: torch.Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+) -> torch.Tensor:
+    """Softmax of `logits / temperature`, cut to the likeliest codes.
+
+    Args:
+        logits (`torch.FloatTensor`): (..., codes).
+        temperature (`float`): Above 0; less than 1 sharpens.
+        top_k (`int`, *optional*): Keeps this many codes, and those as likely as the last of them.
+        top_p (`float`, *optional*): Of these, keeps the likeliest until their probabilities reach `top_p`.
+
+    Returns:
+        `torch.FloatTensor`: (..., codes) in float32, sums of 1.
+    """
+    logits = logits.float() / temperature
+    if top_k is not None and top_k < logits.shape[-1]:
+        threshold = logits.topk(top_k).values[..., -1:]
+        logits = logits.masked_fill(logits < threshold, -torch.inf)
+    probabilities = logits.softmax(-1)
+    if top_p is not None and top_p < 1:
+        ordered, codes = probabilities.sort(-1, descending=True)
+        # The likeliest one stays: nothing comes before it.
+        ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0)
+        probabilities = torch.zeros_like(probabilities).scatter(-1, codes, ordered)
+        probabilities = probabilities / probabilities.sum(-1, keepdim=True)
+    return probabilities
+
+
+def draw_tokens(probabilities: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """One code for each distribution, by the inverse of its cumulative sum: one random number instead of one a code.
+
+    Args:
+        probabilities (`torch.FloatTensor`): (..., codes), at least 0; codes of probability 0 are never drawn.
+        uniform (`torch.FloatTensor`): (...), in [0, 1).
+
+    Returns:
+        `torch.LongTensor`: (...).
+    """
+    cumulative = probabilities.cumsum(-1)
+    total = cumulative[..., -1]
+    # Rounding up to the total would find the first code beyond all that are possible.
+    value = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, value.unsqueeze(-1), right=True).squeeze(-1)
+
+
+def gumbel(uniform: torch.Tensor) -> torch.Tensor:
+    """Numbers in [0, 1) to Gumbel noise."""
+    exponential = -torch.log(uniform.clamp(min=1e-20))
+    return -torch.log(exponential.clamp(min=1e-20))
+
+
+@lru_cache(maxsize=64)
+def halton_order(height: int, width: int) -> tuple[int, ...]:
+    """The cells of a grid in the order in which the Halton sequence first meets them.
+
+    Point i = 1, 2, ... lies in row `floor(height * phi_2(i))` and column `floor(width * phi_3(i))`, phi_b being the
+    radical inverse in base b (Halton-MaskGIT, arXiv 2503.17076). The sequence goes on until all cells are met. Whole
+    numbers throughout: rounding would move points that lie on a border.
+
+    Args:
+        height, width (`int`): Of the grid, at least 1.
+
+    Returns:
+        `tuple[int, ...]`: the numbers row * width + column, each once.
+    """
+    count = 2 * height * width
+    while True:
+        index = torch.arange(1, count + 1)
+        cells = _scaled_radical_inverse(index, 2, height) * width + _scaled_radical_inverse(index, 3, width)
+        order = tuple(dict.fromkeys(cells.tolist()))
+        if len(order) == height * width:
+            return order
+        count *= 2
+
+
+def _scaled_radical_inverse(index: torch.Tensor, base: int, size: int) -> torch.Tensor:
+    """`floor(size * phi_base(index))`: the digits of index, mirrored at the point."""
+    numerator, denominator, rest = torch.zeros_like(index), 1, index
+    while rest.any():
+        numerator = numerator * base + rest % base
+        denominator *= base
+        rest = rest // base
+    return size * numerator // denominator
+
+
+def halton_ranks(mask: torch.Tensor) -> torch.Tensor:
+    """The turn of each hidden token in its image: cells in Halton order, one group after the other.
+
+    Args:
+        mask (`torch.BoolTensor`): (batch, h, w, groups), True where hidden.
+
+    Returns:
+        `torch.LongTensor`: same shape; 0, 1, ... for the hidden tokens, larger numbers for the others.
+    """
+    batch, height, width, groups = mask.shape
+    order = torch.tensor(halton_order(height, width), device=mask.device)
+    turns = torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=mask.device))
+    turns = turns[:, None] + torch.arange(groups, device=mask.device) * len(order)
+    turns = turns.flatten().expand(batch, -1).masked_fill(~mask.flatten(1), groups * len(order))
+    return ranks(turns).view(mask.shape)
+
+
+def ranks(values: torch.Tensor) -> torch.Tensor:
+    """The place of each number in its row in ascending order, from 0; of equal ones the left comes first."""
+    return values.argsort(dim=1, stable=True).argsort(1)
+
+
+__all__ = [
+    "GuidanceSchedule",
+    "draw_tokens",
+    "guidance_scales",
+    "gumbel",
+    "halton_order",
+    "halton_ranks",
+    "ranks",
+    "sampling_probabilities",
+]
