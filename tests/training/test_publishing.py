@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -90,3 +91,23 @@ def test_a_run_that_may_not_push_ends_before_it_begins(
     with pytest.raises((HubError, ValueError), match=name):
         trainer.train()
     assert trainer.step == 0 and not hub.store.repositories
+
+
+def test_two_processes_publish_once(hub: HubServer, tmp_path: Path) -> None:
+    """The main process alone talks to the Hub; both come to their end."""
+    script = Path(__file__).parents[2] / "scripts" / "train_tokenizer.py"
+    command = [
+        *("torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)),
+        *("--dataset", "noto-emoji-32", "--eval_split", "test", "--max_eval_images", "8", "--check_images_up_to", "0"),
+        *("--architecture", "sqvae", "--image_size", "32", "--base_channels", "8", "--num_codes", "16"),
+        *("--max_steps", "2", "--train_batch_size", "2", "--use_cpu", "--disable_tqdm"),
+        *("--output_dir", str(tmp_path / "emoji-vq"), "--push_to_hub"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run([sys.executable, "-m", *command], env=environment, capture_output=True, text=True)
+
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert len(hub.store.repositories["models", "alice/emoji-vq"].history()) == 2
+    assert [path for _, path in hub.requests].count("/api/models/alice/emoji-vq/commit/main") == 1
+    card = ModelCard.load("alice/emoji-vq")
+    assert "| noto-emoji-32 | test | 8 |" in card.text and "| processes | 2 x cpu |" in card.text
