@@ -64,7 +64,8 @@ class MaskGitConfig(PreTrainedConfig):
     model_type = "hf_maskgit"
     sub_configs_defaults = {"vq_config": VQConfig}  # type: ignore[dict-item]
 
-    vq_config: dict | PreTrainedConfig | None = None
+    # Not `VQConfig`: code from the Hub and code of this package have a class of that name each.
+    vq_config: Any = None
     num_classes: int = 0
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -106,11 +107,6 @@ class MaskGitConfig(PreTrainedConfig):
         if not type(self).__module__.startswith(f"{TRANSFORMERS_DYNAMIC_MODULE_NAME}."):
             # Written for `trust_remote_code`. Read here, it would hide the registered pipeline and ask for the flag.
             kwargs.pop("custom_pipelines", None)
-        if self.id2label is not None and len(self.id2label) != self.num_classes:
-            raise ValueError(
-                f"`id2label` must name all classes, got {len(self.id2label)} names for {self.num_classes} classes "
-                "(`num_classes`)."
-            )
         kwargs.setdefault("num_labels", self.num_classes)
         super().__post_init__(**kwargs)
 
@@ -126,8 +122,8 @@ class MaskGitConfig(PreTrainedConfig):
     @property
     def codebook_size(self) -> int:
         """`int`: codes that a token of one group may be; all of the tokenizer's, unless its groups share them out."""
-        vq_config = self.vq_config
-        return vq_config.num_codes if vq_config.share_codebook else vq_config.num_codes // vq_config.num_groups
+        books = 1 if self.vq_config.share_codebook else self.vq_config.num_groups
+        return self.vq_config.num_codes // books
 
     @property
     def grid_size(self) -> tuple[int, int]:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from PIL import Image
 from transformers.utils import ModelOutput
 
 from .canvas_maskgit import Canvas, prepare_canvas
@@ -85,7 +84,7 @@ class MaskGitGenerateOutput(ModelOutput):
             -1 where there is none yet. The last one is `image_tokens`.
     """
 
-    images: list[Image.Image] | torch.Tensor | None = None
+    images: Any = None
     image_tokens: torch.Tensor | None = None
     intermediates: torch.Tensor | None = None
 

@@ -11,32 +11,26 @@ The tokenizer is part of the model and frozen. `forward` hides random tokens and
 """
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .autoencoder_vq import eager_attention_forward
 from .configuration_maskgit import MaskGitConfig
 from .configuration_vq import VQConfig
 from .generation_maskgit import MaskGitSamplingMixin
 from .masking_maskgit import draw_mask, draw_uniform, mask_ratio
 from .modeling_vq import VQModel
 from .pipeline_maskgit import CUSTOM_PIPELINES
-
-# Wavelengths of the rotations run from 2 pi to 2 pi * 100 cells: grids have 8 to 64 rows, not thousands of words.
-_ROTARY_BASE = 100.0
+from .transformer_maskgit import MaskGitAttention, MaskGitLayer, MaskGitModulation, MaskGitTransformer
 
 
 @dataclass
@@ -66,189 +60,6 @@ class MaskGitOutput(ModelOutput):
     mask: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
-
-
-def _norm(config: MaskGitConfig, width: int, affine: bool = True) -> nn.Module:
-    kind = nn.RMSNorm if config.norm_type == "rmsnorm" else nn.LayerNorm
-    return kind(width, eps=config.norm_eps, elementwise_affine=affine)
-
-
-def rotary_embedding(
-    height: int, width: int, head_dim: int, device: torch.device, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines that turn the first half of a head's channels by row, the second by column.
-
-    Returns:
-        `tuple`: two tensors (1 + height * width, head_dim). The first position, that of the class or register token,
-        is not turned.
-    """
-    exponents = torch.arange(0, head_dim // 2, 2, dtype=torch.float32, device=device) / (head_dim // 2)
-    frequencies = _ROTARY_BASE**-exponents
-    rows = torch.arange(height, device=device).repeat_interleave(width)
-    columns = torch.arange(width, device=device).repeat(height)
-    angles = torch.cat([rows[:, None] * frequencies, columns[:, None] * frequencies], 1)
-    angles = F.pad(angles, (0, 0, 1, 0)).repeat(1, 2)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-def _rotate(states: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    cosines, sines = rotary
-    first, second = states.chunk(2, -1)
-    return states * cosines + torch.cat([-second, first], -1) * sines
-
-
-class MaskGitAttention(nn.Module):
-    """Self-attention over all tokens, with normalised queries and keys."""
-
-    def __init__(self, config: MaskGitConfig) -> None:
-        super().__init__()
-        self.config = config
-        # The four attributes that transformers' attention functions read.
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        self.scaling = self.head_dim**-0.5
-        self.is_causal = False
-        self.num_key_value_groups = 1
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
-        self.q_norm = _norm(config, self.head_dim)
-        self.k_norm = _norm(config, self.head_dim)
-        self.proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        rotary: tuple[torch.Tensor, torch.Tensor] | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Keeps the shape (batch, positions, hidden_size); returns the attention weights, too, if there are any."""
-        batch, positions, width = hidden_states.shape
-        qkv = self.qkv(hidden_states).view(batch, positions, 3, -1, self.head_dim)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        query, key = self.q_norm(query), self.k_norm(key)
-        if rotary is not None:
-            query, key = _rotate(query, rotary), _rotate(key, rotary)
-        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        output, weights = attention_interface(
-            self,
-            query,
-            key,
-            value,
-            None,
-            dropout=self.config.dropout if self.training else 0.0,
-            scaling=self.scaling,
-            is_causal=False,
-            **kwargs,
-        )
-        return self.proj(output.reshape(batch, positions, width)), weights
-
-
-class MaskGitMLP(nn.Module):
-    """SwiGLU: (batch, positions, hidden_size) to the same."""
-
-    def __init__(self, config: MaskGitConfig) -> None:
-        super().__init__()
-        assert config.intermediate_size is not None
-        self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Keeps the shape."""
-        gate, up = self.gate_up(hidden_states).chunk(2, -1)
-        return self.down(F.silu(gate) * up)
-
-
-class MaskGitModulation(nn.Linear):
-    """Class embedding to shift, scale and gate of both sub-layers; a class of its own, as it starts at zero."""
-
-    def __init__(self, config: MaskGitConfig) -> None:
-        super().__init__(config.hidden_size, 6 * config.hidden_size)
-
-    def forward(self, condition: torch.Tensor) -> torch.Tensor:
-        """(batch, hidden_size) -> (batch, 1, 6 * hidden_size)."""
-        return super().forward(F.silu(condition)).unsqueeze(1)
-
-
-class MaskGitLayer(GradientCheckpointingLayer):
-    """Attention and SwiGLU, each after a norm and added to its input; with a modulation, both as the class says."""
-
-    def __init__(self, config: MaskGitConfig) -> None:
-        super().__init__()
-        has_modulation = config.class_conditioning == "adaln_zero"
-        self.norm1 = _norm(config, config.hidden_size, affine=not has_modulation)
-        self.attn = MaskGitAttention(config)
-        self.norm2 = _norm(config, config.hidden_size, affine=not has_modulation)
-        self.mlp = MaskGitMLP(config)
-        self.modulation = MaskGitModulation(config) if has_modulation else None
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        condition: torch.Tensor,
-        rotary: tuple[torch.Tensor, torch.Tensor] | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
-        """(batch, positions, hidden_size) and the class embeddings (batch, hidden_size) -> the shape of the former."""
-        if self.modulation is None:
-            hidden_states = hidden_states + self.dropout(self.attn(self.norm1(hidden_states), rotary, **kwargs)[0])
-            return hidden_states + self.dropout(self.mlp(self.norm2(hidden_states)))
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).chunk(6, -1)
-        output, _ = self.attn(self.norm1(hidden_states) * (1 + scale1) + shift1, rotary, **kwargs)
-        hidden_states = hidden_states + gate1 * self.dropout(output)
-        output = self.mlp(self.norm2(hidden_states) * (1 + scale2) + shift2)
-        return hidden_states + gate2 * self.dropout(output)
-
-
-class MaskGitTransformer(nn.Module):
-    """Everything between tokens and head. Its shapes stay the same over all steps of sampling, for compilation."""
-
-    def __init__(self, config: MaskGitConfig) -> None:
-        super().__init__()
-        self.config = config
-        width, groups = config.hidden_size, config.num_groups
-        self.embed_tokens = nn.Embedding(groups * config.codebook_size, width)
-        self.mask_embedding = nn.Parameter(torch.empty(groups, width))
-        self.class_embedding = nn.Embedding(config.num_classes + 1, width)  # the last one is the null class
-        # A token before the image's. Rotations alone tell positions apart only relative to it: on a canvas that is
-        # all hidden there is nothing else to see.
-        self.register = nn.Parameter(torch.empty(width)) if config.class_conditioning == "adaln_zero" else None
-        rows, columns = config.grid_size
-        self.position_embedding = (
-            nn.Parameter(torch.empty(rows * columns, width)) if config.position_type == "learned" else None
-        )
-        self.layers = nn.ModuleList(MaskGitLayer(config) for _ in range(config.num_hidden_layers))
-        self.norm = _norm(config, width)
-
-    def forward(
-        self, tokens: torch.Tensor, mask: torch.Tensor, class_labels: torch.Tensor, **kwargs: Any
-    ) -> torch.Tensor:
-        """Hidden states for the head.
-
-        Args:
-            tokens (`torch.LongTensor`): (batch, h, w, groups), each group's ids from 0; ignored where hidden.
-            mask (`torch.BoolTensor`): (batch, h, w, groups), True where hidden.
-            class_labels (`torch.LongTensor`): (batch,), `num_classes` for the null class.
-
-        Returns:
-            `torch.FloatTensor`: (batch, h * w, hidden_size).
-        """
-        batch, height, width, groups = tokens.shape
-        offsets = torch.arange(groups, device=tokens.device) * self.config.codebook_size
-        embedded = self.embed_tokens(tokens.masked_fill(mask, 0) + offsets)
-        hidden_states = torch.where(mask.unsqueeze(-1), self.mask_embedding, embedded).sum(3).flatten(1, 2)
-        if self.position_embedding is not None:
-            hidden_states = hidden_states + self.position_embedding
-        condition = self.class_embedding(class_labels)
-        first = condition if self.register is None else self.register.expand(batch, -1)
-        hidden_states = torch.cat([first.unsqueeze(1), hidden_states], 1)
-        rotary = None
-        if self.config.position_type == "rotary":
-            head_dim = self.config.hidden_size // self.config.num_attention_heads
-            rotary = rotary_embedding(height, width, head_dim, tokens.device, hidden_states.dtype)
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, condition, rotary, **kwargs)
-        return self.norm(hidden_states)[:, 1:]
 
 
 class MaskGitPreTrainedModel(PreTrainedModel):
@@ -500,7 +311,6 @@ class MaskGitModel(MaskGitSamplingMixin, MaskGitPreTrainedModel):
 
 def _check_tokenizer(config: MaskGitConfig, tokenizer: VQModel) -> None:
     """Raises a `ValueError` that names the fields in which a tokenizer differs from `vq_config`."""
-    assert isinstance(config.vq_config, PreTrainedConfig)
     different = {
         name: (getattr(tokenizer.config, name), getattr(config.vq_config, name))
         for name in VQConfig.__annotations__
