@@ -6,7 +6,7 @@
 
 Importing this package registers its classes, so that `AutoConfig`, `AutoModel`, `AutoImageProcessor` and `pipeline`
 load its checkpoints without `trust_remote_code`. The trainers need the extra `hf_vq[train]` and are imported on first
-use.
+use, as is `load_token_dataset`.
 """
 
 from importlib import import_module
@@ -37,11 +37,13 @@ from .modeling import (
 from .modeling.version_vq import __version__
 
 if TYPE_CHECKING:
+    from .token_data import load_token_dataset as load_token_dataset
     from .training.arguments import TokenizerTrainingArguments as TokenizerTrainingArguments
     from .training.tokenizer_trainer import TokenizerTrainer as TokenizerTrainer
 
 # Name -> module. Not in `__all__`: a star import has to work in an installation without the extra.
 _NEEDS_TRAIN_EXTRA = {
+    "load_token_dataset": ".token_data",
     "TokenizerTrainer": ".training.tokenizer_trainer",
     "TokenizerTrainingArguments": ".training.arguments",
 }

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import datasets
+from huggingface_hub import HfApi, is_offline_mode
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +90,25 @@ def image_splits(dataset: str, *, revision: str | None = None, name: str | None 
         with _explained(where):
             return datasets.get_dataset_split_names(dataset, name, revision=revision)
     return list(files.images or files.tables)
+
+
+def pinned_revision(dataset: str, revision: str | None = None) -> str | None:
+    """The commit that a revision of a Hub data set stands for now; None for the sample and for local files.
+
+    Without a connection (`HF_HUB_OFFLINE`) the revision as it is. Errors are those of `load_images`.
+    """
+    where = repr(str(dataset))
+    if Path(dataset).expanduser().exists() or _find_files(dataset, where) is not None:
+        return None
+    if is_offline_mode():
+        return revision
+    try:
+        return HfApi().dataset_info(dataset, revision=revision).sha
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise FileNotFoundError(
+            f"no images found in {where}: there is no such Hub data set that you can read, or it has no revision "
+            f"{revision or 'main'!r} ({error})"
+        ) from error
 
 
 class _Files(NamedTuple):

@@ -7,21 +7,22 @@ import dataclasses
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from transformers import HfArgumentParser, PreTrainedConfig
 
-from hf_vq.training.arguments import BaseTrainingArguments
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
-Arguments = TypeVar("Arguments", bound=BaseTrainingArguments)
+Arguments = TypeVar("Arguments", bound="DataclassInstance")
 
 MODEL_SECTION = "model"
 
 
 def parse_command_line(
     arguments_class: type[Arguments],
-    config_class: type[PreTrainedConfig],
+    config_class: type[PreTrainedConfig] | None,
     argv: Sequence[str],
     description: str | None = None,
 ) -> tuple[Arguments, dict[str, Any]]:
@@ -32,7 +33,8 @@ def parse_command_line(
 
     Args:
         arguments_class: The dataclass of the trainer.
-        config_class: The model's configuration class, which says the names of its fields.
+        config_class: The model's configuration class, which says the names of its fields. None for scripts that take
+            no such fields.
         argv: The words after the script's name.
         description: Shown by `--help`.
 
@@ -43,11 +45,12 @@ def parse_command_line(
         ValueError: For a field that does not exist (the nearest one is named) or a value of the wrong type.
     """
     training_names = {field.name for field in dataclasses.fields(arguments_class)}
-    model_names = model_field_names(config_class)
+    model_names = model_field_names(config_class) if config_class else set()
+    model_help = f"Model fields ({config_class.__name__}), also as --model.FIELD: " if config_class else ""
     parser = _ArgumentParser(
         arguments_class,  # type: ignore[arg-type]
         description=description,
-        epilog=f"Model fields ({config_class.__name__}), also as --model.FIELD: {', '.join(sorted(model_names))}.",
+        epilog=f"{model_help}{', '.join(sorted(model_names))}." if model_help else None,
         formatter_class=argparse.RawDescriptionHelpFormatter if description else argparse.HelpFormatter,
         allow_abbrev=False,
         conflict_handler="resolve",
@@ -57,7 +60,7 @@ def parse_command_line(
     recipe_path, words = _take_config(list(argv))
     recipe, model = read_recipe(recipe_path, training_names, model_names) if recipe_path else ({}, {})
     training_words, model_overrides = _split_words(words, training_names, model_names)
-    types = {field.name: field.type for field in dataclasses.fields(config_class)}
+    types = {field.name: field.type for field in dataclasses.fields(config_class)} if config_class else {}
     model = {name: _as_field(value, types[name]) for name, value in {**model, **model_overrides}.items()}
     arguments = parser.parse_args_into_dataclasses(_as_words(recipe) + training_words)[0]
     return arguments, model

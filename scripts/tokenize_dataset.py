@@ -1,0 +1,35 @@
+"""Tokenize an image data set: parquet files of image tokens, with a manifest that says what made them.
+
+    accelerate launch scripts/tokenize_dataset.py --tokenizer out/final --dataset noto-emoji-32 --output_dir tokens
+
+The data set is a folder of images, parquet files, a Hub id, or the sample, and is tokenized with all its splits. A run
+that was stopped goes on when the same command is given again. Any number of processes write the same files; two on a
+machine without GPUs: `ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes 2 ...`, or torchrun.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from hf_vq.tokenization import TokenizationArguments, tokenize_dataset
+from hf_vq.training.command_line import parse_command_line
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses the command line and tokenizes."""
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        args, _ = parse_command_line(TokenizationArguments, None, words, __doc__)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+    logging.basicConfig(
+        format="%(message)s", level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
+    )
+    tokenize_dataset(args)
+
+
+if __name__ == "__main__":
+    main()
