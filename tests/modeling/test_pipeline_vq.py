@@ -294,7 +294,7 @@ def test_a_bad_image_is_named(pipe, images, tokens, tmp_path, capfd, name):
 def test_an_error_of_the_server_is_named(pipe, hub):
     """A URL that answers with an error status is not taken for an image."""
     hub.store.create("models", "alice/images", False)
-    with pytest.raises(ValueError, match=r"The image \(http.*/nothing\.png\).*404"):
+    with pytest.raises(ValueError, match=r"The image \(http.*/nothing\.png\).*404 Not Found"):
         pipe(f"{hub.url}/alice/images/resolve/main/nothing.png")
 
 
