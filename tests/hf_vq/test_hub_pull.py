@@ -171,6 +171,7 @@ def test_a_newer_version_is_noticed(pushed: VQModel, hub: HubServer) -> None:
     for loader in (hf_vq.from_hub, AutoModel.from_pretrained):
         with pytest.raises(ValueError, match="made with hf_vq 99.0.0, newer than .*pip install --upgrade hf_vq"):
             loader(NAME)
+    assert not [path for _, path in hub.requests if path.endswith("/model.safetensors")]  # none that would be useless
     for version in (hf_vq.__version__.rpartition(".")[0] + ".999", None):
         edit_config(hub, hf_vq_version=version)
         assert_same(hf_vq.from_hub(NAME)[0], pushed)
