@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -21,11 +22,6 @@ class BaseTrainingArguments:
     )
 
     # Data
-    dataset: str | None = field(
-        default=None,
-        metadata={"help": "Hub id, folder of images, parquet file(s), or noto-emoji-32, the sample."},
-    )
-    dataset_revision: str | None = field(default=None, metadata={"help": "Commit, branch or tag of a Hub data set."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str | None = field(
         default=None, metadata={"help": "Held-out split; without one, eval_fraction of the train split is held out."}
@@ -33,19 +29,7 @@ class BaseTrainingArguments:
     eval_fraction: float = field(
         default=0.05, metadata={"help": "Part of the train split held out when there is no eval_split (0 = none)."}
     )
-    image_column: str | None = field(default=None, metadata={"help": "Column with the images (found if not given)."})
-    streaming: bool = field(default=False, metadata={"help": "Read the data set as a stream, without storing it."})
-    strict: bool = field(
-        default=False, metadata={"help": "Stop at an image that cannot be read, instead of skipping and counting it."}
-    )
-    check_images_up_to: int = field(
-        default=20_000,
-        metadata={"help": "Data sets up to this size are decoded once at the start, to list unreadable images."},
-    )
-    shuffle_buffer: int = field(default=2_000, metadata={"help": "Images that a stream holds for shuffling."})
-    random_flip: bool = field(default=True, metadata={"help": "Mirror half of the training images."})
-    random_crop: bool = field(default=False, metadata={"help": "Crop training images at random, not in the centre."})
-    dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that read images (0 = none)."})
+    dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that read the data (0 = none)."})
 
     # Length and batches
     max_steps: int = field(default=10_000, metadata={"help": "Optimizer steps of the run."})
@@ -106,9 +90,9 @@ class BaseTrainingArguments:
     # These have no influence on the weights, so a resumed run may change them.
     free_on_resume: ClassVar[frozenset[str]] = frozenset(
         {
-            "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "check_images_up_to",
-            "dataloader_num_workers", "eval_batch_size", "max_eval_images", "use_cpu", "logging_steps", "eval_steps",
-            "save_steps", "save_total_limit", "report_to", "run_name", "disable_tqdm", "push_to_hub", "hub_model_id",
+            "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "dataloader_num_workers",
+            "eval_batch_size", "max_eval_images", "use_cpu", "logging_steps", "eval_steps", "save_steps",
+            "save_total_limit", "report_to", "run_name", "disable_tqdm", "push_to_hub", "hub_model_id",
             "hub_private_repo",
         }
     )  # fmt: skip
@@ -121,7 +105,7 @@ class BaseTrainingArguments:
             self._require(name, getattr(self, name) > 0, "greater than 0")
         for name in (
             "weight_decay", "warmup_steps", "max_grad_norm", "logging_steps", "eval_steps", "save_steps",
-            "dataloader_num_workers", "check_images_up_to", "shuffle_buffer",
+            "dataloader_num_workers",
         ):  # fmt: skip
             self._require(name, getattr(self, name) >= 0, "0 or more")
         for name in ("adam_beta1", "adam_beta2", "ema_decay", "eval_fraction"):
@@ -153,7 +137,38 @@ class BaseTrainingArguments:
 
 
 @dataclass
-class TokenizerTrainingArguments(BaseTrainingArguments):
+class ImageTrainingArguments(BaseTrainingArguments):
+    """Settings of runs that read images."""
+
+    # Images
+    dataset: str | None = field(
+        default=None,
+        metadata={"help": "Hub id, folder of images, parquet file(s), or noto-emoji-32, the sample."},
+    )
+    dataset_revision: str | None = field(default=None, metadata={"help": "Commit, branch or tag of a Hub data set."})
+    image_column: str | None = field(default=None, metadata={"help": "Column with the images (found if not given)."})
+    streaming: bool = field(default=False, metadata={"help": "Read the data set as a stream, without storing it."})
+    strict: bool = field(
+        default=False, metadata={"help": "Stop at an image that cannot be read, instead of skipping and counting it."}
+    )
+    check_images_up_to: int = field(
+        default=20_000,
+        metadata={"help": "Data sets up to this size are decoded once at the start, to list unreadable images."},
+    )
+    shuffle_buffer: int = field(default=2_000, metadata={"help": "Images that a stream holds for shuffling."})
+    random_flip: bool = field(default=True, metadata={"help": "Mirror half of the training images."})
+    random_crop: bool = field(default=False, metadata={"help": "Crop training images at random, not in the centre."})
+
+    free_on_resume: ClassVar[frozenset[str]] = BaseTrainingArguments.free_on_resume | {"check_images_up_to"}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("check_images_up_to", "shuffle_buffer"):
+            self._require(name, getattr(self, name) >= 0, "0 or more")
+
+
+@dataclass
+class TokenizerTrainingArguments(ImageTrainingArguments):
     """Settings of [`TokenizerTrainer`].
 
     What belongs to the model (codes, quantizer options, commitment weight, reconstruction loss, ...) is not here
@@ -183,7 +198,7 @@ class TokenizerTrainingArguments(BaseTrainingArguments):
     # Pictures
     num_grid_images: int = field(default=8, metadata={"help": "Images in the picture of reconstructions."})
 
-    free_on_resume: ClassVar[frozenset[str]] = BaseTrainingArguments.free_on_resume | {"num_grid_images"}
+    free_on_resume: ClassVar[frozenset[str]] = ImageTrainingArguments.free_on_resume | {"num_grid_images"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -194,3 +209,50 @@ class TokenizerTrainingArguments(BaseTrainingArguments):
         self._require(
             "discriminator_loss", self.discriminator_loss in ("hinge", "nonsaturating"), "hinge or nonsaturating"
         )
+
+
+@dataclass
+class GeneratorTrainingArguments(BaseTrainingArguments):
+    """Settings of [`GeneratorTrainer`].
+
+    What belongs to the model (sizes, mask schedule, label smoothing, class dropout, ...) is not here but in
+    `MaskGitConfig`.
+    """
+
+    # Tokens
+    tokens: str | None = field(default=None, metadata={"help": "Folder or Hub id of a token data set."})
+    tokens_revision: str | None = field(default=None, metadata={"help": "Commit, branch or tag of a Hub token set."})
+    tokenizer: str | None = field(default=None, metadata={"help": "Folder or Hub id of the tokenizer that made them."})
+    tokenizer_revision: str | None = field(
+        default=None, metadata={"help": "Commit, branch or tag of a Hub tokenizer."}
+    )
+
+    # Samples
+    num_sample_images: int = field(default=32, metadata={"help": "Images in the picture of samples."})
+    num_distance_images: int = field(
+        default=0,
+        metadata={"help": "Images generated in each evaluation to compare with held-out ones (0 = off)."},
+    )
+    sample_steps: int = field(default=8, metadata={"help": "Sampling steps of these images."})
+    sample_guidance_scale: float = field(
+        default=3.0, metadata={"help": "Their guidance (1 = off); models without classes or class dropout have none."}
+    )
+    sample_sampler: str = field(
+        default="confidence", metadata={"help": "Their sampler.", "choices": ["confidence", "halton"]}
+    )
+
+    free_on_resume: ClassVar[frozenset[str]] = BaseTrainingArguments.free_on_resume | {
+        "num_sample_images", "num_distance_images", "sample_steps", "sample_guidance_scale", "sample_sampler",
+    }  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_sample_images", "sample_steps"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        self._require(
+            "num_distance_images",
+            self.num_distance_images == 0 or self.num_distance_images >= 2,
+            "0, or at least 2 for a covariance",
+        )
+        self._require("sample_guidance_scale", math.isfinite(self.sample_guidance_scale), "finite")
+        self._require("sample_sampler", self.sample_sampler in ("confidence", "halton"), "confidence or halton")

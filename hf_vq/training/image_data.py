@@ -9,12 +9,12 @@ import torch
 from accelerate import PartialState
 
 from hf_vq.data import ImageDataset, ImageStream, load_images
-from hf_vq.training.arguments import BaseTrainingArguments
+from hf_vq.training.arguments import ImageTrainingArguments
 
 logger = logging.getLogger(__name__)
 
 
-def build_image_datasets(args: BaseTrainingArguments, image_size: int, num_channels: int = 3) -> tuple[Any, Any]:
+def build_image_datasets(args: ImageTrainingArguments, image_size: int, num_channels: int = 3) -> tuple[Any, Any]:
     """Loads the training and the held-out images that a run names.
 
     Augmentation is for training only. Without an `eval_split`, `eval_fraction` of the training images is held out, the
@@ -60,7 +60,7 @@ def build_image_datasets(args: BaseTrainingArguments, image_size: int, num_chann
     return train_images, eval_images
 
 
-def _load(args: BaseTrainingArguments, split: str) -> Any:
+def _load(args: ImageTrainingArguments, split: str) -> Any:
     assert args.dataset is not None
     return load_images(
         args.dataset,
