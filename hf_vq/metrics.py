@@ -121,7 +121,7 @@ class TokenizerMetrics:
         Returns:
             Int64 tensor (num_codes,) on the CPU.
         """
-        return self._reduce(self._counts, accelerator)
+        return sum_over_processes(self._counts, accelerator)
 
     def compute(self, accelerator: Accelerator | None = None) -> dict[str, float]:
         """The metrics over all processes. Every process must call it, and gets the same numbers.
@@ -138,8 +138,8 @@ class TokenizerMetrics:
         Raises:
             ValueError: No process has seen an image.
         """
-        sums = self._reduce(self._sums, accelerator)
-        weights = self._reduce(self._weights, accelerator)
+        sums = sum_over_processes(self._sums, accelerator)
+        weights = sum_over_processes(self._weights, accelerator)
         counts = self.code_counts(accelerator)
         if not weights[0]:
             raise ValueError("no images to measure: update was never called with any")
@@ -152,18 +152,24 @@ class TokenizerMetrics:
             metrics |= {"usage": active / self.num_codes, "active_codes": active, "perplexity": perplexity(counts)}
         return metrics
 
-    @staticmethod
-    def _reduce(tensor: torch.Tensor, accelerator: Accelerator | None) -> torch.Tensor:
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return tensor.clone()
-        if accelerator is not None:
-            device = accelerator.device
-        else:
-            device = torch.device("cuda" if "nccl" in torch.distributed.get_backend() else "cpu")
-        # Gathered and then summed in the order of ranks, the same on each: a ring's order differs from chunk to chunk.
-        parts = [torch.empty_like(tensor, device=device) for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather(parts, tensor.to(device))
-        return torch.stack(parts).sum(0).cpu()
+
+def sum_over_processes(tensor: torch.Tensor, accelerator: Accelerator | None) -> torch.Tensor:
+    """The sum of all processes' tensors, on the CPU and the same to the bit on each of them; a collective.
+
+    Args:
+        tensor: Of the same shape everywhere.
+        accelerator: Tells the device of the collective; without it the backend of ``torch.distributed`` does.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return tensor.clone()
+    if accelerator is not None:
+        device = accelerator.device
+    else:
+        device = torch.device("cuda" if "nccl" in torch.distributed.get_backend() else "cpu")
+    # Gathered and then summed in the order of ranks, the same on each: a ring's order differs from chunk to chunk.
+    parts = [torch.empty_like(tensor, device=device) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(parts, tensor.to(device))
+    return torch.stack(parts).sum(0).cpu()
 
 
 def _ssim(decoded: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
