@@ -135,14 +135,28 @@ def set_aside_later_checkpoints(output_dir: Path, step: int) -> list[Path]:
 
 
 def save_weights(state_dict: dict[str, torch.Tensor], path: Path) -> None:
-    """Writes a state dict as safetensors, in the form that `from_pretrained` reads."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
+    """Writes a state dict as safetensors, in the form that `from_pretrained` reads: of tied weights once."""
+    first_names = _first_names(state_dict)
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items() if first_names[name] == name
+    }
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def load_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Reads what `save_weights` wrote."""
-    return load_file(path)
+def load_weights(network: torch.nn.Module, path: Path) -> None:
+    """Puts what `save_weights` wrote of a network into it."""
+    weights = load_file(path)
+    first_names = _first_names(network.state_dict())
+    network.load_state_dict(weights | {name: weights[first] for name, first in first_names.items() if first in weights})
+
+
+def _first_names(state_dict: dict[str, torch.Tensor]) -> dict[str, str]:
+    """For each name the first one that stands for the same memory, itself unless weights are tied."""
+    seen: dict[tuple[int, torch.Size], str] = {}
+    return {
+        name: seen.setdefault((tensor.data_ptr(), tensor.shape), name) if tensor.numel() else name
+        for name, tensor in state_dict.items()
+    }
 
 
 def save_object(value: Any, path: Path) -> None:

@@ -36,6 +36,7 @@ MODEL_NETWORK = "model"
 # Written by save_pretrained or by the version at hand, without any meaning for a run.
 _IGNORED_CONFIG = {
     VERSION_KEY, "transformers_version", "dtype", "torch_dtype", "_name_or_path", "architectures", "auto_map",
+    "custom_pipelines",
 }  # fmt: skip
 
 
@@ -73,10 +74,10 @@ def load_checkpoint(trainer: BaseTrainer, folder: Path) -> dict[str, Any]:
     """
     state = ckpt.read_state(folder)
     _require_same_settings(trainer, folder, state)
-    trainer.model.load_state_dict(ckpt.load_weights(folder / ckpt.WEIGHTS_FILE))
+    ckpt.load_weights(trainer.model, folder / ckpt.WEIGHTS_FILE)
     training = ckpt.load_object(folder / TRAINING_STATE_FILE)
     if trainer.ema is not None:
-        trainer.ema.module.load_state_dict(ckpt.load_weights(folder / EMA_FILE))
+        ckpt.load_weights(trainer.ema.module, folder / EMA_FILE)
         trainer.ema.updates = training["ema_updates"]
     for name, network in trainer.networks.items():
         if name != MODEL_NETWORK:
@@ -164,7 +165,12 @@ def _require_same_settings(trainer: BaseTrainer, folder: Path, state: dict[str, 
 
 
 def _meaningful(config: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in config.items() if name not in _IGNORED_CONFIG}
+    """A configuration, and those within it, without what has no influence on a run."""
+    return {
+        name: _meaningful(value) if isinstance(value, dict) else value
+        for name, value in config.items()
+        if name not in _IGNORED_CONFIG
+    }
 
 
 def _save_error(output_dir: Path, folder: Path, reason: Exception) -> str:
