@@ -7,15 +7,18 @@ model needs a class here: what to build it from (`fields`), what to feed it (`ma
 from __future__ import annotations
 
 import copy
+import functools
+import math
 import os
 import sys
 import types
 import unittest
+import unittest.mock
 from typing import Any
 
 import torch
 
-from hf_vq import VQConfig, VQImageProcessor, VQModel
+from hf_vq import MaskGitConfig, MaskGitModel, VQConfig, VQImageProcessor, VQModel
 from hf_vq.modeling.autoencoder_vq import VQGANAttentionBlock
 
 
@@ -72,6 +75,15 @@ SQVAE: dict[str, Any] = {
     "num_codes": 16,
 }
 
+MASKGIT: dict[str, Any] = {
+    "vq_config": SQVAE,
+    "num_classes": 2,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+}
+
 
 @unittest.skip(
     "slow, as it formats every parameter 14 times; EMACodebookTest runs it, and codebooks do not matter to it"
@@ -85,10 +97,11 @@ class Tester:
 
     batch_size = 3
     is_training = True
-    num_attention_heads = 1
 
     def __init__(self, case: CommonTests) -> None:
         self.case = case
+        self.hidden_size = case.fields.get("hidden_size")
+        self.num_attention_heads = case.fields.get("num_attention_heads", 1)
         self.num_hidden_layers = case.num_attentions()
         self.seq_length = case.num_positions
 
@@ -204,6 +217,68 @@ class ResidualTest(VQModelTests, unittest.TestCase):
     """Two levels of codes, a codebook each."""
 
     fields = VQGAN | {"quantizer_type": "residual", "num_groups": 2, "share_codebook": False}
+    test_bc_torch_dtype = run_once
+
+
+class MaskGitTests(CommonTests):
+    """The common tests of `MaskGitModel`, its tokenizer included."""
+
+    all_model_classes = (MaskGitModel,)
+    config_class = MaskGitConfig
+    num_positions = 17  # 4 x 4 tokens after the class or register token
+    additional_model_inputs = ["mask"]
+
+    def num_attentions(self) -> int:
+        return self.fields["num_hidden_layers"]
+
+    def make_inputs(self, config: MaskGitConfig) -> dict[str, torch.Tensor]:
+        # Seven, as many as some tests want: they cannot make more masks. A mask drawn by the model would be another
+        # one in each forward.
+        shape = (7, *config.grid_size, *([config.num_groups] if config.num_groups > 1 else []))
+        numbers = torch.arange(math.prod(shape)).view(shape)
+        return {
+            "image_tokens": numbers % config.codebook_size,
+            "class_labels": torch.arange(7) % 3 - 1,
+            "mask": numbers % 3 == 0,
+        }
+
+    def test_config(self) -> None:
+        # The common one expects fields to stay what they were given as; `vq_config` turns from a dict to a config.
+        self.fields = {name: value for name, value in self.fields.items() if name != "vq_config"}
+        super().test_config()
+
+    def test_model_outputs_equivalence(self) -> None:
+        # The common one subtracts outputs, which is no operation on booleans: numbers take the place of `mask`.
+        forward = MaskGitModel.forward
+
+        @functools.wraps(forward)
+        def with_numbers(*args: Any, **kwargs: Any) -> Any:
+            outputs = forward(*args, **kwargs)
+            if isinstance(outputs, tuple):
+                return (*outputs[:3], outputs[3].long(), *outputs[4:])
+            outputs["mask"] = outputs["mask"].long()
+            return outputs
+
+        with unittest.mock.patch.object(MaskGitModel, "forward", with_numbers):
+            super().test_model_outputs_equivalence()
+
+
+class MaskGitTest(MaskGitTests, unittest.TestCase):
+    """The defaults."""
+
+    fields = MASKGIT
+
+
+class MaskGitRotaryPrefixTest(MaskGitTests, unittest.TestCase):
+    """The other kind of norm, position and class, an own head, and two tokens at each cell."""
+
+    fields = MASKGIT | {
+        "vq_config": SQVAE | {"quantizer_type": "residual", "num_groups": 2},
+        "norm_type": "layernorm",
+        "position_type": "rotary",
+        "class_conditioning": "prefix",
+        "tie_word_embeddings": False,
+    }
     test_bc_torch_dtype = run_once
 
 
