@@ -37,10 +37,11 @@ from .modeling.version_vq import __version__
 CARD_FILE = "README.md"
 MAIN = "main"
 
-# A whole file of weights would be loaded in place of newer shards, and old parquet files along with new ones.
+# A whole file of weights would be loaded in place of newer shards, and old parquet files along with new ones. The
+# first group is what the pieces belong to: the model, or a split.
 _PARTS = {
-    "model": re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"),
-    "dataset": re.compile(r"\w+-\d{5,}\.parquet"),
+    "model": re.compile(r"(model)(?:-\d+-of-\d+)?\.safetensors(?:\.index\.json)?"),
+    "dataset": re.compile(r"(\w+)-\d{5,}\.parquet"),
 }
 
 
@@ -138,9 +139,12 @@ def publish_folder(
         contents[CARD_FILE] = _merged_card(api, repo_id, repo_type, head, files[CARD_FILE]).encode()
     additions = [CommitOperationAdd(path, content) for path, content in contents.items()]
     deletions, parts = [], _PARTS[repo_type]
-    if any(parts.fullmatch(path) for path in files):
-        old = api.list_repo_files(repo_id, repo_type=repo_type, revision=head)
-        deletions = [CommitOperationDelete(path) for path in old if parts.fullmatch(path) and path not in files]
+    renewed = {part[1] for path in files if (part := parts.fullmatch(path))}
+    if renewed:
+        old = set(api.list_repo_files(repo_id, repo_type=repo_type, revision=head)) - set(files)
+        deletions = [
+            CommitOperationDelete(path) for path in old if (part := parts.fullmatch(path)) and part[1] in renewed
+        ]
 
     made_branch = False
     try:

@@ -16,7 +16,7 @@ from PIL import Image
 
 import hf_vq
 from hf_vq import VQConfig, VQImageProcessor, VQModel
-from hf_vq.hub_files import HubError
+from hf_vq.hub_files import HubError, publish_folder
 
 if TYPE_CHECKING:
     from ..hub_server import HubServer
@@ -270,6 +270,20 @@ def test_weights_cut_otherwise_replace_the_old_ones(hub: HubServer) -> None:
         assert weights and all(re.fullmatch(pattern, path) for path in weights)
         loaded, _ = hf_vq.from_hub(NAME)
         assert torch.equal(loaded.quantize.get_codebook(), tiny(seed).quantize.get_codebook())
+
+
+def test_shards_of_another_split_stay(hub: HubServer, tmp_path: Path) -> None:
+    """A split cut in fewer shards replaces its own old ones, not those of a split that was pushed from elsewhere."""
+    for number, names in enumerate((["train-00000", "train-00001"], ["test-00000"], ["train-00000"])):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for name in names:
+            (folder / f"{name}.parquet").write_bytes(f"{number} {name}".encode())
+        publish_folder(folder, "alice/tokens", repo_type="dataset")
+
+    files = hub.store.files("alice/tokens", kind="datasets")
+    assert {name for name in files if name.endswith(".parquet")} == {"train-00000.parquet", "test-00000.parquet"}
+    assert hub.store.read("alice/tokens", "train-00000.parquet", kind="datasets") == b"2 train-00000"
 
 
 @pytest.mark.parametrize(
