@@ -269,7 +269,8 @@ def _warn_of_skipped(results: Iterable[dict[str, Any]]) -> Iterator[dict[str, An
         yield result
     if count:
         rest = f"\n... and {count - len(errors)} more" if count > len(errors) else ""
-        logger.warning("Skipped %d images:\n%s%s", count, "\n".join(errors), rest)
+        plural = "" if count == 1 else "s"
+        logger.warning("Skipped %d image%s:\n%s%s", count, plural, "\n".join(errors), rest)
 
 
 def _group_by_shape(tensors: Sequence[torch.Tensor | None]) -> list[list[int]]:
