@@ -300,7 +300,7 @@ def push_token_dataset(
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise FileNotFoundError(
-            f"'{folder}' was not published: {len(missing)} files are missing, {missing[0]} for one"
+            f"'{folder}' was not published: {len(missing)} files are missing, such as {missing[0]}"
         )
     with tempfile.TemporaryDirectory() as temporary:
         staged = Path(temporary)  # links to what belongs to the data set, whatever else the folder holds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
@@ -23,8 +24,8 @@ from .data import decode_image, error_reason
 from .image_sources import AnyDataset, shorten
 from .modeling.image_processing_vq import VQImageProcessor
 from .modeling.modeling_vq import VQModel
-from .training.checkpoint import atomic_file
 
+TEMPORARY_PREFIX = ".tmp-"
 _INFO_KEY = b"hf_vq"  # of the parquet file's metadata
 
 Row = tuple[int, dict[str, Any]]
@@ -191,10 +192,18 @@ class ShardWriter:
         arrays |= {name: pa.array(column, schema.field(name).type) for name, column in columns.items()}
         info = {"num_images": num_images, "skipped": skipped, "settings": self.settings}
         schema = schema.with_metadata({**schema.metadata, _INFO_KEY: json.dumps(info)})
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path) as temporary:
-            table = pa.Table.from_arrays([arrays[name] for name in schema.names], schema=schema)
-            pq.write_table(table, temporary, compression="zstd", use_dictionary=[n for n in columns if n != "key"])
+        table = pa.Table.from_arrays([arrays[name] for name in schema.names], schema=schema)
+        # A name of its own: processes that outlived their killed launcher may still write the same shard.
+        temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+        try:
+            with temporary.open("xb") as file:
+                pq.write_table(table, file, compression="zstd", use_dictionary=["label", "view"])
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
     def _read_ahead(self, rows: Iterable[Row]) -> Iterator[_Example]:
         pending: deque[Future[_Example]] = deque()

@@ -41,7 +41,7 @@ from .token_data import (
     token_features,
     weights_sha256,
 )
-from .token_shards import ShardWriter, Views, read_shard_info, split_rows, unreadable
+from .token_shards import TEMPORARY_PREFIX, ShardWriter, Views, read_shard_info, split_rows, unreadable
 from .training.checkpoint import atomic_file, write_json
 
 logger = logging.getLogger(__name__)
@@ -296,6 +296,8 @@ def _finish(folder: Path, split: str, num_shards: int) -> None:
     skipped = {key: reason for info in infos for key, reason in info.skipped.items()}
     if not num_rows:
         raise unreadable(skipped) if skipped else ValueError(f"no images found: the split {split!r} is empty")
+    for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):  # of processes that were killed amid a shard
+        leftover.unlink(missing_ok=True)
     manifest = read_manifest(folder)
     manifest["splits"][split] = {
         "num_images": num_images,

@@ -1,0 +1,519 @@
+"""Token data sets: what the shards hold, that they are the same however they were written, and who may read them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import numpy as np
+import PIL.Image
+import pyarrow.parquet as pq
+import pytest
+import torch
+from accelerate.state import PartialState
+from huggingface_hub import HfApi
+from torch.utils.data import DataLoader
+
+import hf_vq
+from hf_vq import VQConfig, VQImageProcessor, VQModel, load_token_dataset
+from hf_vq.data import load_images
+from hf_vq.hub_files import HubError
+from hf_vq.token_data import push_token_dataset, read_manifest, token_features, weights_sha256
+from hf_vq.token_shards import ShardWriter, Views
+from hf_vq.tokenization import TokenizationArguments, tokenize_dataset
+
+if TYPE_CHECKING:
+    from ..hub_server import HubServer
+
+PROCESSOR = VQImageProcessor(image_size=16)
+
+
+def tiny(seed: int = 0, **fields: Any) -> VQModel:
+    """A small tokenizer whose codes are vectors of pictures, so that tokens differ."""
+    torch.manual_seed(seed)
+    settings: dict[str, Any] = {"num_codes": 300, "embed_dim": 4, "norm": None, "cb_norm": None, **fields}
+    model = VQModel(
+        VQConfig(architecture="sqvae", image_size=16, base_channels=8, num_res_blocks=1, **settings)
+    ).eval()
+    pixel_values = PROCESSOR([picture(number) for number in range(24)], return_tensors="pt").pixel_values
+    codebook = model.quantize.codebook.weight
+    with torch.no_grad():
+        vectors = model.encode(pixel_values).last_hidden_state.movedim(1, -1).reshape(-1, codebook.shape[1])
+        codebook.copy_(vectors[torch.randperm(len(vectors))[: len(codebook)]])
+    return model
+
+
+def save(model: VQModel, folder: Path) -> str:
+    """A tokenizer's folder."""
+    model.save_pretrained(folder)
+    PROCESSOR.save_pretrained(folder)
+    return str(folder)
+
+
+def picture(seed: int, size: tuple[int, int] = (20, 28)) -> PIL.Image.Image:
+    """An image of random blobs."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (5, 4, 3), dtype=np.uint8)
+    return PIL.Image.fromarray(pixels).resize(size, PIL.Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(autouse=True)
+def one_thread_and_own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator:
+    """Arrow copies stay out of the user's cache, and Accelerate forgets its state."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    PartialState._reset_state()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a tokenizer."""
+    return save(tiny(), tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Eleven images in two classes."""
+    for number in range(11):
+        path = tmp_path / "images" / ("cats" if number % 3 else "dogs") / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(number, (20 + number, 28)).save(path)
+    return tmp_path / "images"
+
+
+def arguments(tokenizer: str, dataset: Path | str, output_dir: Path, **fields: Any) -> TokenizationArguments:
+    """Three shards of at most four images, in batches of three."""
+    settings: dict[str, Any] = {"images_per_shard": 4, "batch_size": 3, "use_cpu": True, "disable_tqdm": True}
+    return TokenizationArguments(tokenizer, str(dataset), str(output_dir), **{**settings, **fields})
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Name and hash of each file."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+# ---- what is in it
+
+
+@pytest.mark.parametrize("fields", [{}, {"quantizer_type": "group", "num_groups": 2}])
+def test_decoding_a_shard_gives_the_reconstructions(images: Path, tmp_path: Path, fields: dict[str, Any]) -> None:
+    """Stored tokens, decoded, are to the bit what the model makes of the images that its processor preprocesses."""
+    model = tiny(**fields)
+    tokenize_dataset(arguments(save(model, tmp_path / "tokenizer"), images, tmp_path / "tokens"))
+
+    files = [row["image"]["path"] for row in load_images(str(images))][:4]
+    pictures: list[PIL.Image.Image] = [PIL.Image.open(file) for file in files]
+    pixel_values = PROCESSOR(pictures, return_tensors="pt").pixel_values
+    batch = load_token_dataset(tmp_path / "tokens")[:4]
+    image_tokens = torch.stack(batch["image_tokens"])
+    with torch.no_grad():
+        expected = model(pixel_values)
+        decoded = model.decode(image_tokens).decoded_pixel_values
+    assert len(image_tokens.unique()) > 10
+    assert torch.equal(image_tokens, expected.image_tokens)
+    assert torch.equal(decoded, expected.decoded_pixel_values)
+
+
+def test_rows_hold_tokens_label_key_and_view(images: Path, tokenizer: str, tmp_path: Path) -> None:
+    """A row is int64 (h, w), an int label with a name, the path below the folder, and the view's name."""
+    tokenize_dataset(arguments(tokenizer, images, tmp_path / "tokens"))
+
+    rows: Any = load_token_dataset(tmp_path / "tokens")
+    assert rows[0]["image_tokens"].dtype == torch.int64 and rows[0]["image_tokens"].shape == (4, 4)
+    assert {name: rows[9][name] for name in ("label", "key", "view")} == {
+        "label": 1,
+        "key": "dogs/06.png",
+        "view": "center",
+    }
+    assert rows.features["label"].names == read_manifest(tmp_path / "tokens")["label_names"] == ["cats", "dogs"]
+    assert len(set(rows["key"])) == len(rows) == 11
+
+    batch = next(iter(DataLoader(rows.shuffle(seed=0), 5, num_workers=1)))
+    assert batch["image_tokens"].shape == (5, 4, 4) and batch["image_tokens"].dtype == torch.int64
+    assert batch["label"].dtype == torch.int64 and len(batch["key"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("num_codes", "dtype"), [(256, "uint8"), (257, "uint16"), (65536, "uint16"), (65537, "uint32")]
+)
+def test_tokens_take_the_smallest_type(num_codes: int, dtype: str) -> None:
+    """One byte up to 256 codes, two up to 65,536, then four."""
+    assert token_features(16, num_codes)["image_tokens"] == datasets.List(datasets.Value(dtype), length=16)
+
+
+def test_large_ids_survive(images: Path, tmp_path: Path) -> None:
+    """Ids beyond 255 come back as they were encoded."""
+    tokenize_dataset(arguments(save(tiny(num_codes=300), tmp_path / "tokenizer"), images, tmp_path / "tokens"))
+
+    largest = max(row["image_tokens"].max() for row in load_token_dataset(tmp_path / "tokens"))
+    assert 255 < largest < 300
+    assert (
+        pq.read_schema(tmp_path / "tokens" / "train-00000.parquet").field("image_tokens").type.value_type == "uint16"
+    )
+
+
+def test_the_manifest_says_what_made_the_tokens(images: Path, tokenizer: str, tmp_path: Path) -> None:
+    """Tokenizer and its weights' hash, preprocessing, shape, codes, package version and rows of each shard."""
+    manifest = tokenize_dataset(arguments(tokenizer, images, tmp_path / "tokens"))
+
+    assert manifest == json.loads((tmp_path / "tokens" / "manifest.json").read_text())
+    assert manifest["tokenizer"] == {
+        "name": Path(tokenizer).name,
+        "revision": None,
+        "weights_sha256": weights_sha256(tiny()),
+    }
+    assert manifest["image_tokens"] == {"shape": [4, 4], "dtype": "uint16", "num_codes": 300}
+    assert manifest["versions"] == {"hf_vq": hf_vq.__version__, "torch": torch.__version__}
+    assert manifest["preprocessing"]["size"] == {"shortest_edge": 16}
+    assert [shard["num_rows"] for shard in manifest["splits"]["train"]["shards"]] == [4, 4, 3]
+
+
+def test_rows_of_tables_are_named_by_their_number(tokenizer: str, tmp_path: Path) -> None:
+    """In parquet files names may repeat: the key begins with the row's number; images without labels have none."""
+    buffer = io.BytesIO()
+    picture(0).save(buffer, "png")
+    rows = {"image": [{"bytes": buffer.getvalue(), "path": path} for path in ("a.png", "a.png", None)]}
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "train.parquet")
+    tokenize_dataset(arguments(tokenizer, tmp_path / "train.parquet", tmp_path / "tokens"))
+
+    found: Any = load_token_dataset(tmp_path / "tokens")
+    assert list(found["key"]) == ["000000000-a.png", "000000001-a.png", "000000002"]
+    assert found.column_names == ["image_tokens", "key", "view"]
+
+
+def test_missing_labels_are_minus_one(tokenizer: str, tmp_path: Path) -> None:
+    """An image without a label in a labelled data set can be collated all the same."""
+    buffer = io.BytesIO()
+    picture(0).save(buffer, "png")
+    rows = {"image": [{"bytes": buffer.getvalue(), "path": None}] * 2, "label": [3, None]}
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "train.parquet")
+    tokenize_dataset(arguments(tokenizer, tmp_path / "train.parquet", tmp_path / "tokens"))
+
+    assert [row["label"] for row in load_token_dataset(tmp_path / "tokens")] == [3, -1]
+
+
+def test_views_of_an_image_follow_each_other(images: Path, tokenizer: str, tmp_path: Path) -> None:
+    """Crops and mirror images are encoded as what they are, and are next to the whole image."""
+    fields: dict[str, Any] = {"flip": True, "num_crops": 1, "crop_scale": 0.5, "batch_size": 5}
+    tokenize_dataset(arguments(tokenizer, images, tmp_path / "tokens", **fields))
+
+    rows: Any = load_token_dataset(tmp_path / "tokens")
+    assert len(rows) == 44
+    assert [(row["key"], row["view"]) for row in rows.select(range(4, 8))] == [
+        ("cats/02.png", view) for view in ("center", "center-flip", "crop-1", "crop-1-flip")
+    ]
+    image = PIL.Image.open(images / "cats" / "02.png")
+    crops = [
+        image.crop((left, top, left + 11, top + 11))
+        for left in range(image.width - 10)
+        for top in range(image.height - 10)
+    ]
+    model = tiny()
+    with torch.no_grad():
+        center = PROCESSOR(image, return_tensors="pt").pixel_values
+        whole = model.encode(torch.cat([center, center.flip(-1)])).image_tokens
+        candidates = PROCESSOR(crops, return_tensors="pt").pixel_values
+        plain, mirrored = (model.encode(pixels).image_tokens for pixels in (candidates, candidates.flip(-1)))
+    stored = torch.stack(rows[4:8]["image_tokens"])
+    assert torch.equal(stored[:2], whole) and not torch.equal(stored[0], stored[1])
+    places = (plain == stored[2]).flatten(1).all(1) & (mirrored == stored[3]).flatten(1).all(1)
+    assert places.any()
+
+
+def test_crops_depend_on_seed_and_image_alone() -> None:
+    """The same seed and number give the same crops, however many follow; another seed or number others."""
+    image = picture(0, (64, 48))
+
+    first = Views(2, 0.5, seed=0)(image, 7, PROCESSOR)
+    assert first.shape == (3, 3, 16, 16)
+    assert torch.equal(first, Views(4, 0.5, seed=0)(image, 7, PROCESSOR)[:3])
+    assert not torch.equal(first[1], first[2])
+    for other in (Views(2, 0.5, seed=1)(image, 7, PROCESSOR), Views(2, 0.5, seed=0)(image, 8, PROCESSOR)):
+        assert torch.equal(first[0], other[0]) and not torch.equal(first[1:], other[1:])
+
+
+def test_a_processor_that_differs_is_obeyed(images: Path, tmp_path: Path) -> None:
+    """Pixels are what the tokenizer's own processor makes of images, not what the package's default would."""
+    model, processor = tiny(), VQImageProcessor(image_size=16, do_normalize=False)
+    model.save_pretrained(tmp_path / "tokenizer")
+    processor.save_pretrained(tmp_path / "tokenizer")
+    manifest = tokenize_dataset(arguments(str(tmp_path / "tokenizer"), images, tmp_path / "tokens"))
+
+    image = PIL.Image.open(images / "cats" / "01.png")
+    with torch.no_grad():
+        expected = model.encode(processor(image, return_tensors="pt").pixel_values).image_tokens[0]
+    row: Any = load_token_dataset(tmp_path / "tokens")[0]
+    assert torch.equal(row["image_tokens"], expected)
+    assert manifest["preprocessing"]["do_normalize"] is False
+
+
+# ---- unreadable images
+
+
+def test_unreadable_images_are_skipped_and_named(
+    images: Path, tokenizer: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are counted and named in the manifest, without the path to them; the other rows are there."""
+    (images / "cats" / "01.png").write_text("not an image")
+    with caplog.at_level(logging.WARNING):
+        manifest = tokenize_dataset(arguments(tokenizer, images, tmp_path / "tokens"))
+
+    record = manifest["splits"]["train"]
+    assert (record["num_images"], record["num_rows"], record["num_skipped"]) == (11, 10, 1)
+    assert list(record["skipped"]) == ["cats/01.png"]
+    assert str(tmp_path) not in (tmp_path / "tokens" / "manifest.json").read_text()
+    assert "skipped 1 of 11 images that cannot be read: cats/01.png" in caplog.text
+    assert len(load_token_dataset(tmp_path / "tokens")) == 10
+
+
+def test_strict_stops_at_an_unreadable_image(images: Path, tokenizer: str, tmp_path: Path) -> None:
+    """Also where an earlier run without it has skipped the image; and a strict run goes on without strict."""
+    (images / "dogs" / "09.png").write_text("not an image")
+    args = arguments(tokenizer, images, tmp_path / "tokens")
+    strict = dataclasses.replace(args, strict=True)
+
+    for run in (strict, args, strict):
+        if run.strict:
+            with pytest.raises(ValueError, match="cannot read dogs/09.png"):
+                tokenize_dataset(run)
+        else:
+            tokenize_dataset(run)
+    tokenize_dataset(arguments(tokenizer, images, tmp_path / "fresh"))
+    assert contents(tmp_path / "tokens") == contents(tmp_path / "fresh")
+
+
+def test_nothing_readable_is_an_error(tokenizer: str, tmp_path: Path) -> None:
+    """A data set without one good image ends with the reasons, and is not taken for finished."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_text("not an image")
+
+    with pytest.raises(ValueError, match="cannot read a.png"):
+        tokenize_dataset(arguments(tokenizer, tmp_path / "images", tmp_path / "tokens"))
+    with pytest.raises(ValueError, match="'train' of .* is not finished"):
+        load_token_dataset(tmp_path / "tokens")
+
+
+# ---- the same bytes
+
+
+def test_a_stream_gives_the_same_files(images: Path, tokenizer: str, tmp_path: Path) -> None:
+    """Read as a stream of unknown length, a data set becomes the same bytes; a finished one is not read again."""
+    (images / "cats" / "01.png").write_text("not an image")
+    args = arguments(tokenizer, images, tmp_path / "tokens")
+    streamed = dataclasses.replace(args, output_dir=str(tmp_path / "streamed"), streaming=True)
+    tokenize_dataset(args)
+    tokenize_dataset(streamed)
+
+    assert len(contents(tmp_path / "tokens")) == 4
+    assert contents(tmp_path / "tokens") == contents(tmp_path / "streamed")
+    for file in images.rglob("*.png"):
+        file.write_text("unread")
+    tokenize_dataset(dataclasses.replace(streamed, strict=False))
+    assert contents(tmp_path / "tokens") == contents(tmp_path / "streamed")
+
+
+def test_only_what_is_missing_is_written_again(images: Path, tokenizer: str, tmp_path: Path) -> None:
+    """A deleted shard comes back with the same bytes; those that are there are not touched."""
+    args = arguments(tokenizer, images, tmp_path / "tokens")
+    tokenize_dataset(args)
+    before = contents(tmp_path / "tokens")
+    (tmp_path / "tokens" / "train-00001.parquet").unlink()
+    kept = (tmp_path / "tokens" / "train-00002.parquet").stat()
+    with pytest.raises(FileNotFoundError, match="1 of 3 files .* are missing, train-00001.parquet"):
+        load_token_dataset(tmp_path / "tokens")
+
+    tokenize_dataset(args)
+    assert contents(tmp_path / "tokens") == before
+    assert (tmp_path / "tokens" / "train-00002.parquet").stat() == kept
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({"images_per_shard": 5}, "images_per_shard: 4 there, 5 here"),
+        ({"batch_size": 2}, "batch_size: 3 there, 2 here"),
+        ({"flip": True}, r"views.names: \['center'\] there, \['center', 'center-flip'\] here"),
+    ],
+)
+def test_a_changed_setting_is_refused_with_the_difference(
+    images: Path, tokenizer: str, tmp_path: Path, change: dict[str, Any], difference: str
+) -> None:
+    """What was begun stays as it is, and the message has both values."""
+    args = arguments(tokenizer, images, tmp_path / "tokens")
+    tokenize_dataset(args)
+    before = contents(tmp_path / "tokens")
+
+    with pytest.raises(ValueError, match=f"begun with other settings:\n  {difference}\n"):
+        tokenize_dataset(dataclasses.replace(args, **change))
+    assert contents(tmp_path / "tokens") == before
+
+
+def test_other_weights_or_images_are_refused(images: Path, tokenizer: str, tmp_path: Path) -> None:
+    """A tokenizer of the same name with other weights, a data set that grew, and shards of a lost manifest."""
+    other = save(tiny(seed=1), tmp_path / "other" / Path(tokenizer).name)
+    args = arguments(tokenizer, images, tmp_path / "tokens")
+    tokenize_dataset(args)
+
+    with pytest.raises(ValueError, match=f"tokenizer.weights_sha256: '{weights_sha256(tiny())}' there"):
+        tokenize_dataset(dataclasses.replace(args, tokenizer=other))
+    picture(99).save(images / "cats" / "99.png")
+    with pytest.raises(ValueError, match="num_images: 11 there, 12 here"):
+        tokenize_dataset(args)
+    (tmp_path / "tokens" / "manifest.json").unlink()
+    with pytest.raises(ValueError, match="not made with these settings: train-00000.parquet"):
+        tokenize_dataset(dataclasses.replace(args, tokenizer=other))
+
+
+def test_splits_share_a_folder(tokenizer: str, tmp_path: Path) -> None:
+    """All splits are tokenized unless some are named; one that is added later ends with the same files."""
+    for path in ("train/a.png", "train/b.png", "val/c.png"):
+        (tmp_path / "images" / path).parent.mkdir(parents=True, exist_ok=True)
+        picture(len(path)).save(tmp_path / "images" / path)
+    args = arguments(tokenizer, tmp_path / "images", tmp_path / "tokens")
+    tokenize_dataset(args)
+    for split in ("validation", "train"):
+        tokenize_dataset(dataclasses.replace(args, splits=[split], output_dir=str(tmp_path / "later")))
+
+    assert [len(load_token_dataset(tmp_path / "tokens", split)) for split in ("train", "validation")] == [2, 1]
+    assert contents(tmp_path / "tokens") == contents(tmp_path / "later")
+    with pytest.raises(ValueError, match="unknown split 'test' of .*: available are train, validation"):
+        load_token_dataset(tmp_path / "tokens", "test")
+
+
+def test_few_images_are_in_memory_at_a_time(tmp_path: Path) -> None:
+    """However long the stream, only some batches of images are read before they are encoded."""
+    read = done = most = 0
+    columns = {"image": picture(0)}
+
+    def rows() -> Iterator[tuple[int, dict[str, Any]]]:
+        nonlocal read, most
+        for number in range(200):
+            read += 1
+            most = max(most, read - done)
+            yield number, columns
+
+    def count() -> None:
+        nonlocal done
+        done += 1
+
+    with ThreadPoolExecutor(2) as executor:
+        features = token_features(16, 300)
+        writer = ShardWriter(tiny(), PROCESSOR, Views(), features, "", executor, batch_size=4, on_image=count)
+        writer.write(tmp_path / "a.parquet", rows())
+    assert done == 200 and 4 < most <= 10
+
+
+# ---- whose tokens they are
+
+
+def test_the_tokenizer_in_hand_is_compared_with_the_manifest(images: Path, tokenizer: str, tmp_path: Path) -> None:
+    """A model, a folder or a hash that made the tokens is accepted; another is refused with what differs."""
+    tokenize_dataset(arguments(tokenizer, images, tmp_path / "tokens"))
+    other = tiny(num_codes=64)
+
+    for same in (tiny(), tokenizer, Path(tokenizer), weights_sha256(tiny())):
+        assert len(load_token_dataset(tmp_path / "tokens", tokenizer=same)) == 11
+    for different in (other, weights_sha256(other), save(other, tmp_path / "other")):
+        with pytest.raises(ValueError, match="made by another tokenizer") as error:
+            load_token_dataset(tmp_path / "tokens", tokenizer=different)
+        assert weights_sha256(other) in str(error.value) and weights_sha256(tiny()) in str(error.value)
+    assert "num_codes: 300 there, 64 here" in str(error.value)
+
+
+def test_the_hash_is_of_all_weights() -> None:
+    """It is the same for the same weights, and another for one changed weight or for another dtype."""
+    model = tiny()
+    first = weights_sha256(model)
+
+    assert first == weights_sha256(tiny())
+    assert first != weights_sha256(tiny().double())
+    with torch.no_grad():
+        next(model.decoder.parameters())[0] += 1e-6
+    assert first != weights_sha256(model)
+
+
+def test_folders_without_tokens_say_so(tmp_path: Path) -> None:
+    """A folder without a manifest, a missing folder, a foreign manifest and one of a later format are errors."""
+    with pytest.raises(FileNotFoundError, match="not a token data set: it has no manifest.json"):
+        load_token_dataset(tmp_path)
+    with pytest.raises(FileNotFoundError, match="there is no such folder"):
+        load_token_dataset(tmp_path / "missing")
+    (tmp_path / "manifest.json").write_text("[]")
+    with pytest.raises(ValueError, match="not the manifest of a token data set"):
+        load_token_dataset(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"format": 99}')
+    with pytest.raises(ValueError, match="format 99.*pip install --upgrade"):
+        load_token_dataset(tmp_path)
+
+
+# ---- the Hub
+
+
+def test_from_the_hub_and_back(hub: HubServer, tmp_path: Path) -> None:
+    """Images and tokenizer from the Hub, pinned to commits; the tokens back to it, for every kind of reader."""
+    hf_vq.push_to_hub(tiny(), "alice/tok", image_processor=PROCESSOR)
+    rows = datasets.Dataset.from_dict({"image": [picture(n) for n in range(6)], "label": [n % 2 for n in range(6)]})
+    rows.push_to_hub("alice/pictures")
+    manifest = tokenize_dataset(
+        arguments("alice/tok", "alice/pictures", tmp_path / "tokens", push_to_hub=True, hub_dataset_id="alice/codes")
+    )
+
+    made_by, source = manifest["tokenizer"], manifest["dataset"]
+    assert (made_by["name"], made_by["revision"]) == ("alice/tok", HfApi().model_info("alice/tok").sha)
+    assert (source["name"], source["revision"]) == ("alice/pictures", HfApi().dataset_info("alice/pictures").sha)
+
+    local: Any = load_token_dataset(tmp_path / "tokens", tokenizer="alice/tok")
+    remote: Any = load_token_dataset("alice/codes", tokenizer="alice/tok")
+    streamed = list(load_token_dataset("alice/codes", streaming=True))
+    plain: Any = datasets.load_dataset("alice/codes", split="train")
+    assert len(local) == 6
+    for expected, *others in zip(local, remote, streamed, strict=True):
+        for row in others:
+            assert torch.equal(row["image_tokens"], expected["image_tokens"])
+            assert [row[name] for name in ("label", "key", "view")] == [
+                expected[name] for name in ("label", "key", "view")
+            ]
+    assert plain.with_format(None)["key"] == local["key"]
+
+
+def test_a_push_replaces_the_shards_of_an_earlier_one(
+    hub: HubServer, images: Path, tokenizer: str, tmp_path: Path
+) -> None:
+    """A reader of all parquet files gets the new ones only; what people wrote into the card stays."""
+    tokenize_dataset(arguments(tokenizer, images, tmp_path / "many", images_per_shard=2))
+    tokenize_dataset(arguments(tokenizer, images, tmp_path / "few"))
+    (tmp_path / "few" / "notes.txt").write_text("mine")
+    push_token_dataset(tmp_path / "many", "alice/codes")
+    push_token_dataset(tmp_path / "few", "alice/codes", revision="other")
+    commit = push_token_dataset(tmp_path / "few", "alice/codes")
+
+    assert commit.oid
+    names = sorted(HfApi().list_repo_files("alice/codes", repo_type="dataset"))
+    assert [name for name in names if not name.startswith(".")] == [
+        "README.md",
+        "manifest.json",
+        *(f"train-0000{number}.parquet" for number in range(3)),
+    ]
+    assert len(datasets.load_dataset("alice/codes", split="train")) == 11
+    with pytest.raises(HubError, match="no dataset repository 'alice/none'"):
+        load_token_dataset("alice/none")
+
+
+def test_an_unfinished_data_set_is_not_published(hub: HubServer, images: Path, tokenizer: str, tmp_path: Path) -> None:
+    """Nothing is created on the Hub while a split or a file is missing."""
+    tokenize_dataset(arguments(tokenizer, images, tmp_path / "tokens"))
+    (tmp_path / "tokens" / "train-00001.parquet").unlink()
+
+    with pytest.raises(FileNotFoundError, match="not published: 1 files are missing, such as train-00001.parquet"):
+        push_token_dataset(tmp_path / "tokens", "alice/codes")
+    assert not any("create" in path for _, path in hub.requests)
