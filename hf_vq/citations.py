@@ -1,4 +1,4 @@
-"""The works whose methods a tokenizer can use, as BibTeX, and which of them a configuration does use."""
+"""The works whose methods a model can use, as BibTeX, and which of them a tokenizer's configuration does use."""
 
 from __future__ import annotations
 
@@ -64,6 +64,12 @@ CITATIONS = {
   author    = {Yu, Jiahui and Li, Xin and Koh, Jing Yu and Zhang, Han and Pang, Ruoming and Qin, James and Ku,
                Alexander and Xu, Yuanzhong and Baldridge, Jason and Wu, Yonghui},
   booktitle = {International Conference on Learning Representations},
+  year      = {2022}
+}""",
+    "maskgit": """@inproceedings{chang2022maskgit,
+  title     = {{MaskGIT}: Masked Generative Image Transformer},
+  author    = {Chang, Huiwen and Zhang, Han and Jiang, Lu and Liu, Ce and Freeman, William T.},
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition},
   year      = {2022}
 }""",
     "lpips": """@inproceedings{zhang2018unreasonable,

@@ -1,4 +1,4 @@
-"""Tokenizers to and from the Hub: one commit up, one pinned and verified commit down."""
+"""Models to and from the Hub: one commit up, one pinned and verified commit down."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from huggingface_hub import CommitInfo
 
+from .generator_card import generator_card
 from .hub_files import CARD_FILE, HubError, create_repository, fetch_file, publish_folder
 from .model_card import tokenizer_card
+from .modeling.configuration_maskgit import MaskGitConfig
 from .modeling.configuration_vq import VQConfig
 from .modeling.image_processing_vq import VQImageProcessor
+from .modeling.modeling_maskgit import MaskGitModel
 from .modeling.modeling_vq import VQModel
 from .modeling.version_vq import VERSION_KEY, check_version
 
@@ -26,10 +29,15 @@ PROCESSOR_FILE = "preprocessor_config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PICTURE_FILE = "reconstructions.png"
+SAMPLES_FILE = "samples.png"
+MODELS: dict[str, type[VQModel] | type[MaskGitModel]] = {
+    VQConfig.model_type: VQModel,
+    MaskGitConfig.model_type: MaskGitModel,
+}
 
 
 def push_to_hub(
-    model: VQModel,
+    model: VQModel | MaskGitModel,
     repo_id: str,
     *,
     image_processor: VQImageProcessor | None = None,
@@ -47,7 +55,9 @@ def push_to_hub(
     token: str | bool | None = None,
     max_shard_size: int | str = "50GB",
 ) -> CommitInfo:
-    """Publishes a tokenizer in one commit: configuration, safetensors, image processor, card, code.
+    """Publishes a tokenizer, or a generator with its tokenizer, in one commit.
+
+    It holds configuration, safetensors, image processor, card and code.
 
     After it, `AutoModel.from_pretrained(repo_id, trust_remote_code=True)` works for everyone, without this package. A
     card that the repository has is kept; only the part between our comments is renewed.
@@ -56,12 +66,14 @@ def push_to_hub(
         model: What to publish.
         repo_id: `"user/name"`, or `"name"` for one of the user who is logged in; created if it does not exist.
         image_processor: By default the one that the model's configuration implies.
-        metrics: What `TokenizerMetrics.compute` returned, for the card; `"rfid"` too where it was measured.
-        dataset: For the card: the data set, as given to `load_images`.
+        metrics: For the card: what `TokenizerMetrics.compute` returned, and `"rfid"` where it was measured; of a
+            generator what `GeneratorTrainer.evaluate` returned.
+        dataset: For the card: the data set, as given to `load_images` or `load_token_dataset`.
         split: For the card: the split that was measured.
         training: For the card: rows of the recipe, such as ``{"steps": 1500}``.
         license: For the card: identifier of the weights' license on the Hub.
-        images: For the card's picture: images of any kind that the image processor takes. Needs matplotlib.
+        images: For the card's picture: images to reconstruct, of any kind that the image processor takes; of a
+            generator its samples, PIL images. Needs matplotlib.
         revision: Branch; `"main"` by default. One that does not exist is made.
         private: Of a new repository; None for the namespace's default.
         create_pr: Whether to open a pull request instead of moving `"main"`.
@@ -83,19 +95,17 @@ def push_to_hub(
         folder = Path(name)
         model.save_pretrained(folder, max_shard_size=max_shard_size)
         processor.save_pretrained(folder)
+        picture = None
         if images is not None:
-            reconstruction_picture(model, processor, images).save(folder / PICTURE_FILE)
-        card = tokenizer_card(
-            model.config,
-            metrics or {},
-            dataset,
-            split,
-            training,
-            repo_id=repo_id,
-            license=license,
-            num_parameters=model.num_parameters(),
-            picture=PICTURE_FILE if images is not None else None,
-        )
+            picture = SAMPLES_FILE if isinstance(model, MaskGitModel) else PICTURE_FILE
+            _picture(model, processor, images).save(folder / picture)
+        facts: dict[str, Any] = {"repo_id": repo_id, "license": license, "picture": picture}
+        if isinstance(model, MaskGitModel):
+            facts["num_parameters"] = model.num_parameters() - model.tokenizer.num_parameters()
+            card = generator_card(model.config, metrics or {}, dataset, split, training, **facts)
+        else:
+            facts["num_parameters"] = model.num_parameters()
+            card = tokenizer_card(model.config, metrics or {}, dataset, split, training, **facts)
         (folder / CARD_FILE).write_text(str(card), encoding="utf-8")
         return publish_folder(
             folder,
@@ -103,7 +113,7 @@ def push_to_hub(
             revision=revision,
             private=private,
             create_pr=create_pr,
-            commit_message=commit_message or "Upload VQModel",
+            commit_message=commit_message or f"Upload {type(model).__name__}",
             commit_description=commit_description,
             token=token,
         )
@@ -111,8 +121,8 @@ def push_to_hub(
 
 def from_hub(
     repo_id: str, *, revision: str | None = None, token: str | bool | None = None
-) -> tuple[VQModel, VQImageProcessor]:
-    """Loads a tokenizer and its image processor from one commit of a repository.
+) -> tuple[Any, VQImageProcessor]:
+    """Loads a tokenizer or a generator, and its image processor, from one commit of a repository.
 
     A branch or a tag is resolved once; `model.config._commit_hash` says to what. Every file is compared with its hash
     on the Hub before a tensor is used. No code of the repository is run, nothing is unpickled. What has been loaded
@@ -124,7 +134,8 @@ def from_hub(
         token: As everywhere on the Hub; by default the stored one.
 
     Returns:
-        The model, in eval mode, and its image processor (the default one where the repository has none).
+        The model, a `VQModel` or a `MaskGitModel`, in eval mode, and its image processor (the default one where the
+        repository has none).
 
     Raises:
         HubError: There is no such repository or revision, it is gated or private, a file is damaged or unreachable,
@@ -138,12 +149,12 @@ def from_hub(
     folder = config_path.parent
     commit = folder.name
     settings = json.loads(config_path.read_text(encoding="utf-8"))
-    if settings.get("model_type") != VQConfig.model_type:
+    if settings.get("model_type") not in MODELS:
         kind = settings.get("model_type") or settings.get("_class_name") or "unknown"
         names = ", ".join(settings.get("architectures") or []) or "no architecture named"
         raise HubError(
             f"'{repo_id}' is not a VQ model: its {CONFIG_FILE} describes a model of the type '{kind}' ({names}), "
-            f"not '{VQConfig.model_type}'."
+            f"not {' or '.join(map(repr, MODELS))}."
         )
     check_version(settings.get(VERSION_KEY))
     _fetch_weights(repo_id, commit, token)
@@ -152,7 +163,9 @@ def from_hub(
         processor = VQImageProcessor.from_pretrained(folder)
     except FileNotFoundError:
         processor = None
-    loaded: Any = VQModel.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
+    loaded: Any = MODELS[settings["model_type"]].from_pretrained(
+        folder, use_safetensors=True, output_loading_info=True
+    )
     model, report = loaded
     if report["missing_keys"]:
         raise HubError(
@@ -165,9 +178,10 @@ def from_hub(
     return model, processor or default_image_processor(model.config)
 
 
-def default_image_processor(config: VQConfig) -> VQImageProcessor:
-    """The image processor that makes images as a configuration wants them."""
-    return VQImageProcessor(image_size=config.image_size, num_channels=config.num_channels)
+def default_image_processor(config: VQConfig | MaskGitConfig) -> VQImageProcessor:
+    """The image processor that makes images as a configuration, or the tokenizer's in it, wants them."""
+    vq_config = config.vq_config if isinstance(config, MaskGitConfig) else config
+    return VQImageProcessor(image_size=vq_config.image_size, num_channels=vq_config.num_channels)
 
 
 def reconstruction_picture(model: VQModel, processor: VQImageProcessor, images: Sequence[Any]) -> Image.Image:
@@ -190,6 +204,14 @@ def reconstruction_picture(model: VQModel, processor: VQImageProcessor, images: 
         decoded = model(pixel_values.to(model.device), return_loss=False).decoded_pixel_values
     model.train(training)
     return reconstruction_grid(pixel_values, {"reconstruction": decoded.cpu()})
+
+
+def _picture(model: VQModel | MaskGitModel, processor: VQImageProcessor, images: Sequence[Any]) -> Image.Image:
+    if isinstance(model, VQModel):
+        return reconstruction_picture(model, processor, images)
+    from .visualization import sample_sheet
+
+    return sample_sheet(images)
 
 
 def _fetch_weights(repo_id: str, commit: str, token: str | bool | None) -> None:

@@ -69,8 +69,8 @@ def tokenizer_card(
         The card; ``str(card)`` is the README, ``card.data`` its metadata. The generated part stands between comments,
         so that `fill_card` can renew it.
     """
-    hub_dataset = dataset if _is_hub_dataset(dataset) else None
-    dataset_name = Path(dataset).name if dataset and hub_dataset is None else dataset
+    hub_dataset = dataset if is_hub_id(dataset) else None
+    dataset_name = public_name(dataset)
     values = {
         key: float(f"{metrics[key]:.6g}") for key in METRICS if key in metrics and math.isfinite(float(metrics[key]))
     }
@@ -122,7 +122,9 @@ def tokenizer_card(
         architecture=_architecture(config, num_parameters),
         recipe=_recipe(config, training or {}, dataset_name, versions or {}),
         measured={METRICS[key][1]: _printed(key, value, metrics) for key, value in values.items()},
-        measured_on=" | ".join([_cell(dataset_name or "held-out images"), _cell(split or ""), count, preprocessing]),
+        measured_on=" | ".join(
+            [table_cell(dataset_name or "held-out images"), table_cell(split or ""), count, preprocessing]
+        ),
         trained_on=dataset_name,
         license=license,
         license_section=LICENSE_SECTION.format(license),
@@ -187,9 +189,14 @@ def _recipe(
     rows: dict[str, Any] = {"data set": dataset_name, "loss": f"{loss} (codebook share beta {config.beta:g})"}
     rows |= training
     rows["trained with"] = ", ".join(f"{name} {version}" for name, version in versions.items()) or None
+    return format_rows(rows)
+
+
+def format_rows(rows: Mapping[str, Any]) -> dict[str, str]:
+    """Rows of a table as they are printed, without those that are None."""
     return {
         str(key).replace("_", " "): f"{value:,}" if type(value) is int else f"{value:g}" if type(value) is float
-        else _cell(value)
+        else table_cell(value)
         for key, value in rows.items()
         if value is not None
     }  # fmt: skip
@@ -202,11 +209,16 @@ def _printed(key: str, value: float, metrics: Mapping[str, float]) -> str:
     return text
 
 
-def _cell(value: Any) -> str:
+def table_cell(value: Any) -> str:
     """Text in a table, where a bar or a line break would end the cell."""
     return str(value).replace("|", "\\|").replace("\n", " ")
 
 
-def _is_hub_dataset(dataset: str | None) -> bool:
-    """Whether to name the data set in the metadata, where the Hub makes a link of it."""
-    return bool(dataset and re.fullmatch(r"[\w.-]+/[\w.-]+", dataset)) and not Path(str(dataset)).exists()
+def public_name(name: str | None) -> str | None:
+    """Of a path only the last part: the rest says where somebody's files lie."""
+    return Path(name).name if name and not is_hub_id(name) else name
+
+
+def is_hub_id(name: str | None) -> bool:
+    """Whether a name is a repository's, to which the Hub can link, and not a path."""
+    return bool(name and re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not Path(str(name)).exists()

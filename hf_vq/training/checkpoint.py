@@ -147,7 +147,9 @@ def load_weights(network: torch.nn.Module, path: Path) -> None:
     """Puts what `save_weights` wrote of a network into it."""
     weights = load_file(path)
     first_names = _first_names(network.state_dict())
-    network.load_state_dict(weights | {name: weights[first] for name, first in first_names.items() if first in weights})
+    network.load_state_dict(
+        weights | {name: weights[first] for name, first in first_names.items() if first in weights}
+    )
 
 
 def _first_names(state_dict: dict[str, torch.Tensor]) -> dict[str, str]:

@@ -29,6 +29,7 @@ from hf_vq.modeling.version_vq import __version__
 from hf_vq.training.arguments import TokenizerTrainingArguments
 from hf_vq.training.data_order import Batch, evaluation_batches, is_stream
 from hf_vq.training.optimization import forget_gradients, forget_moments, parameter_groups
+from hf_vq.training.recipe import measured_split, recipe_rows
 from hf_vq.training.trainer import BaseTrainer
 from hf_vq.visualization import reconstruction_grid, usage_histogram
 
@@ -224,7 +225,7 @@ class TokenizerTrainer(BaseTrainer):
             self.model.config,
             self.eval_metrics or {},
             args.dataset,
-            self._measured_split(),
+            measured_split(args, args.dataset),
             self._recipe(),
             repo_id=self.hub_repository,
             picture=None if picture is None else PICTURE_FILE,
@@ -235,34 +236,15 @@ class TokenizerTrainer(BaseTrainer):
         )
         (folder / "README.md").write_text(str(card), encoding="utf-8")
 
-    def _measured_split(self) -> str | None:
-        args = self.args
-        if args.dataset is None:  # the data sets were given as objects
-            return None
-        return args.eval_split or f"{args.eval_fraction:.0%} of {args.train_split}, held out"
-
     def _recipe(self) -> dict[str, Any]:
         """The card's rows on how the weights were made; what is off is None."""
         args = self.args
-        return {
-            "training images": None if is_stream(self.train_dataset) else len(self.train_dataset),
-            "steps": self.step,
-            "images per step": self.images_per_step(),
-            "images seen": self.step * self.images_per_step(),
-            "processes": f"{self.accelerator.num_processes} x {self.accelerator.device.type}",
-            "optimizer": f"AdamW, betas ({args.adam_beta1}, {args.adam_beta2}), weight decay {args.weight_decay:g}",
-            "learning rate": f"{args.learning_rate:g}, {args.lr_scheduler}",
-            "warm-up steps": args.warmup_steps or None,
-            "gradient clipping": args.max_grad_norm or None,
-            "weight average": f"decay {args.ema_decay}" if args.use_ema else None,
+        weight, start = args.adversarial_weight, args.adversarial_start
+        return recipe_rows(self) | {
             "perceptual weight": args.perceptual_weight or None,
-            "adversarial weight": f"{args.adversarial_weight:g}, from step {args.adversarial_start}"
-            if args.adversarial_weight
-            else None,
-            "precision": {"no": "float32"}.get(args.mixed_precision, args.mixed_precision),
+            "adversarial weight": f"{weight:g}, from step {start}" if weight else None,
             "random flip": args.random_flip or None,
             "random crop": args.random_crop or None,
-            "seed": args.seed,
         }
 
     def _warn_of_few_images(self) -> None:

@@ -276,9 +276,9 @@ class BaseTrainer:
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
 
-    def published_model(self) -> PreTrainedModel:
+    def published_model(self) -> Any:
         """The weights that are evaluated and published: the average, where one is kept."""
-        return self.model if self.ema is None else self.ema.module  # type: ignore[return-value]
+        return self.model if self.ema is None else self.ema.module
 
     def _evaluate(self) -> tuple[dict[str, float], dict[str, Image.Image]]:
         if self.eval_dataset is None:

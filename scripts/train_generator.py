@@ -1,0 +1,52 @@
+"""Train a generator of images, a MaskGIT, on image tokens.
+
+    accelerate launch scripts/train_tokenizer.py --config scripts/configs/noto_emoji_32.yaml --output_dir vq
+    accelerate launch scripts/tokenize_dataset.py --tokenizer vq/final --dataset noto-emoji-32 --output_dir tokens
+    accelerate launch scripts/train_generator.py --config scripts/configs/noto_emoji_32_maskgit.yaml \\
+        --tokens tokens --tokenizer vq/final --output_dir out
+
+Tokens and tokenizer are folders or Hub ids; the tokens must have been made by that tokenizer. Every field of the
+recipe can be overridden on the command line, the model's as well (`--hidden_size 512`). A run that was stopped goes on
+with `--resume_from_checkpoint latest`. `out/final` is a whole Hub repository, with the tokenizer inside. Two processes
+on a machine without GPUs: `ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes 2 ...`, or torchrun.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from accelerate.utils import set_seed
+from huggingface_hub.errors import StrictDataclassError
+
+from hf_vq import MaskGitConfig, MaskGitModel
+from hf_vq.training.arguments import GeneratorTrainingArguments
+from hf_vq.training.command_line import parse_command_line
+from hf_vq.training.generator_data import build_token_datasets, generator_config, load_run_tokenizer
+from hf_vq.training.generator_trainer import GeneratorTrainer
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses the command line, loads tokenizer and tokens, builds the model, and trains."""
+    words = sys.argv[1:] if argv is None else argv
+    logging.basicConfig(
+        format="%(message)s", level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
+    )
+    try:
+        args, model_fields = parse_command_line(GeneratorTrainingArguments, MaskGitConfig, words, __doc__)
+        tokenizer, processor = load_run_tokenizer(args)
+        train_tokens, eval_tokens = build_token_datasets(args, tokenizer)
+        config = generator_config(tokenizer, train_tokens, model_fields)
+        set_seed(args.seed)
+        model = MaskGitModel(config, tokenizer=tokenizer)
+        trainer = GeneratorTrainer(model, args, train_tokens, eval_tokens, processor)
+    except (ValueError, StrictDataclassError) as error:
+        raise SystemExit(f"error: {error}") from None
+    trainer.train()
+    trainer.close()
+
+
+if __name__ == "__main__":
+    main()
