@@ -31,6 +31,11 @@ def _group_norm(config: VQConfig, channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(config.norm_num_groups, channels), channels, eps=1e-6)
 
 
+def _silu(features: torch.Tensor) -> torch.Tensor:
+    """SiLU of a tensor that nothing else reads; it is overwritten where no gradient is wanted."""
+    return F.silu(features, inplace=not torch.is_grad_enabled())
+
+
 def eager_attention_forward(
     module: nn.Module,
     query: torch.Tensor,
@@ -77,9 +82,9 @@ class VQGANResnetBlock(GradientCheckpointingLayer):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(batch, in_channels, height, width) -> (batch, out_channels, height, width)."""
         residual = hidden_states if self.nin_shortcut is None else self.nin_shortcut(hidden_states)
-        hidden_states = self.conv1(F.silu(self.norm1(hidden_states)))
-        hidden_states = self.conv2(self.dropout(F.silu(self.norm2(hidden_states))))
-        return residual + hidden_states
+        hidden_states = self.conv1(_silu(self.norm1(hidden_states)))
+        hidden_states = self.conv2(self.dropout(_silu(self.norm2(hidden_states))))
+        return hidden_states.add_(residual)
 
 
 class VQGANAttentionBlock(GradientCheckpointingLayer):
@@ -120,11 +125,15 @@ class VQGANAttentionBlock(GradientCheckpointingLayer):
             **kwargs,
         )
         output = output.flatten(2).transpose(1, 2).unflatten(2, hidden_states.shape[2:])
-        return hidden_states + self.proj_out(output), weights
+        return self.proj_out(output).add_(hidden_states), weights
 
     def _split_heads(self, features: torch.Tensor) -> torch.Tensor:
-        """(batch, channels, height, width) -> (batch, heads, height * width, head_dim)."""
-        return features.flatten(2).unflatten(1, (self.num_heads, self.head_dim)).transpose(2, 3)
+        """(batch, channels, height, width) -> (batch, heads, height * width, head_dim), in order in memory.
+
+        Fused attention needs the last axis in order; with channels last nothing is copied.
+        """
+        features = features.permute(0, 2, 3, 1).flatten(1, 2)
+        return features.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)
 
 
 class VQGANDownsample(nn.Module):
@@ -231,7 +240,7 @@ class VQGANEncoder(nn.Module):
         for level in self.down:
             hidden_states = level(hidden_states, **kwargs)
         hidden_states = self.mid(hidden_states, **kwargs)
-        return self.conv_out(F.silu(self.norm_out(hidden_states)))
+        return self.conv_out(_silu(self.norm_out(hidden_states)))
 
 
 class VQGANDecoder(nn.Module):
@@ -261,7 +270,7 @@ class VQGANDecoder(nn.Module):
         hidden_states = self.mid(self.conv_in(latents), **kwargs)
         for level in reversed(self.up):
             hidden_states = level(hidden_states, **kwargs)
-        return self.conv_out(F.silu(self.norm_out(hidden_states)))
+        return self.conv_out(_silu(self.norm_out(hidden_states)))
 
 
 class SQVAEResBlock(GradientCheckpointingLayer):

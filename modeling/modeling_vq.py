@@ -350,7 +350,7 @@ class VQModel(VQPreTrainedModel):
 
     def _encode(self, pixel_values: torch.Tensor, **kwargs: Any) -> VQEncoderOutput:
         self.check_pixel_values(pixel_values)
-        pixel_values = pixel_values.to(self.dtype)
+        pixel_values = _in_fast_layout(pixel_values.to(self.dtype))
         latents = self.quant_conv(self.encoder(pixel_values, **kwargs))
         quantized, out = self.quantize(latents)
         tokens = out.q
@@ -369,9 +369,8 @@ class VQModel(VQPreTrainedModel):
         )
 
     def _decode(self, quantized_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        # One memory layout for all codes, since convolutions round differently in another. The weights' layout, not
-        # that of this small tensor, decides in which one the decoder works.
-        quantized_states = quantized_states.to(self.dtype).contiguous()
+        # One memory layout for all codes, since convolutions round differently in another.
+        quantized_states = _in_fast_layout(quantized_states.to(self.dtype))
         return self.decoder(self.post_quant_conv(quantized_states), **kwargs)
 
     def check_pixel_values(self, pixel_values: torch.Tensor) -> None:
@@ -399,6 +398,12 @@ class VQModel(VQPreTrainedModel):
                 f"got {height} x {width}. Crop or resize the images, to {max(height // factor, 1) * factor} x "
                 f"{max(width // factor, 1) * factor} for example."
             )
+
+
+def _in_fast_layout(images: torch.Tensor) -> torch.Tensor:
+    """Channels last on a CPU, where convolutions are then faster. Elsewhere the layout of the weights decides."""
+    on_cpu = images.device.type == "cpu"
+    return images.contiguous(memory_format=torch.channels_last if on_cpu else torch.contiguous_format)
 
 
 VQModel.register_for_auto_class("AutoModel")
