@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -90,15 +90,25 @@ def measure(num_vectors: int, dim: int, num_codes: int, rounds: int, device: str
         tasks[name, "encode"] = partial(encode, layer)
         tasks[name, "train"] = partial(train, layer)
     best: dict[str, dict[str, float]] = {name: {} for name, _ in tasks}
+    for (name, what), elapsed in best_of_rounds(tasks, rounds, device).items():
+        best[name][what] = elapsed
+    return best
+
+
+def best_of_rounds(
+    tasks: Mapping[tuple[str, str], Callable[[], object]], rounds: int, device: str
+) -> dict[tuple[str, str], float]:
+    """Milliseconds of each task, the least of the rounds; in every round each task has its turn."""
+    best: dict[tuple[str, str], float] = {}
     for round_number in range(rounds + 1):  # the first round warms up
-        for (name, what), task in tasks.items():
+        for name, task in tasks.items():
             start = time.perf_counter()
             task()
             if device == "cuda":
                 torch.cuda.synchronize()
             elapsed = 1e3 * (time.perf_counter() - start)
             if round_number:
-                best[name][what] = min(elapsed, best[name].get(what, elapsed))
+                best[name] = min(elapsed, best.get(name, elapsed))
     return best
 
 
@@ -108,16 +118,21 @@ def peak_growth(name: str, num_vectors: int, dim: int, num_codes: int) -> float:
     z = torch.randn(1, num_vectors, dim)
     with torch.no_grad():
         layer(z[:, :64])
-        before = _peak()
+        before = peak_memory()
         layer(z)
-    return _peak() - before
+    return peak_memory() - before
 
 
-def _peak() -> float:
-    """MiB. Not from `resource`: a process inherits that peak from the one that started it."""
+def peak_memory() -> float:
+    """MiB, of this process. Not from `resource`: a process inherits that peak from the one that started it."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) / 1024
+
+
+def name_of(device: str) -> str:
+    """What ran, for a table's caption."""
+    return torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
 
 
 def main() -> None:
@@ -131,9 +146,7 @@ def main() -> None:
         print(peak_growth(name, *map(int, shape)))
         return
 
-    device_name = (
-        torch.cuda.get_device_name() if options.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    )
+    device_name = name_of(options.device)
     lines = [
         f"Best of {options.rounds} rounds, {device_name}, torch {torch.__version__}, {platform.machine()}. "
         "Milliseconds; in brackets the ratio to the bare product `z @ codes.T`.",

@@ -1,0 +1,193 @@
+"""Images per second of `encode` and `decode`, and their memory, beside diffusers' VQModel with the same weights.
+
+    make bench-tokenize
+
+Both models give the same tokens, which is checked before anything is timed. The tasks alternate in one run and the
+best round counts, since other work on a machine only ever adds time. Memory is the growth of the peak over one call,
+eager, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from quantizer_speed import OURS, RESULTS, best_of_rounds, name_of, peak_memory
+
+from hf_vq.convert import convert_state_dict
+
+SIZES = (32, 64, 256)
+PIXELS = 2**16  # of a batch, at every size
+CONFIG: dict[str, Any] = {
+    "down_block_types": ["DownEncoderBlock2D"] * 3,
+    "up_block_types": ["UpDecoderBlock2D"] * 3,
+    "block_out_channels": [32, 64, 128],
+    "layers_per_block": 1,
+    "latent_channels": 64,
+    "num_vq_embeddings": 1024,
+    "vq_embed_dim": 8,
+}
+THEIRS = "diffusers"
+Task = Callable[[torch.Tensor], torch.Tensor]
+
+
+def build(device: str) -> dict[str, dict[str, Task]]:
+    """`{library: {"encode": pixels to ids (flat), "decode": ids (batch, h, w) to pixels}}`, with the same weights."""
+    import diffusers
+
+    torch.manual_seed(0)
+    theirs: Any = diffusers.VQModel(**CONFIG)
+    theirs.eval().to(device)
+    torch.nn.init.normal_(theirs.quantize.embedding.weight, std=0.2)
+    ours: Any = convert_state_dict(theirs.state_dict(), source_config=CONFIG).model
+    ours.to(device)
+
+    def decode(ids: torch.Tensor) -> torch.Tensor:
+        codes = theirs.quantize.get_codebook_entry(ids.flatten(), (*ids.shape, CONFIG["vq_embed_dim"]))
+        return theirs.decode(codes, force_not_quantize=True).sample
+
+    return {
+        OURS: {
+            "encode": lambda pixels: ours.encode(pixels).image_tokens.flatten(),
+            "decode": lambda ids: ours.decode(ids).decoded_pixel_values,
+        },
+        THEIRS: {
+            "encode": lambda pixels: theirs.quantize(theirs.encode(pixels).latents)[2][2],
+            "decode": decode,
+        },
+    }
+
+
+def make_inputs(size: int, device: str) -> tuple[torch.Tensor, tuple[int, int, int]]:
+    """Pixels in [-1, 1] and the shape of their ids."""
+    batch, side = PIXELS // size**2, size // 2 ** (len(CONFIG["block_out_channels"]) - 1)
+    generator = torch.Generator().manual_seed(1)
+    return (torch.rand(batch, 3, size, size, generator=generator) * 2 - 1).to(device), (batch, side, side)
+
+
+@torch.no_grad()
+def measure(size: int, rounds: int, device: str, with_compiler: bool) -> list[dict[str, Any]]:
+    """Rows of the results for one size, after a check that both libraries agree, compiled too."""
+    libraries = build(device)
+    pixels, shape = make_inputs(size, device)
+    tokens = libraries[THEIRS]["encode"](pixels).reshape(shape)
+    image = libraries[THEIRS]["decode"](tokens)
+    tasks: dict[tuple[str, str], Callable[[], object]] = {}
+    for mode in ("eager", "compiled")[: 1 + with_compiler]:
+        for name, functions in libraries.items():
+            encode, decode = functions["encode"], functions["decode"]
+            if mode == "compiled":
+                encode, decode = torch.compile(encode, dynamic=False), torch.compile(decode, dynamic=False)
+            different = int((encode(pixels).reshape(shape) != tokens).sum())
+            assert different == 0, f"{name}, {mode}, {size} px: {different} of {tokens.numel()} tokens differ"
+            torch.testing.assert_close(decode(tokens), image, rtol=0, atol=1e-4)
+            tasks[name, f"encode {mode}"] = partial(encode, pixels)
+            tasks[name, f"decode {mode}"] = partial(decode, tokens)
+    times = best_of_rounds(tasks, rounds, device)
+    return [
+        {
+            "size": size,
+            "mode": what.split()[1],
+            "task": what.split()[0],
+            "library": name,
+            "images_per_second": 1e3 * len(pixels) / times[name, what],
+        }
+        for name, what in tasks
+    ]
+
+
+@torch.no_grad()
+def peak_growth(name: str, sizes: list[int]) -> dict[str, float]:
+    """MiB by which this process's peak grows over one call, `{"32 encode": ...}`; run it in a process of its own."""
+    found = {}
+    for task, function in build("cpu")[name].items():
+        for size in sizes:
+            pixels, shape = make_inputs(size, "cpu")
+            argument = pixels if task == "encode" else torch.zeros(shape, dtype=torch.long)
+            function(argument[:1, ..., :16, :16])
+            Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is in use
+            before = peak_memory()
+            function(argument)
+            found[f"{size} {task}"] = peak_memory() - before
+    return found
+
+
+def memory_of(name: str, sizes: list[int]) -> dict[str, float]:
+    """`peak_growth` in a new process, whose allocator gives back what is freed."""
+    command = [sys.executable, __file__, "--memory", name, "--sizes", *map(str, sizes)]
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
+
+
+def table(rows: list[dict[str, Any]], caption: str) -> str:
+    """The results in Markdown, a row for each size, mode and task."""
+    lines = [
+        caption,
+        "",
+        f"| image | mode | task | {OURS}, images/s | {THEIRS}, images/s | ratio | {OURS}, MiB | {THEIRS}, MiB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    by_task: dict[tuple, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        by_task.setdefault((row["size"], row["mode"], row["task"]), {})[row["library"]] = row
+    for (size, mode, task), pair in by_task.items():
+        ours, theirs = (pair[name]["images_per_second"] for name in (OURS, THEIRS))
+        memory = [f"{pair[name]['memory_mib']:.0f}" if "memory_mib" in pair[name] else "" for name in (OURS, THEIRS)]
+        lines.append(
+            f"| {size} px | {mode} | {task} | {ours:.1f} | {theirs:.1f} | {ours / theirs:.2f}x "
+            f"| {memory[0]} | {memory[1]} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output_dir", type=Path, default=RESULTS)
+    parser.add_argument("--eager_only", action="store_true")
+    parser.add_argument("--memory", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory:
+        print(json.dumps(peak_growth(options.memory, options.sizes)))
+        return
+
+    can_compile = options.device == "cuda" or any(map(shutil.which, ("c++", "g++", "clang++")))
+    compiled = can_compile and not options.eager_only
+    caption = (
+        f"Best of {options.rounds} rounds, {name_of(options.device)}, torch {torch.__version__}, "
+        f"{platform.machine()}; batches of {PIXELS:,} pixels, float32. Tokens of both are equal in every row. Memory: "
+        "growth of the process's peak over one eager call."
+    )
+    if not compiled:
+        caption += f" No compiled rows: {'not asked for' if can_compile else 'there is no C++ compiler'}."
+    rows: list[dict[str, Any]] = []
+    for size in options.sizes:
+        rows += measure(size, options.rounds, options.device, compiled)
+        torch.compiler.reset()
+    memory = {name: memory_of(name, options.sizes) for name in (OURS, THEIRS)} if options.device == "cpu" else {}
+    for row in rows:
+        if memory and row["mode"] == "eager":
+            row["memory_mib"] = memory[row["library"]][f"{row['size']} {row['task']}"]
+    text = table(rows, caption)
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    (options.output_dir / "tokenize_speed.md").write_text(text + "\n")
+    (options.output_dir / "tokenize_speed.json").write_text(
+        json.dumps({"caption": caption, "config": CONFIG, "rows": rows}, indent=1)
+    )
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
