@@ -89,7 +89,7 @@ class MaskGitGenerateOutput(ModelOutput):
     intermediates: torch.Tensor | None = None
 
 
-class MaskGitSamplingMixin:
+class MaskGitGenerationMixin:
     """The method `generate` of a [`MaskGitModel`]."""
 
     if TYPE_CHECKING:
@@ -300,4 +300,4 @@ def _per_image(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return values.to(like.device)[:, None, None, None]
 
 
-__all__ = ["MaskGitGenerateOutput", "MaskGitSamplingMixin"]
+__all__ = ["MaskGitGenerateOutput", "MaskGitGenerationMixin"]

@@ -26,7 +26,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_maskgit import MaskGitConfig
 from .configuration_vq import VQConfig
-from .generation_maskgit import MaskGitSamplingMixin
+from .generation_maskgit import MaskGitGenerationMixin
 from .masking_maskgit import draw_mask, draw_uniform, mask_ratio
 from .modeling_vq import VQModel
 from .pipeline_maskgit import CUSTOM_PIPELINES
@@ -62,8 +62,12 @@ class MaskGitOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
-class MaskGitPreTrainedModel(PreTrainedModel):
-    """What transformers has to know of a [`MaskGitModel`], and how its weights start."""
+class MaskGitPreTrainedModel(MaskGitGenerationMixin, PreTrainedModel):
+    """What transformers has to know of a [`MaskGitModel`], and how its weights start.
+
+    The mixin is here and not at `MaskGitModel`, where its name would announce a `generation_config`; under another name
+    transformers would add its own mixin to classes from the Hub.
+    """
 
     config: MaskGitConfig
     base_model_prefix = "maskgit"
@@ -92,7 +96,7 @@ class MaskGitPreTrainedModel(PreTrainedModel):
                     init.normal_(parameter, std=self.config.initializer_range)
 
 
-class MaskGitModel(MaskGitSamplingMixin, MaskGitPreTrainedModel):
+class MaskGitModel(MaskGitPreTrainedModel):
     r"""Masked generative image transformer with its tokenizer.
 
     Args:
