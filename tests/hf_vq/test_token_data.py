@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -26,9 +27,9 @@ import hf_vq
 from hf_vq import VQConfig, VQImageProcessor, VQModel, load_token_dataset
 from hf_vq.data import load_images
 from hf_vq.hub_files import HubError
-from hf_vq.token_data import push_token_dataset, read_manifest, token_features, weights_sha256
+from hf_vq.token_data import load_tokenizer, push_token_dataset, read_manifest, token_features, weights_sha256
 from hf_vq.token_shards import ShardWriter, Views
-from hf_vq.tokenization import TokenizationArguments, tokenize_dataset
+from hf_vq.tokenization import TokenizationArguments, tokenize_dataset, tokenize_split
 
 if TYPE_CHECKING:
     from ..hub_server import HubServer
@@ -335,6 +336,41 @@ def test_only_what_is_missing_is_written_again(images: Path, tokenizer: str, tmp
     tokenize_dataset(args)
     assert contents(tmp_path / "tokens") == before
     assert (tmp_path / "tokens" / "train-00002.parquet").stat() == kept
+
+
+def test_a_half_written_shard_never_has_its_name(
+    images: Path, tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ends amid the writing of a shard leaves nothing that the next run would take for one."""
+
+    def interrupted(table: Any, file: io.BufferedIOBase, **options: Any) -> None:
+        file.write(b"PAR1")
+        raise KeyboardInterrupt
+
+    args = arguments(tokenizer, images, tmp_path / "tokens")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pq, "write_table", interrupted)
+        tokenize_dataset(args)
+    assert list(contents(tmp_path / "tokens")) == ["manifest.json"]
+
+    tokenize_dataset(args)
+    tokenize_dataset(dataclasses.replace(args, output_dir=str(tmp_path / "fresh")))
+    assert contents(tmp_path / "tokens") == contents(tmp_path / "fresh")
+
+
+def test_a_process_writes_its_own_shards_alone(images: Path, tokenizer: str, tmp_path: Path) -> None:
+    """The second of two processes takes every second shard, of a stream as well."""
+    args = arguments(tokenizer, images, tmp_path / "tokens")
+    tokenize_dataset(args)
+    second: Any = SimpleNamespace(
+        process_index=1, num_processes=2, is_main_process=False, wait_for_everyone=lambda: None
+    )
+    for streaming in (False, True):
+        for shard in (tmp_path / "tokens").glob("*.parquet"):
+            shard.unlink()
+        found = load_images(str(images), streaming=streaming)
+        tokenize_split(*load_tokenizer(tokenizer), found, "train", args, None, second)
+        assert list(contents(tmp_path / "tokens")) == ["manifest.json", "train-00001.parquet"]
 
 
 @pytest.mark.parametrize(
