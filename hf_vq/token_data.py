@@ -21,6 +21,7 @@ from typing import Any
 import datasets
 import torch
 from huggingface_hub import CommitInfo, DatasetCardData
+from transformers import AutoModel
 
 from .card_merging import metadata_record
 from .hub import PROCESSOR_FILE, default_image_processor, from_hub
@@ -186,13 +187,23 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> tuple[VQMod
     folder = Path(name).expanduser()
     if not folder.is_dir():
         _require_hub_id(name, "no tokenizer")
-        return from_hub(str(name), revision=revision)
+        model, processor = from_hub(str(name), revision=revision)
+        return _require_tokenizer(model, name), processor
     if revision is not None:
         raise ValueError(f"'{name}' is a folder, which has no revision {revision!r}: leave it out")
-    model = VQModel.from_pretrained(folder).eval()
+    model = _require_tokenizer(AutoModel.from_pretrained(folder), name)
     if (folder / PROCESSOR_FILE).is_file():
         return model, VQImageProcessor.from_pretrained(folder)
     return model, default_image_processor(model.config)
+
+
+def _require_tokenizer(model: Any, name: str | Path) -> VQModel:
+    if not isinstance(model, VQModel):
+        kind = type(model).__name__
+        raise ValueError(
+            f"'{name}' is not a tokenizer but a {kind}. Of a generator, pass the tokenizer it was made for"
+        )
+    return model
 
 
 def check_tokenizer(manifest: Manifest, tokenizer: VQModel | str | Path, where: str) -> None:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from hf_vq import visualization
-from hf_vq.visualization import projection, reconstruction_grid, usage_curves, usage_histogram
+from hf_vq.visualization import projection, reconstruction_grid, sample_sheet, usage_curves, usage_histogram
 
 
 def colored(image: PIL.Image.Image, color: str) -> int:
@@ -108,6 +108,29 @@ def test_components_are_those_of_greatest_variance_and_have_a_sign():
     again, _, _ = visualization._principal_components(embeddings.flip(0), codes)
     np.testing.assert_allclose(again[::-1], flat, atol=1e-9)
     assert points.shape == (50, 2)
+
+
+def test_sheet_shows_every_sample_in_its_row():
+    """Samples are enlarged by a whole factor, or shrunk to fit, three to a row, with a label left of each row."""
+    samples = [PIL.Image.new("RGB", (8, 8), color) for color in ("red", "red", "red", "blue")]
+    sheet = sample_sheet(samples, row_labels=["cats", "a very long name of a class, too long"], columns=3, width=600)
+
+    factor = (colored(sheet, "#0000ff") // 64) ** 0.5
+    assert factor == int(factor) and factor >= 4
+    assert colored(sheet, "#ff0000") == 3 * colored(sheet, "#0000ff")
+    pixels = np.asarray(sheet)
+    red, blue = ((pixels == color).all(-1) for color in ((255, 0, 0), (0, 0, 255)))
+    assert red.any(1).nonzero()[0].max() < blue.any(1).nonzero()[0].min()
+    assert red.any(0).argmax() == blue.any(0).argmax() > 100  # the labels' place
+    assert sample_sheet(samples, columns=3, width=300).width <= 300
+    assert sample_sheet([PIL.Image.new("L", (512, 512))] * 2, columns=2, width=300).width <= 300
+
+
+def test_sheet_refuses_labels_that_do_not_fit():
+    """A label missing for a row, or no sample at all, is an error."""
+    for samples, labels in (([], None), ([PIL.Image.new("L", (8, 8))] * 3, ["a"])):
+        with pytest.raises(ValueError, match="a label for each row of 2"):
+            sample_sheet(samples, row_labels=labels, columns=2)
 
 
 def test_projection_draws_one_panel_for_each_run(monkeypatch: pytest.MonkeyPatch):
