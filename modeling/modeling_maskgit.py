@@ -65,8 +65,8 @@ class MaskGitOutput(ModelOutput):
 class MaskGitPreTrainedModel(MaskGitGenerationMixin, PreTrainedModel):
     """What transformers has to know of a [`MaskGitModel`], and how its weights start.
 
-    The mixin is here and not at `MaskGitModel`, where its name would announce a `generation_config`; under another name
-    transformers would add its own mixin to classes from the Hub.
+    The mixin is here and not at `MaskGitModel`, where its name would announce a `generation_config`; under another
+    name transformers would add its own mixin to classes from the Hub.
     """
 
     config: MaskGitConfig

@@ -75,6 +75,8 @@ class ImageGenerationPipeline(Pipeline):
             part = slice(start, start + size)
             own = generators[part] if isinstance(generators, list) else generators
             batches.append({"labels": labels[part], "generator": own})
+        if not batches:
+            return []
         results = [result for batch in super().__call__(batches, batch_size=1, **kwargs) for result in batch]
         return results[0] if single else results
 

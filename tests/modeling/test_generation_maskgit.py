@@ -450,5 +450,7 @@ def test_a_tiny_model_learns_64_grids():
 
     assert model(image_tokens=grids, class_labels=labels, generator=generator).loss < 0.1
     for sampler in ("confidence", "halton"):
-        out = model.generate(class_labels=labels, num_steps=8, sampler=sampler, generator=generator)
+        out = model.generate(
+            class_labels=labels, num_steps=8, guidance_scale=2.0, sampler=sampler, generator=generator
+        )
         assert (out.image_tokens == grids).flatten(1).all(1).sum() >= 62

@@ -1,0 +1,126 @@
+"""The generation script as people start it: grids, single files, animations, inpainting, and slips."""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageSequence
+
+from hf_vq import MaskGitConfig, MaskGitModel, VQConfig, VQModel
+from hf_vq.modeling.autoencoder_vq import SQVAEDecoder
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "generate.py"
+
+
+@pytest.fixture(scope="module")
+def main() -> Callable[[list[str]], None]:
+    """The script's main function, in this process."""
+    return runpy.run_path(str(SCRIPT))["main"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved model with two named classes and two tokens at each cell."""
+    torch.manual_seed(0)
+    vq: dict[str, Any] = {"architecture": "sqvae", "image_size": 32, "base_channels": 8, "num_res_blocks": 1}
+    vq |= {"quantizer_type": "residual", "num_groups": 2, "share_codebook": False, "num_codes": 16, "embed_dim": 4}
+    fields: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = MaskGitConfig(vq_config=VQConfig(**vq), num_classes=2, id2label={0: "cat", 1: "dog"}, **fields)
+    model = MaskGitModel(config)
+    assert isinstance(model.tokenizer.decoder, SQVAEDecoder)
+    with torch.no_grad():
+        model.tokenizer.decoder.convt[-2].get_parameter("weight").mul_(100)  # pictures with contrast
+    path = tmp_path_factory.mktemp("model")
+    model.save_pretrained(path)
+    return path
+
+
+def run(main: Callable[[list[str]], None], folder: Path, output: Path, words: str = "") -> None:
+    """Starts the script with a model and an output."""
+    main(["--model", str(folder), "--device", "cpu", "--output", str(output), "--num_steps", "4", *words.split()])
+
+
+def read(path: Path) -> np.ndarray:
+    """The pixels of a picture."""
+    return np.asarray(Image.open(path))
+
+
+def test_a_grid_and_single_files_show_the_same(
+    main: Callable[[list[str]], None], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three images in a grid of two columns; in batches of any size they are the same, in order."""
+    words = "--class_labels cat 1 dog --guidance_scale 2 --seed 5"
+    run(main, folder, tmp_path / "out" / "grid.png", words)
+    run(main, folder, tmp_path / "single", words + " --batch_size 2")
+    files = sorted((tmp_path / "single").iterdir())
+    grid = read(tmp_path / "out" / "grid.png")
+
+    assert [path.name for path in files] == ["00000.png", "00001.png", "00002.png"]
+    assert grid.shape == (64, 64, 3) and (grid[32:, 32:] == 255).all()
+    for number, path in enumerate(files):
+        row, column = 32 * (number // 2), 32 * (number % 2)
+        assert np.array_equal(read(path), grid[row : row + 32, column : column + 32])
+    assert not np.array_equal(read(files[1]), read(files[2]))  # one class, two seeds
+    assert f"Wrote 3 images to {tmp_path / 'single'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("sampler", ["confidence", "halton"])
+def test_an_animation_fills_up(main: Callable[[list[str]], None], folder: Path, tmp_path: Path, sampler: str) -> None:
+    """A frame for each step: grey cells give way to pictures, the last frame is the grid."""
+    words = f"--num_images 2 --sampler {sampler} --batch_size 1"
+    run(main, folder, tmp_path / "steps.gif", words)
+    run(main, folder, tmp_path / "grid.png", words)
+    animation = Image.open(tmp_path / "steps.gif")
+    frames = [np.asarray(frame.convert("RGB")).astype(int) for frame in ImageSequence.Iterator(animation)]
+    grey = [(abs(frame - 128).max(-1) <= 1).mean() for frame in frames]
+
+    assert len(frames) == 4 and frames[0].shape == (32, 64, 3)
+    assert grey[0] > 0.5 > grey[-1] and grey == sorted(grey, reverse=True)
+    assert abs(frames[-1] - read(tmp_path / "grid.png")).mean() < 16  # a palette of 256 colours is little for noise
+
+
+def test_inpainting_keeps_the_rest(main: Callable[[list[str]], None], folder: Path, tmp_path: Path) -> None:
+    """Where the mask is black the tokens are the image's; two seeds differ only around the white."""
+    torch.manual_seed(1)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(tmp_path / "in.png")
+    mask = np.zeros((40, 48), dtype=np.uint8)
+    mask[:, 34:] = 255  # the last two of eight cells, after scaling and cropping
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    for seed in (0, 1):
+        words = f"--image {tmp_path}/in.png --mask {tmp_path}/mask.png --seed {seed} --class_labels dog"
+        run(main, folder, tmp_path / f"{seed}.png", words)
+    difference = abs(read(tmp_path / "0.png").astype(int) - read(tmp_path / "1.png").astype(int)).max((0, 2))
+
+    assert difference[24:].max() > 20 and difference[:8].max() == 0
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("--class_labels cow", r"error: there are no classes \['cow'\].*'cat', 'dog'"),
+        ("--class_labels 2", r"error: .*must be in \[0, 2\)"),
+        ("--class_labels 0 1 --num_images 3", "error: there are 2 labels for 3 images"),
+        ("--sampler halton --choice_temperature 1", "error: .*has no effect"),
+        ("--image no.png --mask no.png", "error: .*no.png"),
+    ],
+)
+def test_slips_end_with_a_message(
+    main: Callable[[list[str]], None], folder: Path, tmp_path: Path, words: str, message: str
+) -> None:
+    """One line that says what is wrong, and nothing written."""
+    with pytest.raises(SystemExit, match=message):
+        run(main, folder, tmp_path / "grid.png", words)
+    assert not (tmp_path / "grid.png").exists()
+
+
+def test_a_tokenizer_is_no_generator(main: Callable[[list[str]], None], tmp_path: Path) -> None:
+    """It says what kind of model it found."""
+    VQModel(VQConfig(architecture="sqvae", image_size=16, base_channels=8)).save_pretrained(tmp_path / "vq")
+    with pytest.raises(SystemExit, match="is a hf_vq model, not a hf_maskgit one"):
+        run(main, tmp_path / "vq", tmp_path / "grid.png")
