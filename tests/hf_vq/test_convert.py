@@ -249,7 +249,9 @@ def test_llamagen(tmp_path: Path) -> None:
 
     conversion = convert_checkpoint(tmp_path / "vq.pt")
 
+    config = conversion.model.config
     assert conversion.layout == "llamagen" and len(conversion.notes) == 2
+    assert config.norm == config.cb_norm == "l2"  # of the vectors too, which only training shows
     assert "averaged" in conversion.notes[0] and "quantize.codebook_used" in conversion.notes[1]
     assert_same(conversion.model, theirs.encode(pixels()), theirs.decode)
     ema = convert_checkpoint(tmp_path / "vq.pt", use_ema=True).model
