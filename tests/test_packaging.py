@@ -37,9 +37,10 @@ def test_the_tests_run_against_the_installed_package():
 
 
 def test_package_data_is_shipped():
-    """The sample images, the card template and the marker for type checkers come with the package."""
+    """The sample images, the card templates and the marker for type checkers come with the package."""
     package = resources.files("hf_vq")
-    for name in ("py.typed", "model_card_template.md", "noto_emoji_32/train.parquet", "noto_emoji_32/test.parquet"):
+    names = ("py.typed", "noto_emoji_32/train.parquet", "noto_emoji_32/test.parquet")
+    for name in (*names, "model_card_template.md", "generator_card_template.md"):
         assert (package / name).is_file()
 
 

@@ -45,8 +45,8 @@ def named(*names: str) -> dict[str, Any]:
 def test_a_pushed_generator_comes_back_whole(hub: HubServer) -> None:
     """One commit with card, samples, image processor and code; `from_hub` gives weights, classes and tokenizer."""
     torch.manual_seed(0)
-    model = MaskGitModel(config(**named("cat", "dog")))
-    commit: Any = model.push_to_hub(NAME, metrics=METRICS, images=[Image.new("RGB", (16, 16), "red")] * 3)
+    model: Any = MaskGitModel(config(**named("cat", "dog")))
+    commit = model.push_to_hub(NAME, metrics=METRICS, images=[Image.new("RGB", (16, 16), "red")] * 3)
 
     history = hub.store.repositories["models", NAME].history()
     assert [commit.title for commit in history] == ["Upload MaskGitModel", "initial commit"]
@@ -66,7 +66,8 @@ def test_the_code_of_a_pushed_card_runs_without_the_package(
     hub: HubServer, tmp_path: Path, fields: dict[str, Any]
 ) -> None:
     """What the card tells people to type makes images, with classes and without."""
-    MaskGitModel(config(**fields)).push_to_hub(NAME)
+    model: Any = MaskGitModel(config(**fields))
+    model.push_to_hub(NAME)
     text = hub.store.read(NAME, "README.md").decode()
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (in_one_step,) = re.findall(r"In one step: `(.*?)`", text)
@@ -107,7 +108,7 @@ def test_the_card_says_how_it_was_trained_and_measured() -> None:
     ):  # fmt: skip
         assert part in str(card), part
     assert "weight average" not in str(card)
-    assert card.data.datasets == ["user/tokens"]
+    assert card.data["datasets"] == ["user/tokens"]
     bare = str(generator_card(config(), {}, "/home/me/tokens"))
     assert "Not measured." in bare and "num_images=4, num_steps=8, generator" in bare and "/home/me" not in bare
     assert ModelCard(str(card)).data["eval_results"][0].dataset_args == {"num_images": 7, "num_distance_images": 5}

@@ -11,12 +11,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 from safetensors.torch import load_file
@@ -28,10 +26,8 @@ from hf_vq.tokenization import TokenizationArguments, tokenize_dataset
 from hf_vq.training import generator_data
 from hf_vq.training.arguments import GeneratorTrainingArguments
 from hf_vq.training.checkpoint import list_checkpoints
-from hf_vq.training.command_line import parse_command_line
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train_generator.py"
-RECIPE = SCRIPT.with_name("configs") / "noto_emoji_32_maskgit.yaml"
 TINY = (
     "--hidden_size 32 --num_hidden_layers 1 --num_attention_heads 2 --max_steps 2 --train_batch_size 4 --use_cpu "
     "--disable_tqdm --num_sample_images 2 --sample_steps 2"
@@ -201,17 +197,6 @@ def test_a_model_without_classes_ignores_labels(main: Main, tokens: Path, tokeni
     main(words(tokens, tokenizer, tmp_path / "out", "--num_classes", "0", "--max_steps", "1"))
 
     assert AutoModel.from_pretrained(tmp_path / "out" / "final").config.num_classes == 0
-
-
-def test_the_recipe_is_valid() -> None:
-    """Every field of the shipped recipe exists, and its model can be configured for the emoji's tokenizer."""
-    args, fields = parse_command_line(
-        GeneratorTrainingArguments, MaskGitConfig, ["--config", str(RECIPE), "--output_dir", "out"]
-    )
-    tokenizer: dict[str, Any] = yaml.safe_load((RECIPE.with_name("noto_emoji_32.yaml")).read_text())["model"]
-    config = MaskGitConfig(vq_config=VQConfig(**tokenizer), num_classes=9, **fields)
-
-    assert args.eval_split == "test" and config.grid_size == (8, 8) and config.codebook_size == 1024
 
 
 def test_help_names_the_fields_of_trainer_and_model(main: Main, capsys: pytest.CaptureFixture[str]) -> None:
