@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+import hf_vq
 from hf_vq import VQConfig, VQImageProcessor, VQModel
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -15,23 +16,26 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_the_readme_has_its_examples():
-    """One block loads a model, one uses a layer."""
-    assert len(BLOCKS) == 2
+    """Loading a model, a pipeline, the Hub, a layer."""
+    assert len(BLOCKS) == 4
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
-def test_code_prints_what_its_comments_say(block, tmp_path, monkeypatch, capsys):
-    """Each `print(...)  # text` prints that text."""
+def test_code_prints_what_its_comments_say(block, tmp_path, monkeypatch, capsys, hub):
+    """Each `print(...)  # text` prints that text, with the Hub on this machine in the place of the real one."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    VQModel(VQConfig(architecture="sqvae", image_size=32, base_channels=16)).save_pretrained("demo/full")
+    model = VQModel(VQConfig(architecture="sqvae", image_size=32, base_channels=16))
+    model.save_pretrained("demo/full")
     VQImageProcessor(image_size=32).save_pretrained("demo/full")
     Image.new("RGB", (50, 40), "red").save("photo.png")
+    if "push_to_hub" not in block:
+        hf_vq.push_to_hub(model, "alice/vq-emoji")
 
     exec(compile(block, "README.md", "exec"), {})
 
     expected = re.findall(r"^print\(.*\)  # (.*)$", block, re.MULTILINE)
-    printed = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr().out.replace(hub.url, "https://huggingface.co").splitlines()
     assert len(expected) >= 2
     for line, pattern in zip(printed, expected, strict=True):
         assert fnmatch.fnmatchcase(line, pattern.replace("[", "[[]"))
