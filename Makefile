@@ -6,7 +6,7 @@ PYTEST_ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-quality bench-quantizer bench-tokenize clean
+.PHONY: help demo test lint format bench bench-quality bench-quantizer bench-tokenize bench-generator clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -40,13 +40,16 @@ $(VENV)/bench: $(VENV)/ready
 	$(VENV)/bin/pip install --quiet -c constraints.txt -e ".[bench]"
 	touch $@
 
-bench: bench-quantizer bench-tokenize bench-quality  ## All tables below
+bench: bench-quantizer bench-tokenize bench-generator bench-quality  ## All tables below
 
 bench-quantizer: $(VENV)/bench  ## Speed and memory of the quantizer beside other libraries
 	$(VENV)/bin/python benchmarks/quantizer_speed.py
 
 bench-tokenize: $(VENV)/bench  ## Speed and memory of encode and decode beside diffusers with the same weights
 	$(VENV)/bin/python benchmarks/tokenize_speed.py
+
+bench-generator: $(VENV)/bench  ## Speed of the generator beside diffusers
+	$(VENV)/bin/python benchmarks/generator_speed.py
 
 bench-quality: $(VENV)/bench  ## Held-out error and codebook use of each method in one autoencoder
 	$(VENV)/bin/python benchmarks/quality.py
