@@ -93,6 +93,7 @@ CANDIDATES: dict[str, dict[str, Row]] = {
 PARTS: dict[str, Any] = {"affine_lr": 2.0, "sync_nu": 0.2, "replace_freq": 20}
 INNER: dict[str, Any] = {"beta": 1.0, "alternating_steps": 1}
 FIXED: dict[str, Row] = CANDIDATES["full method"] | {
+    f"FSQ [8, 5, 5, 5] {OTHERS}": CANDIDATES["FSQ"][f"FSQ [8, 5, 5, 5] {OTHERS}"],
     "64-d codes: full method": Row(FULL, 1.0),
     f"64-d codes: EMA, commitment 0.25 {OTHERS}": Row(ema(0.25), 1.0),
     f"64-d codes: rotation trick, commitment 0.25 {OTHERS}": Row(ema(0.25, True), 1.0),
