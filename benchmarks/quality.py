@@ -76,7 +76,9 @@ def table(records: list[dict[str, Any]], names: Iterable[str], title: str, steps
             cells = [name, _mean([1e3 * r["mse"] for r in runs], 2)]
             if name != FLOOR:
                 cells.append(_mean([r["perplexity"] for r in runs], 0))
-                cells += [_mean([100 * r[key] for r in runs], 1) + "%" for key in ("usage", "train_usage")]
+                cells.append(_mean([100 * r["usage"] for r in runs], 1) + "%")
+                seen = [100 * r["train_usage"] for r in runs if "train_usage" in r]
+                cells.append(_mean(seen, 1) + "%" if seen else "")
             else:
                 cells += [""] * 3
             lines.append("| " + " | ".join([*cells, str(len(runs))]) + " |")
