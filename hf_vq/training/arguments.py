@@ -40,7 +40,9 @@ class BaseTrainingArguments:
 
     # Optimizer
     learning_rate: float = field(default=3e-4, metadata={"help": "Peak learning rate of AdamW."})
-    weight_decay: float = field(default=1e-4, metadata={"help": "Weight decay; never on codebooks, norms and biases."})
+    weight_decay: float = field(
+        default=1e-4, metadata={"help": "Weight decay; never on codebooks, embeddings, norms and biases."}
+    )
     adam_beta1: float = field(default=0.9, metadata={"help": "First beta of AdamW."})
     adam_beta2: float = field(default=0.95, metadata={"help": "Second beta of AdamW."})
     adam_epsilon: float = field(default=1e-8, metadata={"help": "Epsilon of AdamW."})
