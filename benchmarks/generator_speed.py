@@ -2,9 +2,9 @@
 
     make bench-generator
 
-Both have random weights and about the same number of parameters, 16 x 16 tokens, 12 steps, guidance, and end with the
-same tokenizer's decoder. The best of the rounds is given, since other work on a machine only ever adds time. aMUSEd's
-text conditions are random tensors; what encodes text is no part of the measurement.
+Both have random weights and, to a percent, the same number of parameters, 16 x 16 tokens, 12 steps, guidance, and end
+with the same tokenizer's decoder. The best of the rounds is given, since other work on a machine only ever adds time.
+aMUSEd's text conditions are random tensors; what encodes text is no part of the measurement.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OURS, THEIRS = "hf_vq", "diffusers (UVit2DModel, AmusedScheduler)"
 NUM_CODES, GRID, NUM_CLASSES, GUIDANCE = 1024, 16, 1000, 3.0
 
 
-def our_model(hidden_size: int, num_layers: int) -> MaskGitModel:
+def our_model(hidden_size: int, num_layers: int, intermediate_size: int) -> MaskGitModel:
     vq_config = VQConfig(architecture="sqvae", image_size=4 * GRID, base_channels=32, embed_dim=8, num_codes=NUM_CODES)
     config = MaskGitConfig(
         vq_config=vq_config,
@@ -35,12 +35,13 @@ def our_model(hidden_size: int, num_layers: int) -> MaskGitModel:
         hidden_size=hidden_size,
         num_hidden_layers=num_layers,
         num_attention_heads=hidden_size // 64,
+        intermediate_size=intermediate_size,
         dropout=0.0,  # as theirs
     )
     return MaskGitModel(config)
 
 
-def their_model(hidden_size: int, num_layers: int, intermediate_size: int) -> Any:
+def their_model(hidden_size: int, num_layers: int) -> Any:
     from diffusers import UVit2DModel
 
     return UVit2DModel(
@@ -56,7 +57,7 @@ def their_model(hidden_size: int, num_layers: int, intermediate_size: int) -> An
         block_num_heads=hidden_size // 64,
         num_hidden_layers=num_layers,
         num_attention_heads=hidden_size // 64,
-        intermediate_size=intermediate_size,
+        intermediate_size=hidden_size * 11 // 4,  # the ratio of the published model
     )
 
 
@@ -65,12 +66,12 @@ def count(model: nn.Module) -> int:
     return sum(p.numel() for name, p in model.named_parameters() if not name.startswith("tokenizer."))
 
 
-def closest(parameters: int, hidden_size: int, num_layers: int) -> Any:
-    """Their model of that width and depth, with the feed-forward width that brings it closest in parameters."""
+def closest(parameters: int, hidden_size: int, num_layers: int) -> MaskGitModel:
+    """Our model of that width and depth, with the feed-forward width that brings it closest in parameters."""
     with torch.device("meta"):
-        small, large = (count(their_model(hidden_size, num_layers, width)) for width in (64, 128))
-    width = 64 + round((parameters - small) / (large - small) * 2) * 32
-    return their_model(hidden_size, num_layers, max(width, 32))
+        small, large = (count(our_model(hidden_size, num_layers, width)) for width in (64, 128))
+    width = 64 + round((parameters - small) / (large - small) * 8) * 8
+    return our_model(hidden_size, num_layers, width)
 
 
 def their_inputs(hidden_size: int, batch: int, device: str) -> dict[str, torch.Tensor]:
@@ -103,8 +104,8 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, dict[str, float]], d
     """Best seconds of each task, `{library: {"generate": ..., "train": ...}}`, and the parameters."""
     torch.manual_seed(0)
     device, batch, width = options.device, options.batch_size, options.hidden_size
-    ours = our_model(width, options.num_layers).to(device)
-    theirs = closest(count(ours), width, options.num_layers).to(device)
+    theirs = their_model(width, options.num_layers).to(device)
+    ours = closest(count(theirs), width, options.num_layers).to(device)
     labels = torch.arange(batch, device=device)
     inputs = their_inputs(width, batch, device)
     doubled = {name: torch.cat([value] * 2) for name, value in inputs.items()}
@@ -151,8 +152,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--num_steps", type=int, default=12)
     parser.add_argument("--batch_size", type=int, default=2)
-    parser.add_argument("--hidden_size", type=int, default=384)
-    parser.add_argument("--num_layers", type=int, default=6)
+    parser.add_argument("--hidden_size", type=int, default=256)
+    parser.add_argument("--num_layers", type=int, default=4)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     best, parameters = measure(options)
