@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -105,7 +106,9 @@ def generator_config(tokenizer: VQModel, dataset: Any, fields: dict[str, Any]) -
             "id2label": dict(enumerate(names)),
             "label2id": {name: number for number, name in enumerate(names)},
         }
-    return MaskGitConfig(vq_config=tokenizer.config, **fields)
+    vq_config = copy.deepcopy(tokenizer.config)
+    vq_config._name_or_path = ""  # it would publish where somebody's files lie
+    return MaskGitConfig(vq_config=vq_config, **fields)
 
 
 def check_tokens(dataset: Any, config: MaskGitConfig, which: str) -> None:

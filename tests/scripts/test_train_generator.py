@@ -93,7 +93,9 @@ def test_it_makes_a_repository_from_tokens(main: Main, tokens: Path, tokenizer: 
     card = (final / "README.md").read_text()
     for part in (f" | {tokens.name} | 25% of train, held out | 3 |", "| 2: cats, dogs |", "('cats')[\"image\"]"):
         assert part in card, part
-    assert f"| tokenizer | {tokenizer.name} |" in card and str(tokens.parent) not in card
+    assert f"| tokenizer | {tokenizer.name} |" in card
+    for text in (card, (final / "config.json").read_text()):
+        assert str(tokens) not in text and str(tokenizer) not in text
 
 
 def test_images_are_held_out_with_all_their_views(

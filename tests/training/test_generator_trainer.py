@@ -121,12 +121,14 @@ def test_the_tokenizer_stays_as_it_is_and_the_average_is_published(make_trainer:
     trainer = make_trainer(use_ema=True)
     before = weights_sha256(trainer.model.tokenizer)
     last = trainer.model.head.bias
+    start = last.detach().clone()
     trainer.train()
 
     final = MaskGitModel.from_pretrained(tmp_path / "out" / "final")
     assert weights_sha256(final.tokenizer) == weights_sha256(trainer.model.tokenizer) == before
     assert torch.equal(final.head.bias, trainer.ema.module.head.bias)
     assert not torch.equal(final.head.bias, last)
+    assert 0 < (final.head.bias - start).norm() < (last - start).norm()
 
 
 def test_decay_is_for_matrices_alone(make_trainer: MakeTrainer) -> None:
