@@ -85,10 +85,9 @@ def draw_tokens(probabilities: torch.Tensor, uniform: torch.Tensor) -> torch.Ten
         `torch.LongTensor`: (...).
     """
     cumulative = probabilities.cumsum(-1)
-    total = cumulative[..., -1]
-    # Rounding up to the total would find the first code beyond all that are possible.
-    value = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, value.unsqueeze(-1), right=True).squeeze(-1)
+    # Below the total, as `uniform` is at most 1 - 2^-24, which rounds no product up to it.
+    value = uniform.unsqueeze(-1) * cumulative[..., -1:]
+    return torch.searchsorted(cumulative, value, right=True).squeeze(-1)
 
 
 def gumbel(uniform: torch.Tensor) -> torch.Tensor:

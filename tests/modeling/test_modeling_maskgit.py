@@ -101,7 +101,7 @@ def test_training_smooths_labels():
 
 @pytest.mark.parametrize("fields", KINDS, ids=lambda fields: "-".join(map(str, fields.values())) or "default")
 def test_hidden_tokens_are_hidden(fields):
-    """What lies under the mask changes nothing; what is visible does."""
+    """What lies under the mask changes nothing; what is visible does, be it the first code."""
     model = make_model(**fields)
     tokens = make_tokens(model)
     mask = torch.zeros_like(tokens, dtype=torch.bool)
@@ -110,6 +110,8 @@ def test_hidden_tokens_are_hidden(fields):
     logits = model(image_tokens=tokens, mask=mask).logits
 
     assert torch.equal(model(image_tokens=other, mask=mask).logits, logits)
+    visible = model(image_tokens=tokens.masked_fill(mask, 0), mask=torch.zeros_like(mask)).logits
+    assert not torch.allclose(visible, logits, atol=1e-3)
     assert not torch.allclose(model(image_tokens=(tokens + 1) % 16, mask=mask).logits, logits, atol=1e-3)
 
 

@@ -86,10 +86,10 @@ def test_draws_follow_the_probabilities():
 
 def test_impossible_codes_are_never_drawn():
     """Not even at both ends of the random numbers."""
-    probabilities = torch.tensor([0.0, 0.95, 0.95, 0.0])
-    edges = torch.tensor([0.0, 0.5, 1 - 2**-24])
-
-    assert draw_tokens(probabilities.expand(3, -1), edges).tolist() == [1, 2, 2]
+    edges = torch.tensor([0.0, 1 - 2**-24])
+    for total in torch.linspace(0.9, 1.1, 1001).tolist():
+        probabilities = torch.tensor([0.0, 0.5, total - 0.5, 0.0])
+        assert draw_tokens(probabilities.expand(2, -1), edges).tolist() == [1, 2]
 
 
 def test_gumbel_noise():
