@@ -161,6 +161,7 @@ class VQPreTrainedModel(PreTrainedModel):
             if module.bias is not None:
                 init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, BatchNorm1d):  # the base class would reset a count of batches, which this has not
+            assert module.running_mean is not None and module.running_var is not None
             init.ones_(module.weight)
             init.zeros_(module.bias)
             init.zeros_(module.running_mean)
