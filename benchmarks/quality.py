@@ -103,6 +103,7 @@ def fill(path: Path, wanted: dict[str, Row], data: str, seeds: list[int], title:
             print(json.dumps(records[-1]), flush=True)
             path.write_text(json.dumps(records, indent=1) + "\n")
             path.with_suffix(".md").write_text(table(records, names, title, options.steps))
+    path.with_suffix(".md").write_text(table(records, names, title, options.steps))
     print(table(records, names, title, options.steps))
 
 
