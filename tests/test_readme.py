@@ -9,15 +9,15 @@ import torch
 from PIL import Image
 
 import hf_vq
-from hf_vq import VQConfig, VQImageProcessor, VQModel
+from hf_vq import MaskGitConfig, MaskGitModel, VQConfig, VQImageProcessor, VQModel
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_the_readme_has_its_examples():
-    """Loading a model, a pipeline, the Hub, a layer."""
-    assert len(BLOCKS) == 4
+    """Loading a model, a pipeline, the Hub, a layer, a generator."""
+    assert len(BLOCKS) == 5
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
@@ -29,8 +29,12 @@ def test_code_prints_what_its_comments_say(block, tmp_path, monkeypatch, capsys,
     model.save_pretrained("demo/full")
     VQImageProcessor(image_size=32).save_pretrained("demo/full")
     Image.new("RGB", (50, 40), "red").save("photo.png")
-    if "push_to_hub" not in block:
+    if "alice/vq-emoji" in block and "push_to_hub" not in block:
         hf_vq.push_to_hub(model, "alice/vq-emoji")
+    if "alice/maskgit-emoji" in block:
+        sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        generator = MaskGitModel(MaskGitConfig(vq_config=model.config, num_classes=9, **sizes), tokenizer=model)
+        hf_vq.push_to_hub(generator, "alice/maskgit-emoji")
 
     exec(compile(block, "README.md", "exec"), {})
 
