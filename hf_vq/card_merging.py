@@ -14,6 +14,7 @@ from huggingface_hub import CardData, EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
 LICENSE_SECTION = "## License\n\n{}\n"
+_AFTER_LICENSE = "## Citation"
 
 _PART = re.compile(r"<!-- hf_vq: begin (\{.*?\}) -->.*?<!-- hf_vq: end -->", re.DOTALL)
 _MARKER = re.compile(r"<!-- hf_vq: (?:begin|end)\b")
@@ -60,8 +61,14 @@ def fill_card(existing: str, ours: str) -> str:
     new = ModelCard(ours)
     theirs = old.data.to_dict()
     record = json.loads(place[1]) if place else {}
-    metadata = merge_metadata(theirs, record, new.data.to_dict())
     filling = part[0]
+    granted = record.get("license")
+    if granted and theirs.get("license") == granted and not new.data.get("license"):
+        # Who pushes again without naming the license does not take it back.
+        new.data["license"] = granted
+        filling = filling.replace(part[1], metadata_record(new.data), 1)
+        filling = filling.replace(_AFTER_LICENSE, f"{LICENSE_SECTION.format(granted)}\n{_AFTER_LICENSE}", 1)
+    metadata = merge_metadata(theirs, record, new.data.to_dict())
     license = new.data.get("license")
     if license and metadata["license"] != license:
         filling = filling.replace(LICENSE_SECTION.format(license), LICENSE_SECTION.format(metadata["license"]))

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +16,7 @@ import torch
 from huggingface_hub import CommitInfo
 
 from .generator_card import generator_card
-from .hub_files import CARD_FILE, HubError, create_repository, fetch_file, publish_folder
+from .hub_files import CARD_FILE, HubError, branch_to_push, create_repository, fetch_file, publish_folder
 from .model_card import tokenizer_card
 from .modeling.configuration_maskgit import MaskGitConfig
 from .modeling.configuration_vq import VQConfig
@@ -65,7 +69,8 @@ def push_to_hub(
     Args:
         model: What to publish.
         repo_id: `"user/name"`, or `"name"` for one of the user who is logged in; created if it does not exist.
-        image_processor: By default the one that the model's configuration implies.
+        image_processor: By default the one beside the weights that the model was loaded from, if there is one, or else
+            the one that its configuration implies.
         metrics: For the card: what `TokenizerMetrics.compute` returned, and `"rfid"` where it was measured; of a
             generator what `GeneratorTrainer.evaluate` returned.
         dataset: For the card: the data set, as given to `load_images` or `load_token_dataset`.
@@ -89,8 +94,8 @@ def push_to_hub(
         ValueError: `create_pr` came with a branch, or the repository's own card cannot be filled in.
         HubError: Missing rights, a lost connection, a failing server; the repository is as it was.
     """
-    repo_id = create_repository(repo_id, private=private, token=token)
-    processor = image_processor or default_image_processor(model.config)
+    branch_to_push(revision, create_pr)
+    processor = image_processor or _image_processor_of(model, token)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model.save_pretrained(folder, max_shard_size=max_shard_size)
@@ -99,6 +104,8 @@ def push_to_hub(
         if images is not None:
             picture = SAMPLES_FILE if isinstance(model, MaskGitModel) else PICTURE_FILE
             _picture(model, processor, images).save(folder / picture)
+        # Last: what is wrong with the arguments leaves no empty repository.
+        repo_id = create_repository(repo_id, private=private, token=token)
         facts: dict[str, Any] = {"repo_id": repo_id, "license": license, "picture": picture}
         if isinstance(model, MaskGitModel):
             facts["num_parameters"] = model.num_parameters() - model.tokenizer.num_parameters()
@@ -157,15 +164,20 @@ def from_hub(
             f"not {' or '.join(map(repr, MODELS))}."
         )
     check_version(settings.get(VERSION_KEY))
-    _fetch_weights(repo_id, commit, token)
-    try:
-        fetch_file(repo_id, PROCESSOR_FILE, commit, token)
-        processor = VQImageProcessor.from_pretrained(folder)
-    except FileNotFoundError:
-        processor = None
-    loaded: Any = MODELS[settings["model_type"]].from_pretrained(
-        folder, use_safetensors=True, output_loading_info=True
-    )
+    files = [config_path, *_fetch_weights(repo_id, commit, token)]
+    processor = None
+    with suppress(FileNotFoundError):
+        processor = VQImageProcessor.from_pretrained(fetch_file(repo_id, PROCESSOR_FILE, commit, token).parent)
+    with tempfile.TemporaryDirectory() as name:
+        # What was verified and nothing else: a configuration, or an adapter's, could name other files of the cache.
+        for path in files:
+            try:
+                os.symlink(path.resolve(), Path(name) / path.name)
+            except OSError:  # not to be had everywhere
+                shutil.copyfile(path, Path(name) / path.name)
+        loaded: Any = MODELS[settings["model_type"]].from_pretrained(
+            name, use_safetensors=True, output_loading_info=True
+        )
     model, report = loaded
     if report["missing_keys"]:
         raise HubError(
@@ -203,7 +215,22 @@ def reconstruction_picture(model: VQModel, processor: VQImageProcessor, images: 
     with torch.no_grad():
         decoded = model(pixel_values.to(model.device), return_loss=False).decoded_pixel_values
     model.train(training)
-    return reconstruction_grid(pixel_values, {"reconstruction": decoded.cpu()})
+    # By way of 8 bits to [-1, 1], whatever range this processor's pixels have.
+    before, after = (
+        torch.as_tensor(processor.postprocess(pixels, "pt")) / 127.5 - 1 for pixels in (pixel_values, decoded.cpu())
+    )
+    return reconstruction_grid(before, {"reconstruction": after})
+
+
+def _image_processor_of(model: VQModel | MaskGitModel, token: str | bool | None) -> VQImageProcessor:
+    """The one beside the weights that the model was loaded from, or the default."""
+    source, commit = model.name_or_path, getattr(model.config, "_commit_hash", None)
+    if source and (Path(source) / PROCESSOR_FILE).is_file():
+        return VQImageProcessor.from_pretrained(source)
+    if source and commit:
+        with suppress(FileNotFoundError):
+            return VQImageProcessor.from_pretrained(fetch_file(source, PROCESSOR_FILE, commit, token).parent)
+    return default_image_processor(model.config)
 
 
 def _picture(model: VQModel | MaskGitModel, processor: VQImageProcessor, images: Sequence[Any]) -> Image.Image:
@@ -214,16 +241,20 @@ def _picture(model: VQModel | MaskGitModel, processor: VQImageProcessor, images:
     return sample_sheet(images)
 
 
-def _fetch_weights(repo_id: str, commit: str, token: str | bool | None) -> None:
+def _fetch_weights(repo_id: str, commit: str, token: str | bool | None) -> list[Path]:
+    """The files of the weights, verified."""
+    with suppress(FileNotFoundError):
+        return [fetch_file(repo_id, WEIGHTS_FILE, commit, token)]
     try:
-        fetch_file(repo_id, WEIGHTS_FILE, commit, token)
-        return
-    except FileNotFoundError:
-        pass
-    try:
-        index = json.loads(fetch_file(repo_id, INDEX_FILE, commit, token).read_text(encoding="utf-8"))
-        for name in sorted(set(index["weight_map"].values())):
-            fetch_file(repo_id, name, commit, token)
+        path = fetch_file(repo_id, INDEX_FILE, commit, token)
+        names = sorted(set(json.loads(path.read_text(encoding="utf-8")).get("weight_map", {}).values()))
+        strange = [name for name in names if not re.fullmatch(r"[\w.-]+\.safetensors", str(name))]
+        if strange or not names:
+            raise HubError(
+                f"The {INDEX_FILE} of '{repo_id}' at {commit} names {strange[0] if strange else 'no weights'}; only "
+                "safetensors files beside it are read. Tell the repository's owner."
+            )
+        return [path, *(fetch_file(repo_id, name, commit, token) for name in names)]
     except FileNotFoundError as error:
         raise HubError(
             f"'{repo_id}' at {commit} has no complete safetensors weights ({error} is missing); nothing else is read."

@@ -127,27 +127,24 @@ def publish_folder(
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     if not files:
         raise ValueError(f"There is nothing to publish: '{folder}' has no files.")
-    branch = revision or MAIN
-    if create_pr and branch != MAIN:
-        raise ValueError(f"A pull request is opened against '{MAIN}': leave out revision={revision!r} or `create_pr`.")
+    branch = branch_to_push(revision, create_pr)
     repo_id = create_repository(repo_id, repo_type=repo_type, private=private, token=token)
     api = _api(token)
-    head, exists = _head(api, repo_id, repo_type, branch)
-
-    contents: dict[str, Path | bytes] = dict(files)
-    if CARD_FILE in files:
-        contents[CARD_FILE] = _merged_card(api, repo_id, repo_type, head, files[CARD_FILE]).encode()
-    additions = [CommitOperationAdd(path, content) for path, content in contents.items()]
-    deletions, parts = [], _PARTS[repo_type]
-    renewed = {part[1] for path in files if (part := parts.fullmatch(path))}
-    if renewed:
-        old = set(api.list_repo_files(repo_id, repo_type=repo_type, revision=head)) - set(files)
-        deletions = [
-            CommitOperationDelete(path) for path in old if (part := parts.fullmatch(path)) and part[1] in renewed
-        ]
-
     made_branch = False
     try:
+        head, exists = _head(api, repo_id, repo_type, branch)
+        old = set(api.list_repo_files(repo_id, repo_type=repo_type, revision=head))
+        contents: dict[str, Path | bytes] = dict(files)
+        if CARD_FILE in files and CARD_FILE in old:
+            contents[CARD_FILE] = _merged_card(api, repo_id, repo_type, head, files[CARD_FILE]).encode()
+        additions = [CommitOperationAdd(path, content) for path, content in contents.items()]
+        parts = _PARTS[repo_type]
+        renewed = {part[1] for path in files if (part := parts.fullmatch(path))}
+        deletions = [
+            CommitOperationDelete(path)
+            for path in sorted(old - set(files))
+            if (part := parts.fullmatch(path)) and part[1] in renewed
+        ]
         # The large files go first: they are seen by nobody before a commit names them.
         api.preupload_lfs_files(
             repo_id, additions, repo_type=repo_type, revision=branch if exists else MAIN, create_pr=create_pr,
@@ -170,12 +167,23 @@ def publish_folder(
         if made_branch:
             with suppress(Exception):
                 api.delete_branch(repo_id, repo_type=repo_type, branch=branch)
-        if not isinstance(error, Exception):
+        if not isinstance(error, Exception) or type(error) is ValueError:
             raise
         raise HubError(
             f"'{folder}' was not published to '{repo_id}' ({branch}): {_reason(error)}. Nothing half done is visible "
             "there; the same call can be made again."
         ) from error
+
+
+def branch_to_push(revision: str | None, create_pr: bool) -> str:
+    """The branch that these arguments of a push mean.
+
+    Raises:
+        ValueError: `create_pr` came with a branch.
+    """
+    if create_pr and revision not in (None, MAIN):
+        raise ValueError(f"A pull request is opened against '{MAIN}': leave out revision={revision!r} or `create_pr`.")
+    return revision or MAIN
 
 
 def fetch_file(
@@ -222,11 +230,11 @@ def fetch_file(
             "user (`hf auth login`) or pass the `token`."
         ) from error
     except RevisionNotFoundError as error:
-        refs = _api(token).list_repo_refs(repo_id, repo_type=repo_type)
-        raise HubError(
-            f"'{repo_id}' has no revision '{revision}'. Its branches: {_names(refs.branches)}; its tags: "
-            f"{_names(refs.tags)}."
-        ) from error
+        known = ""
+        with suppress(Exception):
+            refs = _api(token).list_repo_refs(repo_id, repo_type=repo_type)
+            known = f" Its branches: {_names(refs.branches)}; its tags: {_names(refs.tags)}."
+        raise HubError(f"'{repo_id}' has no revision '{revision}'.{known}") from error
     except RepositoryNotFoundError as error:
         raise HubError(
             f"There is no {repo_type} repository '{repo_id}', or it is private and the token that was used may not "
@@ -284,10 +292,7 @@ def _head(api: HfApi, repo_id: str, repo_type: str, branch: str) -> tuple[str, b
 
 
 def _merged_card(api: HfApi, repo_id: str, repo_type: str, head: str, ours: Path) -> str:
-    try:
-        path = api.hf_hub_download(repo_id, CARD_FILE, repo_type=repo_type, revision=head)
-    except EntryNotFoundError:
-        return ours.read_text(encoding="utf-8")
+    path = api.hf_hub_download(repo_id, CARD_FILE, repo_type=repo_type, revision=head)
     try:
         return fill_card(Path(path).read_text(encoding="utf-8"), ours.read_text(encoding="utf-8"))
     except ValueError as error:

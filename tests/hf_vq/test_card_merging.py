@@ -61,7 +61,16 @@ def test_metadata_are_merged_in_three_ways(theirs: Any, record: Any, new: Any, m
 
 def test_an_untouched_card_is_replaced_entirely() -> None:
     """A generated card over a generated card is the new one, text and metadata."""
-    assert fill_card(ours(20, license="mit"), ours(30)) == ours(30)
+    assert fill_card(ours(20, license="mit"), ours(30, license="apache-2.0")) == ours(30, license="apache-2.0")
+
+
+def test_a_license_is_not_taken_back_by_leaving_it_out() -> None:
+    """It stays in the metadata and in the text, and a later push may still change it."""
+    kept = fill_card(ours(20, license="mit"), ours(30))
+
+    assert ModelCard(kept).data.to_dict() == ModelCard(ours(30, license="mit")).data.to_dict()
+    assert ModelCard(kept).text == ModelCard(ours(30, license="mit")).text
+    assert ModelCard(fill_card(kept, ours(30, license="apache-2.0"))).data["license"] == "apache-2.0"
 
 
 def test_a_card_of_metadata_alone_gets_our_text() -> None:

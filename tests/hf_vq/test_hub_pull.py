@@ -297,3 +297,32 @@ def test_missing_weights_are_an_error(pushed: VQModel, hub: HubServer) -> None:
     hub.store.write(NAME, "model.safetensors", save(tensors, {"format": "pt"}))
     with pytest.raises(HubError, match="are not whole: quantize.codebook.weight missing"):
         hf_vq.from_hub(NAME)
+
+
+def test_no_weights_but_the_verified_ones_are_loaded(pushed: VQModel, hub: HubServer) -> None:
+    """A configuration that names another file of the cache does not get it."""
+    other = save({name: torch.zeros_like(value) for name, value in pushed.state_dict().items()})
+    edit_config(hub, transformers_weights="other.safetensors")
+    commit = hub.store.write(NAME, "other.safetensors", other)
+    hf_hub_download(NAME, "other.safetensors", revision=commit)
+
+    try:
+        loaded, _ = hf_vq.from_hub(NAME)
+    except OSError as error:
+        assert "other.safetensors" in str(error)
+    else:
+        assert_same(loaded, pushed)
+
+
+@pytest.mark.parametrize("weight_map", [{"encoder.conv.0.weight": "weights.bin"}, {"a": "../x.safetensors"}, {}])
+def test_an_index_may_name_safetensors_alone(pushed: VQModel, hub: HubServer, weight_map: dict[str, str]) -> None:
+    """A pickle, or a file elsewhere, is not even fetched."""
+    repository = hub.store.repositories["models", NAME]
+    files = {name: file for name, file in hub.store.files(NAME).items() if name != "model.safetensors"}
+    hub.store.commit(repository, "main", repository.refs["main"], "Delete model.safetensors", files)
+    hub.store.write(NAME, "weights.bin", b"no weights")
+    hub.store.write(NAME, "model.safetensors.index.json", json.dumps({"weight_map": weight_map}).encode())
+
+    with pytest.raises(HubError, match="only safetensors files beside it are read"):
+        hf_vq.from_hub(NAME)
+    assert not any("weights.bin" in path for _, path in hub.requests)

@@ -16,6 +16,7 @@ from PIL import Image
 
 import hf_vq
 from hf_vq import VQConfig, VQImageProcessor, VQModel
+from hf_vq.hub import reconstruction_picture
 from hf_vq.hub_files import HubError, publish_folder
 
 if TYPE_CHECKING:
@@ -314,6 +315,51 @@ def test_a_failing_push_leaves_nothing_and_can_be_repeated(
     hf_vq.push_to_hub(tiny(1), NAME, revision=revision, images=images)
     loaded, _ = hf_vq.from_hub(NAME, revision=revision)
     assert torch.equal(loaded.quantize.get_codebook(), tiny(1).quantize.get_codebook())
+
+
+@pytest.mark.parametrize("path", [r"/resolve/\w+/README\.md", "/refs", "/tree/"])
+def test_a_card_that_cannot_be_read_is_not_overwritten(hub: HubServer, path: str) -> None:
+    """A Hub that fails while the repository is looked at stops the push; the person's card is still there."""
+    HfApi().create_repo(NAME)
+    hub.store.write(NAME, "README.md", PERSONS_CARD.encode())
+    hub.fail("GET HEAD", path)
+    with pytest.raises(HubError, match="was not published to 'alice/vq'"):
+        hf_vq.push_to_hub(tiny(), NAME)
+
+    assert card(hub) == PERSONS_CARD
+
+
+@pytest.mark.parametrize("arguments", [{"create_pr": True, "revision": "dev"}, {"images": ["missing.png"]}])
+def test_wrong_arguments_leave_no_empty_repository(hub: HubServer, arguments: dict[str, Any]) -> None:
+    """They are found before anything is made on the Hub."""
+    with pytest.raises((ValueError, OSError)):
+        hf_vq.push_to_hub(tiny(), NAME, **arguments)
+
+    assert not hub.store.repositories
+
+
+def test_the_image_processor_beside_the_weights_goes_along(hub: HubServer, tmp_path: Path) -> None:
+    """That of the folder, or of the commit, that the model was loaded from: another would give other tokens."""
+    tiny().save_pretrained(tmp_path)
+    VQImageProcessor(image_size=16, do_normalize=False).save_pretrained(tmp_path)
+    hf_vq.push_to_hub(VQModel.from_pretrained(tmp_path), NAME)
+    loaded, processor = hf_vq.from_hub(NAME)
+    hf_vq.push_to_hub(loaded, "alice/copy")
+
+    assert not processor.do_normalize
+    assert not hf_vq.from_hub("alice/copy")[1].do_normalize
+
+
+def test_the_picture_shows_images_as_they_are(hub: HubServer) -> None:
+    """Also with an image processor whose pixels are in [0, 1]."""
+    grey = Image.new("RGB", (16, 16), (60, 60, 60))
+    shown = []
+    for do_normalize in (True, False):
+        processor = VQImageProcessor(image_size=16, do_normalize=do_normalize)
+        picture = reconstruction_picture(tiny(), processor, [grey]).convert("L")
+        shown.append({count_and_level[1] for count_and_level in picture.getcolors(1 << 16) or []})
+
+    assert 60 in shown[0] and 60 in shown[1]
 
 
 def test_a_short_failure_is_overcome(hub: HubServer) -> None:
