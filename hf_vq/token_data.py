@@ -25,7 +25,7 @@ from transformers import AutoModel
 
 from .card_merging import metadata_record
 from .hub import PROCESSOR_FILE, default_image_processor, from_hub
-from .hub_files import CARD_FILE, fetch_file, publish_folder
+from .hub_files import CARD_FILE, branch_to_push, create_repository, fetch_file, publish_folder
 from .modeling.image_processing_vq import VQImageProcessor
 from .modeling.modeling_vq import VQModel
 
@@ -296,7 +296,7 @@ def push_token_dataset(
 
     Raises:
         FileNotFoundError: There is no manifest, or files are missing.
-        ValueError: A split is not finished.
+        ValueError: A split is not finished, or `create_pr` came with a branch.
         HubError: Missing rights, a lost connection, a failing server; the repository is as it was.
     """
     folder = Path(folder).expanduser()
@@ -313,6 +313,9 @@ def push_token_dataset(
         raise FileNotFoundError(
             f"'{folder}' was not published: {len(missing)} files are missing, such as {missing[0]}"
         )
+    branch_to_push(revision, create_pr)
+    # Last: what is wrong with the arguments leaves no empty repository. The card needs the full name.
+    repo_id = create_repository(repo_id, repo_type="dataset", private=private, token=token)
     with tempfile.TemporaryDirectory() as temporary:
         staged = Path(temporary)  # links to what belongs to the data set, whatever else the folder holds
         for name in [MANIFEST_FILE, *names]:
@@ -343,7 +346,10 @@ def token_card(manifest: Manifest, repo_id: str) -> str:
         for split, record in manifest["splits"].items()
     ]
     at = f" at revision `{made_by['revision']}`" if made_by["revision"] else ""
-    pinned = f', revision="{made_by["revision"]}"' if made_by["revision"] else ""
+    if made_by["revision"]:
+        from_hub_line = f'model, processor = from_hub("{made_by["name"]}", revision="{made_by["revision"]}")'
+    else:
+        from_hub_line = 'model, processor = from_hub("user/name")  # the tokenizer was a local folder: its Hub id here'
     table = "\n".join(rows)
     shape = " x ".join(map(str, tokens["shape"]))
     return f"""---
@@ -365,7 +371,7 @@ other settings. Views of each image: {", ".join(manifest["views"]["names"])}.
 from hf_vq import from_hub, load_token_dataset
 
 tokens = load_token_dataset("{repo_id}", "{split}")
-model, processor = from_hub("{made_by["name"]}"{pinned})
+{from_hub_line}
 processor.postprocess(model.decode(tokens[0]["image_tokens"][None]).decoded_pixel_values)[0]
 ```
 <!-- hf_vq: end -->

@@ -114,7 +114,7 @@ class _Example(NamedTuple):
     key: str
     label: int
     pixel_values: torch.Tensor | None
-    """None if the image cannot be read."""
+    """None if the image cannot be read or preprocessed."""
     reason: str
 
 
@@ -220,11 +220,12 @@ class ShardWriter:
         label = -1 if label is None else label
         try:
             image = decode_image(columns, self.processor.num_channels)
+            pixel_values = self.views(image, index, self.processor)
         except Exception as error:  # Pillow's plugins raise anything from OSError to struct.error
             path = _path(columns)
             reason = error_reason(error)
             return _Example(key, label, None, reason.replace(path, os.path.basename(path)) if path else reason)
-        return _Example(key, label, self.views(image, index, self.processor), "")
+        return _Example(key, label, pixel_values, "")
 
     @torch.no_grad()
     def _encode(self, pixel_values: list[torch.Tensor]) -> np.ndarray:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate.state import PartialState
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, hf_hub_download
 from torch.utils.data import DataLoader
 
 import hf_vq
@@ -293,6 +293,19 @@ def test_strict_stops_at_an_unreadable_image(images: Path, tokenizer: str, tmp_p
     assert contents(tmp_path / "tokens") == contents(tmp_path / "fresh")
 
 
+def test_images_that_the_processor_refuses_are_skipped_and_named(images: Path, tmp_path: Path) -> None:
+    """One that can be read but not preprocessed, here for its size, is no end of the run; under strict it is named."""
+    tiny().save_pretrained(tmp_path / "tokenizer")
+    VQImageProcessor(image_size=16, do_resize=False).save_pretrained(tmp_path / "tokenizer")
+    picture(0, (8, 8)).save(images / "cats" / "01.png")
+    args = arguments(str(tmp_path / "tokenizer"), images, tmp_path / "tokens")
+
+    with pytest.raises(ValueError, match="cannot read cats/01.png .*8"):
+        tokenize_dataset(dataclasses.replace(args, strict=True))
+    record = tokenize_dataset(args)["splits"]["train"]
+    assert (record["num_rows"], list(record["skipped"])) == (10, ["cats/01.png"])
+
+
 def test_nothing_readable_is_an_error(tokenizer: str, tmp_path: Path) -> None:
     """A data set without one good image ends with the reasons, and is not taken for finished."""
     (tmp_path / "images").mkdir()
@@ -520,6 +533,45 @@ def test_from_the_hub_and_back(hub: HubServer, tmp_path: Path) -> None:
                 expected[name] for name in ("label", "key", "view")
             ]
     assert plain.with_format(None)["key"] == local["key"]
+
+
+def card_code(repo_id: str) -> str:
+    """The code of a published card."""
+    card = Path(hf_hub_download(repo_id, "README.md", repo_type="dataset")).read_text()
+    return card.partition("```python\n")[2].partition("```")[0]
+
+
+def test_the_code_of_the_card_runs(hub: HubServer, images: Path, tmp_path: Path) -> None:
+    """Also where the repository has the folder's name and nobody said whose it is."""
+    hf_vq.push_to_hub(tiny(), "alice/tok", image_processor=PROCESSOR)
+    tokenize_dataset(arguments("alice/tok", images, tmp_path / "tokens", push_to_hub=True))
+
+    found: dict[str, Any] = {}
+    *lines, last = card_code("alice/tokens").splitlines()
+    exec("\n".join([*lines, f"image = {last}"]), found)
+    assert len(found["tokens"]) == 11 and found["image"].size == (16, 16)
+
+
+def test_the_card_does_not_offer_a_local_folder_as_a_hub_id(
+    hub: HubServer, images: Path, tokenizer: str, tmp_path: Path
+) -> None:
+    """Its code says what has to be filled in."""
+    tokenize_dataset(arguments(tokenizer, images, tmp_path / "tokens", push_to_hub=True))
+
+    code = card_code("alice/tokens")
+    assert f'"{Path(tokenizer).name}"' not in code
+    assert 'from_hub("user/name")  # the tokenizer was a local folder' in code
+
+
+def test_a_branch_with_a_pull_request_creates_nothing(
+    hub: HubServer, images: Path, tokenizer: str, tmp_path: Path
+) -> None:
+    """What is wrong with the arguments is found before a repository is made."""
+    tokenize_dataset(arguments(tokenizer, images, tmp_path / "tokens"))
+
+    with pytest.raises(ValueError, match="create_pr"):
+        push_token_dataset(tmp_path / "tokens", "alice/codes", revision="other", create_pr=True)
+    assert not any("create" in path for _, path in hub.requests)
 
 
 def test_a_push_replaces_the_shards_of_an_earlier_one(
