@@ -203,8 +203,9 @@ def _read(file: Path) -> Mapping[str, torch.Tensor]:
         raise ValueError(f"{file.name!r} cannot be read, it may be incomplete: {error}") from error
     averaged: dict[str, torch.Tensor] = {}
     while isinstance(content, Mapping) and (key := next((key for key in _WRAPPERS if key in content), None)):
-        for name, value in (content.get("ema") or {}).items():
-            averaged[averaged_key(name)] = value
+        ema = content.get("ema")
+        if isinstance(ema, Mapping):  # elsewhere it is the rate of decay
+            averaged |= {averaged_key(name): value for name, value in ema.items()}
         content = content[key]
     if not isinstance(content, Mapping):
         raise ValueError(f"{file.name!r} holds a {type(content).__name__}, not a dictionary of tensors.")
@@ -320,6 +321,11 @@ def load_vqtorch_state_dict(layer: VectorQuant, state_dict: Mapping[str, torch.T
     problems = [f"missing: {listed(sorted(set(targets) - set(state)))}"] if set(targets) - set(state) else []
     if set(state) - set(targets):
         problems.append(f"not known to this layer: {listed(sorted(set(state) - set(targets)))}")
+    if counts is not None and codebook.replace_freq and counts.shape != codebook.unused_steps.shape:
+        shapes = f"{tuple(counts.shape)}, expected {tuple(codebook.unused_steps.shape)}"
+        problems.append(f"'_counts' has the shape {shapes}")
+    if initialized is not None and initialized.numel() != 1:
+        problems.append(f"'data_initialized' has the shape {tuple(initialized.shape)}, expected (1,)")
     for key in set(state) & set(targets):
         if key.startswith("affine_transform.") and codebook.num_books > 1:  # one map there for all books
             state[key] = state[key].repeat(codebook.num_books, *[1] * (state[key].ndim - 1))

@@ -258,6 +258,15 @@ def test_llamagen(tmp_path: Path) -> None:
     assert_same(ema, averaged.encode(pixels()), averaged.decode)
 
 
+def test_an_ema_that_is_no_weights(tmp_path: Path) -> None:
+    """Some files keep the rate of decay by that name."""
+    torch.save({"model": REFERENCES.LlamaGen().state_dict(), "ema": 0.99}, tmp_path / "vq.pt")
+
+    assert convert_checkpoint(tmp_path / "vq.pt").layout == "llamagen"
+    with pytest.raises(ValueError, match="holds no averaged weights"):
+        convert_checkpoint(tmp_path / "vq.pt", use_ema=True)
+
+
 def janus(**fields: Any) -> JanusVQVAE:
     """transformers' tokenizer of Janus, for images of 32 x 48 pixels cut to 32 x 32."""
     settings: dict[str, Any] = {
@@ -487,3 +496,22 @@ def test_a_vqtorch_state_of_other_settings_is_refused() -> None:
     assert "not known to this layer: 'norm_layer.weight'" in message
     assert "'codebook.weight' has the shape (16, 8), expected (32, 8)" in message
     assert torch.equal(layer.codebook.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("_counts", torch.ones(4), r"'_counts' has the shape \(4,\), expected \(6,\)"),
+        ("data_initialized", torch.ones(2), r"'data_initialized' has the shape \(2,\), expected \(1,\)"),
+    ],
+)
+def test_misshapen_vqtorch_clocks_are_refused(key: str, value: torch.Tensor, words: str) -> None:
+    """Before anything is copied."""
+    layer = VectorQuant(4, 6, replace_freq=20)
+    before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+
+    with pytest.raises(ValueError, match=words):
+        load_vqtorch_state_dict(layer, {"codebook.weight": torch.zeros(6, 4), key: value})
+
+    for name, tensor in layer.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
