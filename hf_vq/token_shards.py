@@ -1,4 +1,4 @@
-"""From rows of images to a parquet file of tokens, the same bytes in every run."""
+"""From rows of images to a parquet file of tokens, the same bytes in every run with the same settings."""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 """Image data sets to token data sets: in any number of processes, restartable, the same bytes however it went.
 
+That holds on one kind of device, with one number of CPU threads and the same versions, as sums in another order can
+flip a near tie between codes. The manifest records them, and a run does not go on with others.
+
 The rows of a split are cut into shards, and a shard into batches, by their numbers alone. Shard k belongs to process
 k % world size; it is written aside and renamed when it is whole, and one that is there is not written again. So the
 files depend neither on the number of processes nor on how often they were killed.
@@ -11,8 +14,11 @@ import hashlib
 import json
 import logging
 import math
+import platform
 import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -21,6 +27,7 @@ from typing import Any
 import datasets
 import PIL.Image
 import torch
+import transformers
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
@@ -81,6 +88,9 @@ class TokenizationArguments:
     num_threads: int = field(default=4, metadata={"help": "Threads of each process that read images."})
 
     # Machine and reports
+    cpu_threads: int = field(
+        default=1, metadata={"help": "Threads of each process that compute on the CPU; tokens can depend on it."}
+    )
     use_cpu: bool = field(default=False, metadata={"help": "Use the CPU although an accelerator is there."})
     disable_tqdm: bool = field(default=False, metadata={"help": "No progress bar."})
     push_to_hub: bool = field(default=False, metadata={"help": "Publish the data set when it is finished."})
@@ -90,7 +100,13 @@ class TokenizationArguments:
     hub_private_repo: bool = field(default=False, metadata={"help": "Make that repository private."})
 
     def __post_init__(self) -> None:
-        for name, least in (("num_crops", 0), ("images_per_shard", 1), ("batch_size", 1), ("num_threads", 1)):
+        for name, least in (
+            ("num_crops", 0),
+            ("images_per_shard", 1),
+            ("batch_size", 1),
+            ("num_threads", 1),
+            ("cpu_threads", 1),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
         if not 0 < self.crop_scale <= 1:
@@ -177,6 +193,7 @@ def tokenize_split(
     tokens, number = settings["image_tokens"], -1
     logger.info("%s: tokenizing in %d process(es) on %s", split, state.num_processes, model.device.type)
     with (
+        _computing_threads(args.cpu_threads),
         ThreadPoolExecutor(args.num_threads) as executor,
         tqdm(total=total, unit="img", desc=split, disable=args.disable_tqdm or not state.is_main_process) as bar,
     ):
@@ -209,14 +226,21 @@ def _settings(
     args: TokenizationArguments,
     dataset_revision: str | None,
 ) -> Manifest:
-    """All that decides the files' bytes, ready for JSON."""
+    """What decides the files' bytes, ready for JSON."""
     blank = PIL.Image.new("RGB" if processor.num_channels == 3 else "L", (64, 64))
     with torch.no_grad():
         tokens = model.encode(views(blank, 0, processor)[:1].to(model.device)).image_tokens
     settings = {
         "format": FORMAT,
-        "versions": {"hf_vq": __version__, "torch": torch.__version__},
+        "versions": {
+            "hf_vq": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "pillow": PIL.__version__,
+        },
         "device": model.device.type,
+        "device_name": _device_name(model.device),
+        "cpu_threads": args.cpu_threads,
         "tokenizer": {
             "name": _public_name(args.tokenizer),
             "revision": getattr(model.config, "_commit_hash", None),
@@ -243,6 +267,25 @@ def _settings(
         "batch_size": args.batch_size,
     }
     return json.loads(json.dumps(settings))
+
+
+def _device_name(device: torch.device) -> str:
+    """The kind of device; of a CPU the instructions that it has for vectors, which choose the kernels."""
+    if device.type == "cpu":
+        return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    name = getattr(torch.get_device_module(device), "get_device_name", None)
+    return name(device) if name else device.type
+
+
+@contextmanager
+def _computing_threads(number: int) -> Iterator[None]:
+    """PyTorch computes with so many threads on the CPU meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _public_name(name: str) -> str:

@@ -19,6 +19,7 @@ import PIL.Image
 import pyarrow.parquet as pq
 import pytest
 import torch
+import transformers
 from accelerate.state import PartialState
 from huggingface_hub import HfApi, hf_hub_download
 from torch.utils.data import DataLoader
@@ -174,7 +175,12 @@ def test_the_manifest_says_what_made_the_tokens(images: Path, tokenizer: str, tm
         "weights_sha256": weights_sha256(tiny()),
     }
     assert manifest["image_tokens"] == {"shape": [4, 4], "dtype": "uint16", "num_codes": 300}
-    assert manifest["versions"] == {"hf_vq": hf_vq.__version__, "torch": torch.__version__}
+    assert manifest["versions"] == {
+        "hf_vq": hf_vq.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "pillow": PIL.__version__,
+    }
     assert manifest["preprocessing"]["size"] == {"shortest_edge": 16}
     assert [shard["num_rows"] for shard in manifest["splits"]["train"]["shards"]] == [4, 4, 3]
 
@@ -391,6 +397,7 @@ def test_a_process_writes_its_own_shards_alone(images: Path, tokenizer: str, tmp
     [
         ({"images_per_shard": 5}, "images_per_shard: 4 there, 5 here"),
         ({"batch_size": 2}, "batch_size: 3 there, 2 here"),
+        ({"cpu_threads": 2}, "cpu_threads: 1 there, 2 here"),
         ({"flip": True}, r"views.names: \['center'\] there, \['center', 'center-flip'\] here"),
     ],
 )
@@ -405,6 +412,39 @@ def test_a_changed_setting_is_refused_with_the_difference(
     with pytest.raises(ValueError, match=f"begun with other settings:\n  {difference}\n"):
         tokenize_dataset(dataclasses.replace(args, **change))
     assert contents(tmp_path / "tokens") == before
+
+
+def test_another_device_is_refused_with_the_difference(
+    images: Path, tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CPU with other vector instructions may choose other codes at near ties."""
+    args = arguments(tokenizer, images, tmp_path / "tokens")
+    there = tokenize_dataset(args)["device_name"]
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "ABACUS")
+
+    with pytest.raises(ValueError, match=f"device_name: '{there}' there, '.* ABACUS' here"):
+        tokenize_dataset(args)
+
+
+def test_the_number_of_computing_threads_is_fixed(
+    images: Path, tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every batch is encoded with as many as the manifest says, whatever the process has, which then has them back."""
+    seen = []
+    encode = ShardWriter._encode
+
+    def watched(writer: ShardWriter, pixel_values: list[torch.Tensor]) -> np.ndarray:
+        seen.append(torch.get_num_threads())
+        return encode(writer, pixel_values)
+
+    monkeypatch.setattr(ShardWriter, "_encode", watched)
+    torch.set_num_threads(3)
+    for threads in (1, 2):
+        manifest = tokenize_dataset(arguments(tokenizer, images, tmp_path / f"{threads}", cpu_threads=threads))
+        assert manifest["cpu_threads"] == threads
+        assert len(seen) == 5 and set(seen) == {threads}
+        seen.clear()
+    assert torch.get_num_threads() == 3
 
 
 def test_other_weights_or_images_are_refused(images: Path, tokenizer: str, tmp_path: Path) -> None:
