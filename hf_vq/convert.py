@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .convert_layouts import (
+    EXPORT_KEY,
     LAYOUTS,
     averaged_key,
     detect_layout,
@@ -45,11 +46,14 @@ class Conversion:
         model: In eval mode and float32.
         layout: The layout that the weights were in, one of `LAYOUTS`.
         notes: What was left out or decided on the way, a sentence for each.
+        do_normalize: The network takes pixels in [-1, 1], not [0, 1]. Only what `save_for_diffusers` wrote says so;
+            of others it is taken to be true.
     """
 
     model: VQModel
     layout: str
     notes: list[str] = field(default_factory=list)
+    do_normalize: bool = True
 
 
 def convert_checkpoint(
@@ -104,17 +108,19 @@ def convert_state_dict(
     """
     if layout is not None and layout not in LAYOUTS:
         raise ValueError(f"`layout` must be one of {listed(LAYOUTS)}, or None to tell by the names, got {layout!r}.")
+    source_config = source_config or {}
     weights, notes = select_weights(state_dict, use_ema)
     weights = {key: value.float() for key, value in weights.items()}
     layout = layout or detect_layout(weights)
-    fields = infer_architecture(weights, layout, image_size, source_config or {})
+    fields = infer_architecture(weights, layout, image_size, source_config)
     if layout == "llamagen":
         fields |= {"norm": "l2", "cb_norm": "l2"}
     elif layout == "janus":
         fields |= _hold_janus_codes(weights, notes)
     model = VQModel(VQConfig(**fields, **_PLAIN))
     _load(model, weights, layout)
-    return Conversion(model.eval(), layout, notes)
+    do_normalize = source_config.get(EXPORT_KEY, {}).get("do_normalize", True)
+    return Conversion(model.eval(), layout, notes, do_normalize)
 
 
 def _hold_janus_codes(weights: dict[str, torch.Tensor], notes: list[str]) -> dict[str, Any]:
@@ -212,16 +218,18 @@ def _read(file: Path) -> Mapping[str, torch.Tensor]:
     return {key: value for key, value in (dict(content) | averaged).items() if isinstance(value, torch.Tensor)}
 
 
-def save_for_diffusers(model: VQModel, folder: str | Path) -> None:
+def save_for_diffusers(model: VQModel, folder: str | Path, *, do_normalize: bool = True) -> None:
     """Writes a folder that ``diffusers.VQModel.from_pretrained`` loads, with the same tokens and pixels.
 
     There the tokens of `pixels` are ``vq.quantize(vq.encode(pixels).latents)[2][2]``, flat, and pixels of tokens
     ``vq.decode(tokens, force_not_quantize=True, shape=(batch, h, w, embed_dim)).sample``. The codes are the effective
-    ones: affine map and normalisation are part of them. What belongs to training is lost.
+    ones: affine map and normalisation are part of them. What belongs to training is lost. `convert_checkpoint` reads
+    the image size and `do_normalize` back.
 
     Args:
         model: The tokenizer.
         folder: Is created; the files `config.json` and `diffusion_pytorch_model.safetensors` in it are replaced.
+        do_normalize: That of the tokenizer's image processor: whether it takes pixels in [-1, 1], or in [0, 1].
 
     Raises:
         ValueError: the model has parts that diffusers' `VQModel` has not; all are named.
@@ -257,6 +265,7 @@ def save_for_diffusers(model: VQModel, folder: str | Path) -> None:
         "norm_type": "group",
         "mid_block_add_attention": config.mid_block_add_attention,
         "lookup_from_codebook": True,
+        EXPORT_KEY: {"do_normalize": do_normalize},
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,9 @@ from typing import Any
 import torch
 
 LAYOUTS = ("taming", "janus", "llamagen", "diffusers")
+# A key of our exports in diffusers' configuration. diffusers warns of keys that it does not know, but for those with
+# an underscore first; it writes them again.
+EXPORT_KEY = "_hf_vq"
 
 # Applied one after the other to our names.
 _RENAMES: dict[str, tuple[tuple[str, str], ...]] = {
@@ -193,7 +196,7 @@ def infer_architecture(
         raise ValueError(f"The images that come out have {out_channels} channels, those that go in {num_channels}.")
     factor = 2 ** (num_levels - 1)
     if image_size is None:
-        image_size = int(source_config["num_patches"]) * factor if "num_patches" in source_config else 256
+        image_size = _image_size_of(source_config, factor)
     attention = [level for level in range(num_levels) if count(f"encoder.down.{level}.attn.{{}}.q.weight")]
     architecture = {
         "image_size": image_size,
@@ -208,6 +211,13 @@ def infer_architecture(
         "num_codes": num_codes,
     }
     return architecture | _from_diffusers_config(source_config) if layout == "diffusers" else architecture
+
+
+def _image_size_of(source_config: Mapping[str, Any], factor: int) -> int:
+    if "num_patches" in source_config:
+        return int(source_config["num_patches"]) * factor
+    # By diffusers itself `sample_size` is used for nothing, and often left at its default of 32.
+    return int(source_config["sample_size"]) if EXPORT_KEY in source_config else 256
 
 
 def _from_diffusers_config(config: Mapping[str, Any]) -> dict[str, Any]:

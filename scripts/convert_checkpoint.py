@@ -44,8 +44,9 @@ def convert(args: argparse.Namespace) -> None:
         args.checkpoint, layout=args.layout, image_size=args.image_size, use_ema=args.use_ema
     )
     model, config = conversion.model, conversion.model.config
+    do_normalize = conversion.do_normalize and not args.no_normalize
     processor = VQImageProcessor(
-        image_size=config.image_size, num_channels=config.num_channels, do_normalize=not args.no_normalize
+        image_size=config.image_size, num_channels=config.num_channels, do_normalize=do_normalize
     )
     origin = f"{Path(args.checkpoint).name}, converted from the layout of {conversion.layout}"
     card = tokenizer_card(
@@ -68,13 +69,26 @@ def convert(args: argparse.Namespace) -> None:
     )
 
 
+def export(args: argparse.Namespace) -> None:
+    """A folder of ours, or a repository, to a folder of diffusers."""
+    model = VQModel.from_pretrained(args.checkpoint)
+    try:
+        do_normalize = bool(VQImageProcessor.from_pretrained(args.checkpoint).do_normalize)
+    except OSError:
+        do_normalize = not args.no_normalize
+        print(
+            "note: there is no image processor beside the model, `--no_normalize` decides on the range of its pixels"
+        )
+    save_for_diffusers(model, args.output_dir, do_normalize=do_normalize)
+    print(f"{args.output_dir}: for diffusers.VQModel.from_pretrained")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Converts one checkpoint, one way or the other."""
     args = parse(argv)
     try:
         if args.to == "diffusers":
-            save_for_diffusers(VQModel.from_pretrained(args.checkpoint), args.output_dir)
-            print(f"{args.output_dir}: for diffusers.VQModel.from_pretrained")
+            export(args)
         else:
             convert(args)
     except (ValueError, OSError, StrictDataclassError) as error:

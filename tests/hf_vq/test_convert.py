@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import runpy
 from collections.abc import Callable
 from pathlib import Path
@@ -182,8 +183,35 @@ def test_export_and_back(fields: dict[str, Any], tmp_path: Path) -> None:
     with torch.no_grad():
         decoded = theirs.decode(tokens.flatten(), force_not_quantize=True, shape=shape).sample
         torch.testing.assert_close(decoded, model.decode(tokens).decoded_pixel_values, rtol=0, atol=1e-5)
-    assert_same_as_diffusers(convert_checkpoint(tmp_path).model, theirs)
-    assert convert_checkpoint(tmp_path, image_size=32).model.config.attn_resolutions == model.config.attn_resolutions
+    back = convert_checkpoint(tmp_path).model
+    assert_same_as_diffusers(back, theirs)
+    assert (back.config.image_size, back.config.attn_resolutions) == (32, model.config.attn_resolutions)
+
+
+def test_an_export_that_diffusers_saved_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """diffusers loads it without a warning and keeps what is ours: image size and range of the pixels."""
+    save_for_diffusers(VQModel(VQConfig(**SMALL)), tmp_path / "export", do_normalize=False)
+    # A handler writes to the standard error of the time when it was made.
+    diffusers.utils.logging.disable_default_handler()
+    diffusers.utils.logging.add_handler(handler := logging.StreamHandler())
+    try:
+        diffusers.VQModel.from_pretrained(tmp_path / "export").save_pretrained(tmp_path / "again")
+    finally:
+        diffusers.utils.logging.remove_handler(handler)
+        diffusers.utils.logging.enable_default_handler()
+
+    conversion = convert_checkpoint(tmp_path / "again")
+    assert (conversion.model.config.image_size, conversion.do_normalize) == (32, False)
+    assert "not expected" not in capfd.readouterr().err
+
+
+def test_the_sample_size_of_others_is_not_the_image_size(tmp_path: Path) -> None:
+    """diffusers writes its default of 32 whatever the model was trained on."""
+    diffusers.VQModel(**VQ_DIFFUSION).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["sample_size"] == 32
+
+    conversion = convert_checkpoint(tmp_path)
+    assert (conversion.model.config.image_size, conversion.do_normalize) == (256, True)
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,20 @@ def test_pixels_from_zero_and_notes(theirs: Any, tmp_path: Path, capsys: pytest.
     assert json.loads((tmp_path / "ours" / "preprocessor_config.json").read_text())["do_normalize"] is False
 
 
+def test_image_size_and_range_of_pixels_come_back(theirs: Any, tmp_path: Path) -> None:
+    """By way of diffusers, without options."""
+    theirs.save_pretrained(tmp_path / "theirs")
+    options = ["--image_size", 64, "--no_normalize"]
+    run("--checkpoint", tmp_path / "theirs", "--output_dir", tmp_path / "ours", *options)
+    run("--checkpoint", tmp_path / "ours", "--output_dir", tmp_path / "export", "--to", "diffusers")
+    run("--checkpoint", tmp_path / "export", "--output_dir", tmp_path / "back")
+
+    for name in ("config.json", "preprocessor_config.json"):
+        assert (tmp_path / "back" / name).read_text() == (tmp_path / "ours" / name).read_text(), name
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["image_size"] == 64
+    assert json.loads((tmp_path / "back" / "preprocessor_config.json").read_text())["do_normalize"] is False
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
