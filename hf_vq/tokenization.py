@@ -29,6 +29,7 @@ import PIL.Image
 import torch
 import transformers
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
 from .data import load_images
@@ -180,7 +181,10 @@ def tokenize_split(
         _begin(folder, settings, split, num_images)
     state.wait_for_everyone()
     record = _continue(folder, settings, split, num_images, args.strict)
-    if "shards" in record and all((folder / shard["file"]).is_file() for shard in record["shards"]):
+    # Decided by the main process for all: one that looks late would see what another has already written again.
+    finished = ["shards" in record and all((folder / shard["file"]).is_file() for shard in record["shards"])]
+    broadcast_object_list(finished)
+    if finished[0]:
         logger.info("%s: finished already", split)
         return
 

@@ -51,8 +51,8 @@ def tokenizer(tmp_path: Path) -> str:
     return str(tmp_path / "tokenizer")
 
 
-def start(tokenizer: str, output_dir: Path, *words: str) -> subprocess.Popen[str]:
-    """Starts the script in two processes on CPUs."""
+def start(tokenizer: str, output_dir: Path, *words: str, script: Path = SCRIPT) -> subprocess.Popen[str]:
+    """Starts the script, or another with its arguments, in two processes on CPUs."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])
@@ -60,7 +60,7 @@ def start(tokenizer: str, output_dir: Path, *words: str) -> subprocess.Popen[str
     return subprocess.Popen(
         [
             *(sys.executable, "-m", "accelerate.commands.launch", *launcher, "--main_process_port", port),
-            *(str(SCRIPT), "--tokenizer", tokenizer, "--output_dir", str(output_dir), *WORDS, *words),
+            *(str(script), "--tokenizer", tokenizer, "--output_dir", str(output_dir), *WORDS, *words),
         ],
         env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"},
         stdout=subprocess.DEVNULL,
@@ -121,6 +121,46 @@ def test_two_killed_processes_end_with_the_files_of_one(
     assert len(list(killed.glob("*.parquet"))) == SHARDS
     assert contents(killed) == contents(tmp_path / "straight")
     assert len(load_token_dataset(killed, "test", tokenizer=tokenizer)) == 4 * 206
+
+
+LATE = f"""
+import runpy
+import time
+
+from accelerate import PartialState
+
+from hf_vq import tokenization
+
+look = tokenization._continue
+
+
+def look_late(folder, *rest):
+    record = look(folder, *rest)
+    deadline = time.monotonic() + 5
+    while not PartialState().is_main_process and time.monotonic() < deadline:
+        if (folder / "test-00000.parquet").exists():
+            break
+        time.sleep(0.01)
+    return record
+
+
+tokenization._continue = look_late
+runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
+"""
+
+
+def test_a_process_that_looks_late_goes_on_with_the_others(
+    main: Callable[[list[str]], None], tokenizer: str, tmp_path: Path
+) -> None:
+    """A finished split has lost a shard, and one process looks when another has written it: both must end."""
+    tokens = tmp_path / "tokens"
+    main(["--tokenizer", tokenizer, "--output_dir", str(tokens), *WORDS, "--images_per_shard", "100"])
+    before = contents(tokens)
+    (tokens / "test-00000.parquet").unlink()
+    (tmp_path / "late.py").write_text(LATE)
+
+    finish(start(tokenizer, tokens, "--images_per_shard", "100", script=tmp_path / "late.py"))
+    assert contents(tokens) == before
 
 
 def test_the_sample_is_tokenized_with_both_splits(
