@@ -17,6 +17,7 @@ from pathlib import Path
 from huggingface_hub.errors import StrictDataclassError
 
 from hf_vq import VQImageProcessor, VQModel
+from hf_vq.card_merging import fill_card
 from hf_vq.convert import convert_checkpoint, save_for_diffusers
 from hf_vq.convert_layouts import LAYOUTS
 from hf_vq.model_card import tokenizer_card
@@ -57,9 +58,11 @@ def convert(args: argparse.Namespace) -> None:
         license=args.license,
         num_parameters=model.num_parameters(),
     )
+    readme = args.output_dir / "README.md"
+    text = fill_card(readme.read_text(encoding="utf-8"), str(card)) if readme.exists() else str(card)
     model.save_pretrained(args.output_dir)
     processor.save_pretrained(args.output_dir)
-    (args.output_dir / "README.md").write_text(str(card), encoding="utf-8")
+    readme.write_text(text, encoding="utf-8")
     for note in conversion.notes:
         print(f"note: {note}")
     side = config.image_size // config.downsample_factor
@@ -86,6 +89,12 @@ def export(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Converts one checkpoint, one way or the other."""
     args = parse(argv)
+    source = Path(args.checkpoint)
+    source = source.parent if source.is_file() else source
+    if source.is_dir() and source.resolve() == args.output_dir.resolve():
+        raise SystemExit(
+            f"error: {args.output_dir} holds the checkpoint: choose another output_dir, or files are lost"
+        )
     try:
         if args.to == "diffusers":
             export(args)

@@ -108,3 +108,20 @@ def test_errors_are_messages(
     with pytest.raises(SystemExit, match=f"(?s){message}"):
         run(*words, "--output_dir", "out")
     assert not Path("out").exists()
+
+
+def test_nothing_is_overwritten(theirs: Any, tmp_path: Path) -> None:
+    """The checkpoint's own folder is refused, and what a person wrote in a card stays."""
+    theirs.save_pretrained(tmp_path / "theirs")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "theirs").iterdir()}
+    weights = str(next((tmp_path / "theirs").glob("*.safetensors")))
+    for checkpoint in (str(tmp_path / "theirs"), weights):
+        with pytest.raises(SystemExit, match="holds the checkpoint"):
+            run("--checkpoint", checkpoint, "--output_dir", str(tmp_path / "theirs"))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "theirs").iterdir()} == before
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "README.md").write_text("# Mine\n\nRead this.\n")
+    run("--checkpoint", weights, "--output_dir", str(tmp_path / "out"))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "# Mine\n\nRead this.\n" in card and "converted from the layout" in card
