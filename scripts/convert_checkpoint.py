@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = source.parent if source.is_file() else source
     if source.is_dir() and source.resolve() == args.output_dir.resolve():
         raise SystemExit(
-            f"error: {args.output_dir} holds the checkpoint: choose another output_dir, or files are lost"
+            f"error: {args.output_dir} holds the checkpoint; choose another output_dir"
         )
     try:
         if args.to == "diffusers":
