@@ -92,9 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = Path(args.checkpoint)
     source = source.parent if source.is_file() else source
     if source.is_dir() and source.resolve() == args.output_dir.resolve():
-        raise SystemExit(
-            f"error: {args.output_dir} holds the checkpoint; choose another output_dir"
-        )
+        raise SystemExit(f"error: {args.output_dir} holds the checkpoint; choose another output_dir")
     try:
         if args.to == "diffusers":
             export(args)
