@@ -2,9 +2,9 @@
 
     make bench-tokenize
 
-Both models give the same tokens, which is checked before anything is timed. The tasks alternate in one run and the
-best round counts, since other work on a machine only ever adds time. Memory is the growth of the peak over one call,
-eager, in a process of its own.
+Both models give the same tokens, which is checked before anything is timed; only a vector as near to two codes as
+float32 can tell may get either. The tasks alternate in one run and the best round counts, since other work on a
+machine only ever adds time. Memory is the growth of the peak over one call, eager, in a process of its own.
 """
 
 from __future__ import annotations
@@ -27,22 +27,28 @@ from quantizer_speed import OURS, RESULTS, best_of_rounds, name_of, peak_memory
 from hf_vq.convert import convert_state_dict
 
 SIZES = (32, 64, 256)
-PIXELS = 2**16  # of a batch, at every size
+PIXELS = 2**15  # of a batch, where that is at least two images
 CONFIG: dict[str, Any] = {
     "down_block_types": ["DownEncoderBlock2D"] * 3,
     "up_block_types": ["UpDecoderBlock2D"] * 3,
-    "block_out_channels": [32, 64, 128],
+    "block_out_channels": [32, 64, 64],
     "layers_per_block": 1,
     "latent_channels": 64,
     "num_vq_embeddings": 1024,
     "vq_embed_dim": 8,
 }
 THEIRS = "diffusers"
+TIE = 1e-4  # between distances to two codes; the two models' vectors differ by about 1e-5
 Task = Callable[[torch.Tensor], torch.Tensor]
 
 
-def build(device: str) -> dict[str, dict[str, Task]]:
-    """`{library: {"encode": pixels to ids (flat), "decode": ids (batch, h, w) to pixels}}`, with the same weights."""
+def build(device: str) -> tuple[dict[str, dict[str, Task]], Task]:
+    """Both libraries with the same weights, and what tells which tokens are well defined.
+
+    Returns:
+        `{library: {"encode": pixels to ids (flat), "decode": ids (batch, h, w) to pixels}}`, and a function of pixels:
+        by how much the second nearest code is farther away than the nearest, in float64 (flat).
+    """
     import diffusers
 
     torch.manual_seed(0)
@@ -56,7 +62,12 @@ def build(device: str) -> dict[str, dict[str, Task]]:
         codes = theirs.quantize.get_codebook_entry(ids.flatten(), (*ids.shape, CONFIG["vq_embed_dim"]))
         return theirs.decode(codes, force_not_quantize=True).sample
 
-    return {
+    def margin(pixels: torch.Tensor) -> torch.Tensor:
+        vectors = theirs.encode(pixels).latents.movedim(1, -1).flatten(0, 2).double()
+        nearest = torch.cdist(vectors, theirs.quantize.embedding.weight.double()).topk(2, largest=False).values
+        return nearest[:, 1] - nearest[:, 0]
+
+    libraries: dict[str, dict[str, Task]] = {
         OURS: {
             "encode": lambda pixels: ours.encode(pixels).image_tokens.flatten(),
             "decode": lambda ids: ours.decode(ids).decoded_pixel_values,
@@ -66,33 +77,35 @@ def build(device: str) -> dict[str, dict[str, Task]]:
             "decode": decode,
         },
     }
+    return libraries, margin
 
 
 def make_inputs(size: int, device: str) -> tuple[torch.Tensor, tuple[int, int, int]]:
     """Pixels in [-1, 1] and the shape of their ids."""
-    batch, side = PIXELS // size**2, size // 2 ** (len(CONFIG["block_out_channels"]) - 1)
+    batch, side = max(2, PIXELS // size**2), size // 2 ** (len(CONFIG["block_out_channels"]) - 1)
     generator = torch.Generator().manual_seed(1)
     return (torch.rand(batch, 3, size, size, generator=generator) * 2 - 1).to(device), (batch, side, side)
 
 
 @torch.no_grad()
-def measure(size: int, rounds: int, device: str, with_compiler: bool) -> list[dict[str, Any]]:
-    """Rows of the results for one size, after a check that both libraries agree, compiled too."""
-    libraries = build(device)
+def measure(
+    modes: dict[str, dict[str, dict[str, Task]]], margin: Task, size: int, rounds: int, device: str
+) -> list[dict[str, Any]]:
+    """Rows of the results for one size and all modes, after a check that the libraries agree in each."""
     pixels, shape = make_inputs(size, device)
-    tokens = libraries[THEIRS]["encode"](pixels).reshape(shape)
-    image = libraries[THEIRS]["decode"](tokens)
+    tokens = modes["eager"][THEIRS]["encode"](pixels).reshape(shape)
+    tie = margin(pixels) < TIE
+    image = modes["eager"][THEIRS]["decode"](tokens)
+    ties: dict[tuple[str, str], int] = {}
     tasks: dict[tuple[str, str], Callable[[], object]] = {}
-    for mode in ("eager", "compiled")[: 1 + with_compiler]:
+    for mode, libraries in modes.items():
         for name, functions in libraries.items():
-            encode, decode = functions["encode"], functions["decode"]
-            if mode == "compiled":
-                encode, decode = torch.compile(encode, dynamic=False), torch.compile(decode, dynamic=False)
-            different = int((encode(pixels).reshape(shape) != tokens).sum())
-            assert different == 0, f"{name}, {mode}, {size} px: {different} of {tokens.numel()} tokens differ"
-            torch.testing.assert_close(decode(tokens), image, rtol=0, atol=1e-4)
-            tasks[name, f"encode {mode}"] = partial(encode, pixels)
-            tasks[name, f"decode {mode}"] = partial(decode, tokens)
+            different = functions["encode"](pixels) != tokens.flatten()
+            assert not (different & ~tie).any(), f"{name}, {mode}, {size} px: {int(different.sum())} tokens differ"
+            ties[name, mode] = int(different.sum())
+            torch.testing.assert_close(functions["decode"](tokens), image, rtol=0, atol=1e-4)
+            tasks[name, f"encode {mode}"] = partial(functions["encode"], pixels)
+            tasks[name, f"decode {mode}"] = partial(functions["decode"], tokens)
     times = best_of_rounds(tasks, rounds, device)
     return [
         {
@@ -100,6 +113,8 @@ def measure(size: int, rounds: int, device: str, with_compiler: bool) -> list[di
             "mode": what.split()[1],
             "task": what.split()[0],
             "library": name,
+            "tokens": tokens.numel(),
+            "ties_decided_otherwise": ties[name, what.split()[1]],
             "images_per_second": 1e3 * len(pixels) / times[name, what],
         }
         for name, what in tasks
@@ -110,7 +125,7 @@ def measure(size: int, rounds: int, device: str, with_compiler: bool) -> list[di
 def peak_growth(name: str, sizes: list[int]) -> dict[str, float]:
     """MiB by which this process's peak grows over one call, `{"32 encode": ...}`; run it in a process of its own."""
     found = {}
-    for task, function in build("cpu")[name].items():
+    for task, function in build("cpu")[0][name].items():
         for size in sizes:
             pixels, shape = make_inputs(size, "cpu")
             argument = pixels if task == "encode" else torch.zeros(shape, dtype=torch.long)
@@ -152,7 +167,7 @@ def table(rows: list[dict[str, Any]], caption: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output_dir", type=Path, default=RESULTS)
@@ -167,19 +182,28 @@ def main() -> None:
     compiled = can_compile and not options.eager_only
     caption = (
         f"Best of {options.rounds} rounds, {name_of(options.device)}, torch {torch.__version__}, "
-        f"{platform.machine()}; batches of {PIXELS:,} pixels, float32. Tokens of both are equal in every row. Memory: "
-        "growth of the process's peak over one eager call."
+        f"{platform.machine()}; batches of {PIXELS:,} pixels, at least two images, float32. Memory: growth of the "
+        "process's peak over one eager call."
     )
     if not compiled:
         caption += f" No compiled rows: {'not asked for' if can_compile else 'there is no C++ compiler'}."
+    eager, margin = build(options.device)
+    modes = {"eager": eager}
+    if compiled:  # once for all sizes: compiling takes longer than all the rest
+        modes["compiled"] = {
+            name: {task: torch.compile(function, dynamic=True) for task, function in functions.items()}
+            for name, functions in build(options.device)[0].items()
+        }
     rows: list[dict[str, Any]] = []
     for size in options.sizes:
-        rows += measure(size, options.rounds, options.device, compiled)
-        torch.compiler.reset()
+        rows += measure(modes, margin, size, options.rounds, options.device)
     memory = {name: memory_of(name, options.sizes) for name in (OURS, THEIRS)} if options.device == "cpu" else {}
     for row in rows:
         if memory and row["mode"] == "eager":
             row["memory_mib"] = memory[row["library"]][f"{row['size']} {row['task']}"]
+    compared = [row for row in rows if row["task"] == "encode" and (row["library"], row["mode"]) != (THEIRS, "eager")]
+    ties, tokens = (sum(row[key] for row in compared) for key in ("ties_decided_otherwise", "tokens"))
+    caption += f" Tokens equal those of diffusers, eager, but for {ties} of {tokens:,} that are ties in float32."
     text = table(rows, caption)
     options.output_dir.mkdir(parents=True, exist_ok=True)
     (options.output_dir / "tokenize_speed.md").write_text(text + "\n")
