@@ -67,7 +67,7 @@ def pixels(size: int = 32) -> torch.Tensor:
 @torch.no_grad()
 def assert_same(model: VQModel, tokens: torch.Tensor, decode: Callable[[torch.Tensor], torch.Tensor]) -> None:
     """Tokens all equal, pixels decoded from them to 1e-5; the images tell many codes apart."""
-    ours = model.encode(pixels()).image_tokens
+    ours = model.encode(pixels().to(model.dtype)).image_tokens
 
     assert len(ours.unique()) > 10
     assert torch.equal(ours, tokens.reshape(ours.shape))
@@ -78,12 +78,11 @@ def assert_same(model: VQModel, tokens: torch.Tensor, decode: Callable[[torch.Te
 
 @torch.no_grad()
 def assert_same_as_diffusers(model: VQModel, theirs: Any) -> None:
-    """Encode, quantize and decode of diffusers' model agree with ours: tokens in float32, too, pixels in float64.
+    """Encode, quantize and decode of diffusers' model agree with ours.
 
-    In float32 the rounding of a dozen layers alone can pass 1e-5, more or less with the number of threads.
+    In float64: in float32 the rounding of a dozen layers, which depends on the number of threads, can pass 1e-5 or
+    decide a near tie of two codes.
     """
-    tokens = theirs.quantize(theirs.encode(pixels()).latents)[2][2]
-    assert torch.equal(model.encode(pixels()).image_tokens.flatten(), tokens.flatten())
     model, theirs = copy.deepcopy(model).double(), copy.deepcopy(theirs).double()
     latents = theirs.encode(pixels().double()).latents
     assert_same(model, theirs.quantize(latents)[2][2], lambda _: theirs.decode(latents).sample)
