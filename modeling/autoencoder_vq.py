@@ -148,16 +148,31 @@ class VQGANDownsample(nn.Module):
         return self.conv(F.pad(hidden_states, (0, 1, 0, 1)))
 
 
+class VQGANUpsampledConv(nn.Conv2d):
+    """A 3 x 3 convolution of the input after each of its pixels was repeated 2 x 2 times."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(batch, channels, height, width) -> (batch, channels, 2 * height, 2 * width)."""
+        if input.device.type != "cpu":
+            return super().forward(F.interpolate(input, scale_factor=2.0, mode="nearest"))
+        # Both steps are one transposed convolution, with 16 instead of 36 multiplications for each input pixel. An
+        # entry of its kernel is the sum of the weights that see the same input pixel.
+        kernel = F.pad(self.weight.transpose(0, 1).flip(2, 3), (1, 1, 1, 1))
+        kernel = kernel[..., 1:, :] + kernel[..., :-1, :]
+        kernel = kernel[..., 1:] + kernel[..., :-1]
+        return F.conv_transpose2d(input, kernel, self.bias, stride=2, padding=1)
+
+
 class VQGANUpsample(nn.Module):
     """Doubles both sides by repetition, then a convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = VQGANUpsampledConv(channels, channels, 3, padding=1)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(batch, channels, height, width) -> (batch, channels, 2 * height, 2 * width)."""
-        return self.conv(F.interpolate(hidden_states, scale_factor=2.0, mode="nearest"))
+        return self.conv(hidden_states)
 
 
 class VQGANLevel(nn.Module):

@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 import hf_vq
 from hf_vq import VQConfig, VQImageProcessor, VQModel, no_vq
+from hf_vq.modeling.autoencoder_vq import VQGANUpsample
 from hf_vq.modeling.codebook_vq import Codebook
 
 VQGAN = {
@@ -405,6 +406,25 @@ def test_channels_last(fields):
     assert output.decoded_pixel_values.is_contiguous(memory_format=torch.channels_last)
     decoded = model.decode(output.image_tokens).decoded_pixel_values
     assert torch.equal(decoded, output.decoded_pixel_values)
+
+
+def test_upsampling_is_repetition_and_a_convolution():
+    """The one step in which it is done on a CPU has the value and the gradients of the two."""
+    layer = VQGANUpsample(6).double()
+    images = torch.randn(2, 6, 5, 7, dtype=torch.double, requires_grad=True)
+    repeated = F.interpolate(images, scale_factor=2, mode="nearest")
+    inputs = [images, *layer.parameters()]
+
+    actual = layer(images)
+    expected = F.conv2d(repeated, layer.conv.weight, layer.conv.bias, padding=1)
+
+    torch.testing.assert_close(actual, expected)
+    for one, other in zip(
+        torch.autograd.grad(actual.square().sum(), inputs),
+        torch.autograd.grad(expected.square().sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
 
 
 @BOTH
