@@ -3,7 +3,8 @@
     make bench-generator
 
 Both have random weights and, to a percent, the same number of parameters, 16 x 16 tokens, 12 steps, guidance, and end
-with the same tokenizer's decoder. The best of the rounds is given, since other work on a machine only ever adds time.
+with the same tokenizer's decoder. Rates are those of the best round, since other work on a machine only ever adds
+time; ratios are the medians over the rounds.
 aMUSEd's text conditions are random tensors; what encodes text is no part of the measurement.
 """
 
@@ -12,12 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from timing import speedup, timed_rounds
 from torch import nn
 
 from hf_vq import MaskGitConfig, MaskGitModel, VQConfig, draw_mask
@@ -100,8 +101,8 @@ def their_generate(model: Any, tokenizer: Any, inputs: dict[str, torch.Tensor], 
     return tokenizer.decode(tokens).decoded_pixel_values
 
 
-def measure(options: argparse.Namespace) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
-    """Best seconds of each task, `{library: {"generate": ..., "train": ...}}`, and the parameters."""
+def measure(options: argparse.Namespace) -> tuple[dict[tuple[str, str], list[float]], dict[str, int]]:
+    """Milliseconds of each round, `{(library, "generate" or "train"): [...]}`, and the parameters."""
     torch.manual_seed(0)
     device, batch, width = options.device, options.batch_size, options.hidden_size
     theirs = their_model(width, options.num_layers).to(device)
@@ -134,48 +135,50 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, dict[str, float]], d
         (OURS, "train"): train_ours,
         (THEIRS, "train"): train_theirs,
     }
-    best: dict[str, dict[str, float]] = {OURS: {}, THEIRS: {}}
-    for round_number in range(options.rounds + 1):  # the first round warms up
-        for (name, what), task in tasks.items():
-            start = time.perf_counter()
-            task()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            elapsed = time.perf_counter() - start
-            if round_number:
-                best[name][what] = min(elapsed, best[name].get(what, elapsed))
-    return best, {OURS: count(ours), THEIRS: count(theirs)}
+    return timed_rounds(tasks, options.rounds, device), {OURS: count(ours), THEIRS: count(theirs)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--num_steps", type=int, default=12)
     parser.add_argument("--batch_size", type=int, default=2)
     parser.add_argument("--hidden_size", type=int, default=256)
     parser.add_argument("--num_layers", type=int, default=4)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
-    best, parameters = measure(options)
+    times, parameters = measure(options)
 
     device_name = (
         torch.cuda.get_device_name() if options.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
     )
     lines = [
-        f"Best of {options.rounds} rounds, {device_name}, torch {torch.__version__}, {platform.machine()}. "
+        f"Best of {options.rounds} rounds, ratios: median of the rounds, {device_name}, torch {torch.__version__}, "
+        f"{platform.machine()}. "
         f"{GRID} x {GRID} tokens of {NUM_CODES} codes, {options.num_steps} steps with guidance, batches of "
         f"{options.batch_size}, width {options.hidden_size}, {options.num_layers} layers, random weights.",
         "",
-        "| library | parameters, millions | images a second | training, tokens a second |",
-        "|---|---|---|---|",
+        "| library | parameters, millions | images a second | ratio | training, tokens a second | ratio |",
+        "|---|---|---|---|---|---|",
     ]
     records = []
-    for name, seconds in best.items():
-        images = options.batch_size / seconds["generate"]
-        tokens = options.batch_size * GRID**2 / seconds["train"]
-        lines.append(f"| {name} | {parameters[name] / 1e6:.1f} | {images:.2f} | {tokens:.0f} |")
+    for name in (OURS, THEIRS):
+        images = 1e3 * options.batch_size / min(times[name, "generate"])
+        tokens = 1e3 * options.batch_size * GRID**2 / min(times[name, "train"])
+        ratios = [speedup(times[name, what], times[THEIRS, what]) for what in ("generate", "train")]
+        lines.append(
+            f"| {name} | {parameters[name] / 1e6:.1f} | {images:.2f} | {ratios[0]:.2f}x | {tokens:.0f} "
+            f"| {ratios[1]:.2f}x |"
+        )
         records.append(
-            {"library": name, "parameters": parameters[name], "images_per_s": images, "train_tokens_per_s": tokens}
+            {
+                "library": name,
+                "parameters": parameters[name],
+                "images_per_s": images,
+                "images_ratio": ratios[0],
+                "train_tokens_per_s": tokens,
+                "train_tokens_ratio": ratios[1],
+            }
         )
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "generator_speed.md").write_text("\n".join(lines) + "\n")

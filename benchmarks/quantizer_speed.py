@@ -14,12 +14,12 @@ import platform
 import re
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
+from timing import timed_rounds
 from torch import nn
 
 from hf_vq import VectorQuant
@@ -90,25 +90,8 @@ def measure(num_vectors: int, dim: int, num_codes: int, rounds: int, device: str
         tasks[name, "encode"] = partial(encode, layer)
         tasks[name, "train"] = partial(train, layer)
     best: dict[str, dict[str, float]] = {name: {} for name, _ in tasks}
-    for (name, what), elapsed in best_of_rounds(tasks, rounds, device).items():
-        best[name][what] = elapsed
-    return best
-
-
-def best_of_rounds(
-    tasks: Mapping[tuple[str, str], Callable[[], object]], rounds: int, device: str
-) -> dict[tuple[str, str], float]:
-    """Milliseconds of each task, the least of the rounds; in every round each task has its turn."""
-    best: dict[tuple[str, str], float] = {}
-    for round_number in range(rounds + 1):  # the first round warms up
-        for name, task in tasks.items():
-            start = time.perf_counter()
-            task()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            elapsed = 1e3 * (time.perf_counter() - start)
-            if round_number:
-                best[name] = min(elapsed, best.get(name, elapsed))
+    for (name, what), times in timed_rounds(tasks, rounds, device).items():
+        best[name][what] = min(times)
     return best
 
 

@@ -3,8 +3,9 @@
     make bench-tokenize
 
 Both models give the same tokens, which is checked before anything is timed; only a vector as near to two codes as
-float32 can tell may get either. The tasks alternate in one run and the best round counts, since other work on a
-machine only ever adds time. Memory is the growth of the peak over one call, eager, in a process of its own.
+float32 can tell may get either. The tasks alternate in one run. Images per second are those of the best round, since
+other work on a machine only ever adds time; the ratio is the median over the rounds. Memory is the growth of the peak
+over one call, eager, in a process of its own.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quantizer_speed import OURS, RESULTS, best_of_rounds, name_of, peak_memory
+from quantizer_speed import OURS, RESULTS, name_of, peak_memory
+from timing import speedup, timed_rounds
 
 from hf_vq.convert import convert_state_dict
 
@@ -106,7 +108,7 @@ def measure(
             torch.testing.assert_close(functions["decode"](tokens), image, rtol=0, atol=1e-4)
             tasks[name, f"encode {mode}"] = partial(functions["encode"], pixels)
             tasks[name, f"decode {mode}"] = partial(functions["decode"], tokens)
-    times = best_of_rounds(tasks, rounds, device)
+    times = timed_rounds(tasks, rounds, device)
     return [
         {
             "size": size,
@@ -115,7 +117,8 @@ def measure(
             "library": name,
             "tokens": tokens.numel(),
             "ties_decided_otherwise": ties[name, what.split()[1]],
-            "images_per_second": 1e3 * len(pixels) / times[name, what],
+            "images_per_second": 1e3 * len(pixels) / min(times[name, what]),
+            "speedup": speedup(times[name, what], times[THEIRS, what]),
         }
         for name, what in tasks
     ]
@@ -159,7 +162,7 @@ def table(rows: list[dict[str, Any]], caption: str) -> str:
         ours, theirs = (pair[name]["images_per_second"] for name in (OURS, THEIRS))
         memory = [f"{pair[name]['memory_mib']:.0f}" if "memory_mib" in pair[name] else "" for name in (OURS, THEIRS)]
         lines.append(
-            f"| {size} px | {mode} | {task} | {ours:.1f} | {theirs:.1f} | {ours / theirs:.2f}x "
+            f"| {size} px | {mode} | {task} | {ours:.1f} | {theirs:.1f} | {pair[OURS]['speedup']:.2f}x "
             f"| {memory[0]} | {memory[1]} |"
         )
     return "\n".join(lines)
@@ -167,7 +170,7 @@ def table(rows: list[dict[str, Any]], caption: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output_dir", type=Path, default=RESULTS)
@@ -181,7 +184,8 @@ def main() -> None:
     can_compile = options.device == "cuda" or any(map(shutil.which, ("c++", "g++", "clang++")))
     compiled = can_compile and not options.eager_only
     caption = (
-        f"Best of {options.rounds} rounds, {name_of(options.device)}, torch {torch.__version__}, "
+        f"Best of {options.rounds} rounds, ratio: median of the rounds, {name_of(options.device)}, "
+        f"torch {torch.__version__}, "
         f"{platform.machine()}; batches of {PIXELS:,} pixels, at least two images, float32. Memory: growth of the "
         "process's peak over one eager call."
     )
