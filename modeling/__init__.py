@@ -10,7 +10,8 @@ The files are flat and import nothing but each other (with one dot), torch, NumP
 
 from .codebook_vq import Codebook
 from .configuration_maskgit import PRESETS, MaskGitConfig
-from .configuration_vq import RECOMMENDED_QUANTIZER, VQConfig
+from .configuration_quantizer_vq import RECOMMENDED_QUANTIZER
+from .configuration_vq import VQConfig
 from .generation_maskgit import MaskGitGenerateOutput
 from .image_processing_vq import VQImageProcessor
 from .masking_maskgit import draw_mask, mask_ratio

@@ -25,6 +25,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_maskgit import MaskGitConfig
+from .configuration_quantizer_vq import QuantizerConfig
 from .configuration_vq import VQConfig
 from .generation_maskgit import MaskGitGenerationMixin
 from .masking_maskgit import draw_mask, draw_uniform, mask_ratio
@@ -317,7 +318,7 @@ def _check_tokenizer(config: MaskGitConfig, tokenizer: VQModel) -> None:
     """Raises a `ValueError` that names the fields in which a tokenizer differs from `vq_config`."""
     different = {
         name: (getattr(tokenizer.config, name), getattr(config.vq_config, name))
-        for name in VQConfig.__annotations__
+        for name in (*VQConfig.__annotations__, *QuantizerConfig.__annotations__)
         if getattr(tokenizer.config, name) != getattr(config.vq_config, name)
     }
     if different:
