@@ -1,18 +1,30 @@
-"""Quality of a generator, exact over any number of processes: guesses of hidden tokens, and a distance of images."""
+"""Quality of a generator, exact over any number of processes: guesses of hidden tokens, and features of two sets.
+
+Sums are streamed. What compares features one by one takes a sample of fixed size, so memory does not grow with the
+number of images.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import hashlib
+import heapq
+import warnings
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 
-from .metrics import sum_over_processes
+from .metrics import gather_over_processes, sum_over_processes
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-FEATURE_SIDE = 8
+    from .features import Features
+
+SAMPLE_SIZE = 10_000  # of each set, where features are compared one by one
+NEIGHBORS = 3  # Kynkäänniemi et al.
+KERNEL_SUBSETS, KERNEL_SUBSET_SIZE = 100, 1000  # torchmetrics' and torch-fidelity's
+SCORE_SPLITS = 10  # Salimans et al.
 
 
 class HiddenTokenMetrics:
@@ -56,31 +68,32 @@ class HiddenTokenMetrics:
 
 
 class FrechetDistance:
-    """The Fréchet distance between the features of two sets of images, each taken for a normal distribution.
+    """The Fréchet distance between the features of two sets, each taken for a normal distribution (arXiv 1706.08500).
 
-    This is FID's arithmetic (arXiv 1706.08500), but not FID: the features are not Inception's but the image itself,
-    shrunk to 8 x 8 pixels in [0, 1]. They need no download and see colours and rough shapes, no details. Values can be
-    compared if they are of the same reference images and of as many generated ones: fewer give larger distances.
+    With Inception's features this is FID. Values can be compared if they are of the same features, the same reference
+    images and as many generated ones: fewer give larger distances. The arithmetic is torchmetrics', in float64.
 
     Args:
-        num_channels: Of the images.
+        num_features: Width of the features.
     """
 
-    def __init__(self, num_channels: int = 3) -> None:
-        size = num_channels * FEATURE_SIDE**2 + 1
-        self._sums = torch.zeros(2, size, size, dtype=torch.float64)
+    def __init__(self, num_features: int) -> None:
+        from torchmetrics.image.fid import FrechetInceptionDistance
+
+        # The synchronisation is ours, as torchmetrics' wants the sums to lie on the device of the collectives.
+        self._metric = FrechetInceptionDistance(feature=_Given(num_features), sync_on_compute=False)
+        for real in (True, False):  # a process may see no image of a set
+            self._metric.update(torch.zeros(0, num_features, dtype=torch.float64), real=real)
 
     @torch.no_grad()
-    def update(self, images: torch.Tensor, generated: bool) -> None:
-        """Adds images to one of the two sets.
+    def update(self, features: torch.Tensor, generated: bool) -> None:
+        """Adds features to one of the two sets.
 
         Args:
-            images: (batch, channels, height, width), uint8.
+            features: (batch, num_features).
             generated: Which set.
         """
-        features = F.adaptive_avg_pool2d(images.cpu().double() / 255, FEATURE_SIDE).flatten(1)
-        features = F.pad(features, (0, 1), value=1.0)  # so that the products hold sums and count as well
-        self._sums[int(generated)] += features.T @ features
+        self._metric.update(features.cpu().double(), real=not generated)
 
     def compute(self, accelerator: Accelerator | None = None) -> float:
         """The distance over all processes; every process must call it, also one that has seen no image.
@@ -88,22 +101,230 @@ class FrechetDistance:
         Raises:
             ValueError: One of the sets has fewer than two images.
         """
-        means, covariances = [], []
-        for products in sum_over_processes(self._sums, accelerator):
-            count = products[-1, -1]
-            if count < 2:
-                raise ValueError(f"a distance needs at least two images of each kind, got {int(count)}")
-            mean = products[-1, :-1] / count
-            means.append(mean)
-            covariances.append((products[:-1, :-1] - count * mean.outer(mean)) / (count - 1))
-        root = _square_root(covariances[0])
-        # The trace of (AB)^(1/2) is that of (A^(1/2) B A^(1/2))^(1/2), which is symmetric.
-        cross = torch.linalg.eigvalsh(root @ covariances[1] @ root).clamp(min=0).sqrt().sum()
-        traces = covariances[0].trace() + covariances[1].trace()
-        return float((means[0] - means[1]).square().sum() + traces - 2 * cross)
+        with self._metric.sync_context(dist_sync_fn=lambda tensor, group: gather_over_processes(tensor, accelerator)):
+            for count in (self._metric.real_features_num_samples, self._metric.fake_features_num_samples):
+                _require_two(int(count))
+            return float(self._metric.compute())
 
 
-def _square_root(matrix: torch.Tensor) -> torch.Tensor:
-    """Of a symmetric matrix without negative eigenvalues, but for rounding."""
-    values, vectors = torch.linalg.eigh(matrix)
-    return vectors * values.clamp(min=0).sqrt() @ vectors.T
+class FeatureSample:
+    """A uniform sample of the features of a set, of bounded size, chosen by the images' numbers alone.
+
+    Kept are the images whose hash of seed and number is least. So the sample depends neither on the order nor on how
+    many processes share the images out.
+
+    Args:
+        size: Images to keep at most.
+        num_features: Width of the features.
+        seed: Chooses another sample.
+    """
+
+    def __init__(self, size: int, num_features: int, seed: int = 0) -> None:
+        self.size, self.num_features, self.seed = size, num_features, seed
+        self._heap: list[tuple[int, int, torch.Tensor]] = []  # the largest hash first; equal hashes by number
+
+    def update(self, features: torch.Tensor, indices: torch.Tensor) -> None:
+        """Adds images.
+
+        Args:
+            features: (batch, num_features).
+            indices: The images' numbers (batch,), each of which may come only once, on any process.
+        """
+        for index, row in zip(indices.tolist(), features.cpu().float(), strict=True):
+            digest = hashlib.blake2b(f"{self.seed} {index}".encode(), digest_size=8).digest()
+            key = int.from_bytes(digest) >> 2  # fits an int64 with room for what marks an empty place
+            if len(self._heap) < self.size:
+                heapq.heappush(self._heap, (-key, -index, row.clone()))
+            elif -key > self._heap[0][0]:
+                heapq.heapreplace(self._heap, (-key, -index, row.clone()))
+
+    def compute(self, accelerator: Accelerator | None = None) -> torch.Tensor:
+        """The sample over all processes, (kept, num_features) in float32; every process must call it."""
+        own = [(-key, row) for key, _, row in self._heap]
+        empty = torch.iinfo(torch.int64).max
+        keys = torch.tensor([key for key, _ in own] + [empty] * (self.size - len(own)), dtype=torch.int64)
+        everyone = torch.cat(gather_over_processes(keys, accelerator)).sort().values
+        kept = everyone[everyone != empty][: self.size]
+        table = torch.zeros(len(kept), self.num_features)
+        for key, row in own:
+            place = int(torch.searchsorted(kept, key))
+            if place < len(kept) and kept[place] == key:
+                table[place] = row
+        # Each row comes from one process and is zero on the others. In parts, for the memory of the collective.
+        return torch.cat([sum_over_processes(part, accelerator) for part in table.split(1024)] or [table])
+
+
+class GeneratorMetrics:
+    """Accumulates the features of reference images and of generated ones.
+
+    Args:
+        num_features: Width of the features.
+        num_classes: Width of the extractor's logits; 0 if it has none.
+        sample_size: Images of each set that are kept for the kernel distance and for precision and recall.
+        seed: Chooses them, and the subsets of the kernel distance.
+    """
+
+    def __init__(
+        self, num_features: int, num_classes: int = 0, *, sample_size: int = SAMPLE_SIZE, seed: int = 0
+    ) -> None:
+        self.num_classes, self.seed = num_classes, seed
+        self._distance = FrechetDistance(num_features)
+        self._samples = [FeatureSample(sample_size, num_features, seed) for _ in range(2)]
+        # Of each split: the sum of the probabilities of each class, that of p log p, and the number of images.
+        self._score = torch.zeros(SCORE_SPLITS, num_classes + 2, dtype=torch.float64)
+        self._counts = torch.zeros(2, dtype=torch.int64)
+
+    @torch.no_grad()
+    def update(self, features: Features, indices: torch.Tensor, generated: bool) -> None:
+        """Adds images to one of the two sets.
+
+        Args:
+            features: Of a batch.
+            indices: The images' numbers in their set (batch,).
+            generated: Which set.
+        """
+        self._counts[int(generated)] += len(indices)
+        self._distance.update(features.values, generated)
+        self._samples[int(generated)].update(features.values, indices)
+        if generated and self.num_classes:
+            assert features.logits is not None
+            logs = features.logits.cpu().double().log_softmax(-1)
+            terms = [logs.exp(), (logs.exp() * logs).sum(-1, keepdim=True), torch.ones(len(logs), 1)]
+            self._score.index_add_(0, indices.cpu() % SCORE_SPLITS, torch.cat([term.double() for term in terms], -1))
+
+    def compute(self, accelerator: Accelerator | None = None) -> dict[str, float]:
+        """The metrics over all processes; every process must call it.
+
+        Returns:
+            ``num_reference`` and ``num_generated``; ``frechet``; ``kernel``, and ``kernel_std`` if there were several
+            subsets; ``precision`` and ``recall``, where the samples have more images than neighbors are asked for;
+            ``score`` and ``score_std``, where the extractor gives logits.
+
+        Raises:
+            ValueError: One of the sets has fewer than two images.
+        """
+        counts = sum_over_processes(self._counts, accelerator).tolist()
+        metrics: dict[str, float] = {"num_reference": counts[0], "num_generated": counts[1]}
+        metrics["frechet"] = self._distance.compute(accelerator)
+        reference, generated = (sample.compute(accelerator) for sample in self._samples)
+        metrics |= kernel_distance(reference, generated, self.seed)
+        if min(len(reference), len(generated)) > NEIGHBORS:
+            metrics |= precision_recall(reference, generated)
+        if self.num_classes:
+            metrics |= _inception_score(sum_over_processes(self._score, accelerator))
+        return metrics
+
+    def estimators(self, metrics: dict[str, float]) -> dict[str, Any]:
+        """For a protocol: how the numbers that `compute` returned were estimated."""
+        names = ("num_reference", "num_generated")
+        kept = [min(sample.size, int(metrics[name])) for sample, name in zip(self._samples, names, strict=True)]
+        subsets, size = _kernel_subsets(*kept)
+        found: dict[str, Any] = {
+            "kernel": {"kernel": "polynomial, degree 3", "subsets": subsets, "subset_size": size},
+        }
+        if "precision" in metrics:
+            found["precision_recall"] = {"neighbors": NEIGHBORS, "reference": kept[0], "generated": kept[1]}
+        if "score" in metrics:
+            found["score"] = {"splits": min(SCORE_SPLITS, int(metrics["num_generated"]))}
+        return found | {"seed": self.seed}
+
+
+def kernel_distance(reference: torch.Tensor, generated: torch.Tensor, seed: int = 0) -> dict[str, float]:
+    """The squared maximum mean discrepancy of two sets under a cubic kernel, KID's arithmetic (arXiv 1801.01401).
+
+    Torchmetrics', which keeps all that it is given and draws from the global random numbers: so it is given a sample,
+    and a seed of its own.
+
+    Args:
+        reference: Features (n, num_features).
+        generated: Features (m, num_features).
+        seed: Draws the subsets.
+
+    Returns:
+        ``kernel``, the mean over 100 subsets of 1000 images, and ``kernel_std``; of smaller sets of one size the
+        value, without deviation, of all images as one subset.
+
+    Raises:
+        ValueError: One of the sets has fewer than two images.
+    """
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    _require_two(min(len(reference), len(generated)))
+    subsets, size = _kernel_subsets(len(reference), len(generated))
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.filterwarnings("ignore", message=".*will save all extracted features")
+        torch.manual_seed(seed)
+        metric = KernelInceptionDistance(
+            feature=_Given(reference.shape[1]), subsets=subsets, subset_size=size, sync_on_compute=False
+        )
+        metric.update(reference.double(), real=True)
+        metric.update(generated.double(), real=False)
+        mean, deviation = metric.compute()
+    return {"kernel": float(mean)} | ({"kernel_std": float(deviation)} if subsets > 1 else {})
+
+
+def precision_recall(reference: torch.Tensor, generated: torch.Tensor, neighbors: int = NEIGHBORS) -> dict[str, float]:
+    """Improved precision and recall (arXiv 1904.06991). No library that installs here without torchvision has them.
+
+    Args:
+        reference: Features (n, num_features).
+        generated: Features (m, num_features).
+        neighbors: The ball around each image reaches to so many-th neighbor in its own set; fewer than n and m.
+
+    Returns:
+        ``precision``, the share of the generated images within a ball of the reference, and ``recall``, the share of
+        the reference images within a ball of the generated ones.
+    """
+    if min(len(reference), len(generated)) <= neighbors:
+        raise ValueError(
+            f"{neighbors} neighbors need more images than that in each set, got {len(reference)} and {len(generated)}"
+        )
+    reference, generated = reference.double(), generated.double()
+    return {
+        "precision": _share_within(generated, reference, neighbors),
+        "recall": _share_within(reference, generated, neighbors),
+    }
+
+
+def _share_within(points: torch.Tensor, centers: torch.Tensor, neighbors: int) -> float:
+    # In parts, since all distances at once do not fit for large sets. The nearest of its own set is the point itself.
+    radii = torch.cat(
+        [torch.cdist(part, centers).kthvalue(neighbors + 1, dim=1).values for part in centers.split(1024)]
+    )
+    hits = sum(int((torch.cdist(part, centers) <= radii).any(1).sum()) for part in points.split(1024))
+    return hits / len(points)
+
+
+def _inception_score(sums: torch.Tensor) -> dict[str, float]:
+    """Exponential of the mean divergence of each image's classes from all images' (arXiv 1606.03498), by splits.
+
+    Torchmetrics' keeps all logits and cuts the splits at random; these sums are the same arithmetic.
+    """
+    sums = sums[sums[:, -1] > 0]
+    means = sums[:, :-1] / sums[:, -1:]
+    marginal = means[:, :-1]
+    scores = (means[:, -1] - torch.xlogy(marginal, marginal).sum(-1)).exp()
+    return {"score": float(scores.mean()), "score_std": float(scores.std(unbiased=False))}
+
+
+def _kernel_subsets(num_reference: int, num_generated: int) -> tuple[int, int]:
+    """How many subsets of which size; one with everything, where all of them would be the same."""
+    size = min(KERNEL_SUBSET_SIZE, num_reference, num_generated)
+    return (1 if size == num_reference == num_generated else KERNEL_SUBSETS), size
+
+
+def _require_two(count: int) -> None:
+    if count < 2:
+        raise ValueError(f"a distance needs at least two images of each kind, got {count}")
+
+
+class _Given(torch.nn.Module):
+    """Features that are computed already, in the form in which torchmetrics wants its extractors."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """The features as they are."""
+        return features

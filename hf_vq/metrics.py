@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,6 +27,29 @@ def perplexity(counts: torch.Tensor) -> float:
         return 0.0
     shares = counts[counts > 0] / counts.sum()
     return float(torch.exp(-(shares * shares.log()).sum()))
+
+
+def bits_per_image(
+    tokens_per_image: int, num_codes: int, perplexity: float, num_codebooks: int = 1
+) -> dict[str, float]:
+    """What the tokens of an image take, in bits.
+
+    Args:
+        tokens_per_image: Over all groups.
+        num_codes: Codes in total, over all codebooks.
+        perplexity: Of all tokens together, as `TokenizerMetrics.compute` gives it.
+        num_codebooks: Separate codebooks that share `num_codes` out evenly, each with as many tokens as the others.
+
+    Returns:
+        ``bits_per_image``, with a fixed length for each token; and ``entropy_bits_per_image``, what an ideal entropy
+        code would take on average that knows how often each code was used, and nothing of its neighbours.
+    """
+    # Which codebook a token belongs to is known from its place: that share of the joint entropy need not be told.
+    entropy = max(0.0, math.log2(max(perplexity, 1.0)) - math.log2(num_codebooks))
+    return {
+        "bits_per_image": tokens_per_image * math.log2(num_codes / num_codebooks),
+        "entropy_bits_per_image": tokens_per_image * entropy,
+    }
 
 
 class TokenizerMetrics:
@@ -153,23 +177,28 @@ class TokenizerMetrics:
         return metrics
 
 
-def sum_over_processes(tensor: torch.Tensor, accelerator: Accelerator | None) -> torch.Tensor:
+def sum_over_processes(tensor: torch.Tensor, accelerator: Accelerator | None = None) -> torch.Tensor:
     """The sum of all processes' tensors, on the CPU and the same to the bit on each of them; a collective.
 
     Args:
         tensor: Of the same shape everywhere.
         accelerator: Tells the device of the collective; without it the backend of ``torch.distributed`` does.
     """
+    # Gathered and then summed in the order of ranks, the same on each: a ring's order differs from chunk to chunk.
+    return torch.stack(gather_over_processes(tensor, accelerator)).sum(0)
+
+
+def gather_over_processes(tensor: torch.Tensor, accelerator: Accelerator | None = None) -> list[torch.Tensor]:
+    """The tensors of all processes in the order of their ranks, on the CPU; a collective. Arguments as above."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return tensor.clone()
+        return [tensor.detach().clone().cpu()]
     if accelerator is not None:
         device = accelerator.device
     else:
         device = torch.device("cuda" if "nccl" in torch.distributed.get_backend() else "cpu")
-    # Gathered and then summed in the order of ranks, the same on each: a ring's order differs from chunk to chunk.
     parts = [torch.empty_like(tensor, device=device) for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather(parts, tensor.to(device))
-    return torch.stack(parts).sum(0).cpu()
+    return [part.cpu() for part in parts]
 
 
 def _ssim(decoded: torch.Tensor, image: torch.Tensor) -> torch.Tensor:

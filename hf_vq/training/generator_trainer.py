@@ -11,6 +11,7 @@ import transformers
 from PIL import Image
 from torch import Tensor, nn
 
+from hf_vq.features import ShrunkPixels
 from hf_vq.generation_metrics import FrechetDistance, HiddenTokenMetrics
 from hf_vq.generator_card import class_names, generator_card
 from hf_vq.hub import SAMPLES_FILE, default_image_processor
@@ -130,7 +131,8 @@ class GeneratorTrainer(BaseTrainer):
         args, accelerator = self.args, self.accelerator
         model = self.published_model()
         metrics = HiddenTokenMetrics()
-        distance = FrechetDistance(model.config.vq_config.num_channels)
+        extractor = ShrunkPixels(model.config.vq_config.num_channels)
+        distance = FrechetDistance(extractor.num_features)
         for batch in evaluation_batches(
             FixedMasks(self.eval_dataset, model.config, args.seed),
             args.eval_batch_size,
@@ -146,20 +148,21 @@ class GeneratorTrainer(BaseTrainer):
             metrics.update(out.logits, out.image_tokens % model.config.codebook_size, out.mask)
             compared = int((batch["index"] < args.num_distance_images).sum())
             if compared:
-                self._compare(distance, {name: value[:compared] for name, value in inputs.items()}, batch["index"])
+                first = {name: value[:compared] for name, value in inputs.items()}
+                for images, generated in zip(self._to_compare(first, batch["index"]), (False, True), strict=True):
+                    distance.update(extractor(images).values, generated)
         result = metrics.compute(accelerator)
         if args.num_distance_images:
             result["frechet_8x8_pixels"] = distance.compute(accelerator)
             result["num_distance_images"] = min(args.num_distance_images, int(result["num_images"]))
         return result, {"samples": self.samples()} if accelerator.is_main_process else {}
 
-    def _compare(self, distance: FrechetDistance, inputs: dict[str, Tensor], indices: Tensor) -> None:
-        """Adds held-out images, and a generated image of the class of each, to the distance."""
+    def _to_compare(self, inputs: dict[str, Tensor], indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Held-out images as the tokenizer decodes them, and a generated image of the class of each, as uint8."""
         tokens, labels = inputs["image_tokens"], inputs.get("class_labels")
         decoded = self.published_model().tokenizer.decode(tokens).decoded_pixel_values
-        distance.update(self.image_processor.postprocess(decoded, "pt"), generated=False)
         generated = self._generate(labels, indices[: len(tokens)].tolist(), "pt")
-        distance.update(generated, generated=True)
+        return self.image_processor.postprocess(decoded, "pt"), generated
 
     def samples(self) -> Image.Image:
         """A sheet of samples, a row for each of some classes, always of the same seeds."""
