@@ -65,27 +65,35 @@ def pixels(size: int = 32) -> torch.Tensor:
 
 
 @torch.no_grad()
-def assert_same(model: VQModel, tokens: torch.Tensor, decode: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Tokens all equal, pixels decoded from them to 1e-5; the images tell many codes apart."""
-    ours = model.encode(pixels().to(model.dtype)).image_tokens
-
-    assert len(ours.unique()) > 10
-    assert torch.equal(ours, tokens.reshape(ours.shape))
-    expected = decode(ours)
-    torch.testing.assert_close(model.decode(ours).decoded_pixel_values, expected, rtol=0, atol=1e-5)
-    assert expected.std() > 1e-2
-
-
-@torch.no_grad()
-def assert_same_as_diffusers(model: VQModel, theirs: Any) -> None:
-    """Encode, quantize and decode of diffusers' model agree with ours.
+def assert_same(
+    model: VQModel,
+    theirs: Any,
+    encode: Callable[[Any, torch.Tensor], torch.Tensor] = lambda theirs, images: theirs.encode(images),
+    decode: Callable[[Any, torch.Tensor], torch.Tensor] = lambda theirs, tokens: theirs.decode(tokens),
+) -> None:
+    """Tokens all equal, pixels decoded from them to 1e-5; the images tell many codes apart.
 
     In float64: in float32 the rounding of a dozen layers, which depends on the number of threads, can pass 1e-5 or
     decide a near tie of two codes.
     """
-    model, theirs = copy.deepcopy(model).double(), copy.deepcopy(theirs).double()
-    latents = theirs.encode(pixels().double()).latents
-    assert_same(model, theirs.quantize(latents)[2][2], lambda _: theirs.decode(latents).sample)
+    model, theirs, images = copy.deepcopy(model).double(), copy.deepcopy(theirs).double(), pixels().double()
+    ours = model.encode(images).image_tokens
+
+    assert len(ours.unique()) > 10
+    assert torch.equal(ours, encode(theirs, images).reshape(ours.shape))
+    expected = decode(theirs, ours)
+    torch.testing.assert_close(model.decode(ours).decoded_pixel_values, expected, rtol=0, atol=1e-5)
+    assert expected.std() > 1e-2
+
+
+def assert_same_as_diffusers(model: VQModel, theirs: Any) -> None:
+    """Encode, quantize and decode of diffusers' model agree with ours."""
+    assert_same(
+        model,
+        theirs,
+        lambda theirs, images: theirs.quantize(theirs.encode(images).latents)[2][2],
+        lambda theirs, tokens: theirs.decode(theirs.encode(pixels().double()).latents).sample,
+    )
 
 
 # --- diffusers -------------------------------------------------------------------------------------------------------
@@ -260,7 +268,7 @@ def test_taming(tmp_path: Path) -> None:
     assert conversion.layout == "taming"
     assert len(conversion.notes) == 1 and "2 tensors, 'loss.discriminator.main.0.weight'" in conversion.notes[0]
     assert (config.attn_resolutions, config.channel_multiplier, config.num_res_blocks) == ([32], [1, 2, 2], 2)
-    assert_same(conversion.model, theirs.encode(pixels()), theirs.decode)
+    assert_same(conversion.model, theirs)
 
 
 def test_averaged_weights() -> None:
@@ -272,7 +280,7 @@ def test_averaged_weights() -> None:
     plain, ema = convert_state_dict(state), convert_state_dict(state, use_ema=True)
 
     assert "`use_ema` takes these instead" in plain.notes[0] and "took the averaged weights" in ema.notes[0]
-    assert_same(plain.model, theirs.encode(pixels()), theirs.decode)
+    assert_same(plain.model, theirs)
     assert torch.equal(ema.model.get_parameter("decoder.conv_in.weight"), averaged.decoder.conv_in.weight)
     with pytest.raises(ValueError, match="holds no averaged weights"):
         convert_state_dict(theirs.state_dict(), use_ema=True)
@@ -290,9 +298,9 @@ def test_llamagen(tmp_path: Path) -> None:
     assert conversion.layout == "llamagen" and len(conversion.notes) == 2
     assert config.norm == config.cb_norm == "l2"  # of the vectors too, which only training shows
     assert "averaged" in conversion.notes[0] and "quantize.codebook_used" in conversion.notes[1]
-    assert_same(conversion.model, theirs.encode(pixels()), theirs.decode)
+    assert_same(conversion.model, theirs)
     ema = convert_checkpoint(tmp_path / "vq.pt", use_ema=True).model
-    assert_same(ema, averaged.encode(pixels()), averaged.decode)
+    assert_same(ema, averaged)
 
 
 def test_an_ema_that_is_no_weights(tmp_path: Path) -> None:
@@ -327,8 +335,9 @@ def test_janus(unit_norm: bool, tmp_path: Path) -> None:
 
     conversion = convert_checkpoint(tmp_path)
 
-    model, config = conversion.model, conversion.model.config
-    images = pixels()[..., :32]
+    # In float64, as in `assert_same`.
+    theirs, model, config = theirs.double(), conversion.model.double(), conversion.model.config
+    images = pixels()[..., :32].double()
     tokens = model.encode(images).image_tokens
     assert conversion.layout == "janus" and config.image_size == 32
     assert (config.embed_dim, len(conversion.notes)) == ((6, 0) if unit_norm else (12, 1))
