@@ -12,7 +12,8 @@ use, as is `load_token_dataset`.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
+from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .hub import from_hub, push_to_hub
@@ -28,8 +29,10 @@ from .modeling import (
     SoftMaxVecPool2d,
     VectorQuant,
     VQConfig,
+    VQImageClassificationConfig,
     VQImageProcessor,
     VQModel,
+    VQModelForImageClassification,
     draw_mask,
     get_vq_layers,
     no_vq,
@@ -56,7 +59,12 @@ AutoConfig.register(VQConfig.model_type, VQConfig, exist_ok=True)
 AutoModel.register(VQConfig, VQModel, exist_ok=True)
 AutoConfig.register(MaskGitConfig.model_type, MaskGitConfig, exist_ok=True)
 AutoModel.register(MaskGitConfig, MaskGitModel, exist_ok=True)
-AutoImageProcessor.register(VQConfig, image_processor_classes={"pil": VQImageProcessor}, exist_ok=True)
+AutoConfig.register(VQImageClassificationConfig.model_type, VQImageClassificationConfig, exist_ok=True)
+AutoModelForImageClassification.register(VQImageClassificationConfig, VQModelForImageClassification, exist_ok=True)
+# There is none. The pipeline "image-classification" looks for one, and would ask whether to run a repository's code.
+AutoVideoProcessor.register(VQImageClassificationConfig, video_processor_classes={}, exist_ok=True)
+for _config in (VQConfig, VQImageClassificationConfig):
+    AutoImageProcessor.register(_config, image_processor_classes={"pil": VQImageProcessor}, exist_ok=True)
 PIPELINE_REGISTRY.register_pipeline("image-tokenization", ImageTokenizationPipeline, pt_model=AutoModel)
 PIPELINE_REGISTRY.register_pipeline("image-generation", ImageGenerationPipeline, pt_model=AutoModel)
 # transformers' own would write its generic card, and no image processor.
@@ -93,8 +101,10 @@ __all__ = [
     "ResidualVectorQuant",
     "SoftMaxVecPool2d",
     "VQConfig",
+    "VQImageClassificationConfig",
     "VQImageProcessor",
     "VQModel",
+    "VQModelForImageClassification",
     "VectorQuant",
     "__version__",
     "from_hub",

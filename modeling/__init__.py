@@ -12,11 +12,13 @@ from .codebook_vq import Codebook
 from .configuration_maskgit import PRESETS, MaskGitConfig
 from .configuration_quantizer_vq import RECOMMENDED_QUANTIZER
 from .configuration_vq import VQConfig
+from .configuration_vq_classifier import VQImageClassificationConfig
 from .generation_maskgit import MaskGitGenerateOutput
 from .image_processing_vq import VQImageProcessor
 from .masking_maskgit import draw_mask, mask_ratio
 from .modeling_maskgit import MaskGitModel, MaskGitOutput, MaskGitPreTrainedModel
 from .modeling_vq import VQDecoderOutput, VQEncoderOutput, VQModel, VQModelOutput, VQPreTrainedModel
+from .modeling_vq_classifier import VQImageClassifierOutput, VQModelForImageClassification
 from .pipeline_maskgit import ImageGenerationPipeline
 from .pipeline_vq import ImageTokenizationPipeline
 from .pooling_vq import MaxVecPool2d, SoftMaxVecPool2d
@@ -42,8 +44,11 @@ __all__ = [
     "VQConfig",
     "VQDecoderOutput",
     "VQEncoderOutput",
+    "VQImageClassificationConfig",
+    "VQImageClassifierOutput",
     "VQImageProcessor",
     "VQModel",
+    "VQModelForImageClassification",
     "VQModelOutput",
     "VQPreTrainedModel",
     "VectorQuant",

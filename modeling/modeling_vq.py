@@ -41,7 +41,7 @@ from .pipeline_vq import CUSTOM_PIPELINES
 from .quantizer_vq import GroupVectorQuant, VectorQuant
 from .residual_vq import ResidualVectorQuant
 
-_QUANTIZERS: dict[str, type[VectorQuant]] = {
+QUANTIZERS: dict[str, type[VectorQuant]] = {
     "vector": VectorQuant,
     "group": GroupVectorQuant,
     "residual": ResidualVectorQuant,
@@ -201,7 +201,7 @@ class VQModel(VQPreTrainedModel):
         else:
             self.encoder, self.decoder = SQVAEEncoder(config), SQVAEDecoder(config)
             latent_channels, has_projections = config.base_channels, config.embed_dim != config.base_channels
-        self.quantize = _QUANTIZERS[config.quantizer_type](**config.quantizer_kwargs())
+        self.quantize = QUANTIZERS[config.quantizer_type](**config.quantizer_kwargs())
         self.quant_conv: nn.Module = nn.Identity()
         self.post_quant_conv: nn.Module = nn.Identity()
         if has_projections:

@@ -1,0 +1,101 @@
+# Copyright 2026 The hf_vq authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
+# the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0
+"""An AlexNet for small images: five convolutions, two fully connected layers.
+
+Widths (64, 192, 384, 256, 256 times `base_channels / 64`) and pooling are those of Krizhevsky's one-tower network. The
+first convolution is 5 x 5 with stride 2 instead of 11 x 11 with stride 4, pooling windows do not overlap, batch norm
+takes the place of local response norm, and the fully connected layers are 1,024 wide instead of 4,096.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BackboneOutput
+
+from .batch_norm_vq import BatchNorm2d
+from .configuration_vq_classifier import VQImageClassificationConfig
+
+
+class AlexNetConvLayer(GradientCheckpointingLayer):
+    """Convolution, batch norm, ReLU, and in some layers max pooling."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, pool: nn.Module) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
+        self.norm = BatchNorm2d(out_channels)
+        self.pool = pool
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(batch, in_channels, h, w) to (batch, out_channels, h', w')."""
+        return self.pool(F.relu(self.norm(self.conv(x))))
+
+
+class AlexNetLinearLayer(GradientCheckpointingLayer):
+    """Dropout, matrix, ReLU."""
+
+    def __init__(self, in_features: int, out_features: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(in_features, out_features)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(batch, ...), in_features in all, to (batch, out_features)."""
+        return F.relu(self.linear(self.dropout(x.flatten(1))))
+
+
+class AlexNet(nn.Module):
+    """The network without its last layer, with the interface of transformers' backbones.
+
+    Args:
+        config ([`VQImageClassificationConfig`]): Says widths, channels of the images, and dropout.
+    """
+
+    def __init__(self, config: VQImageClassificationConfig) -> None:
+        super().__init__()
+        width = config.base_channels
+        self.channels = [16 * width]
+        self.layers = nn.ModuleList(
+            [
+                AlexNetConvLayer(config.num_channels, width, 5, 2, nn.MaxPool2d(2)),
+                AlexNetConvLayer(width, 3 * width, 5, 1, nn.MaxPool2d(2)),
+                AlexNetConvLayer(3 * width, 6 * width, 3, 1, nn.Identity()),
+                AlexNetConvLayer(6 * width, 4 * width, 3, 1, nn.Identity()),
+                AlexNetConvLayer(4 * width, 4 * width, 3, 1, nn.AdaptiveMaxPool2d(2)),
+                AlexNetLinearLayer(4 * 4 * width, 16 * width, config.dropout),
+                AlexNetLinearLayer(16 * width, 16 * width, config.dropout),
+            ]
+        )
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The first convolution."""
+        return self.layers[0].conv  # type: ignore[return-value]
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the first convolution."""
+        self.layers[0].conv = value  # type: ignore[assignment]
+
+    def forward(
+        self, pixel_values: torch.Tensor, output_hidden_states: bool | None = False, **kwargs: Any
+    ) -> BackboneOutput:
+        """Images (batch, num_channels, height, width), sides of at least 8, to features.
+
+        Returns:
+            [`~transformers.modeling_outputs.BackboneOutput`]: `feature_maps` with the features (batch, channels), and
+            `hidden_states`, if asked for, with the pixels and the output of each layer.
+        """
+        states = [pixel_values]
+        for layer in self.layers:
+            states.append(layer(states[-1]))
+            if not output_hidden_states:
+                states = states[-1:]
+        return BackboneOutput(
+            feature_maps=(states[-1],), hidden_states=tuple(states) if output_hidden_states else None
+        )
+
+
+__all__ = ["AlexNet", "AlexNetConvLayer", "AlexNetLinearLayer"]

@@ -1,0 +1,143 @@
+# Copyright 2026 The hf_vq authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
+# the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0
+"""Configuration of an image classifier with a quantized layer."""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from .configuration_quantizer_vq import QuantizerConfig
+
+BACKBONES: dict[str, dict[str, Any]] = {
+    "resnet18": {
+        "model_type": "resnet",
+        "embedding_size": 64,
+        "hidden_sizes": [64, 128, 256, 512],
+        "depths": [2, 2, 2, 2],
+        "layer_type": "basic",
+    },
+    "vit_tiny": {
+        "model_type": "vit",
+        "hidden_size": 192,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 3,
+        "intermediate_size": 768,
+    },
+}
+"""Backbones that [`VQImageClassificationConfig`] knows by name, as fields of transformers' configurations."""
+
+
+@strict
+class VQImageClassificationConfig(QuantizerConfig):
+    r"""Configuration of a [`VQModelForImageClassification`]: the network, where it is quantized, and how.
+
+    `VQImageClassificationConfig(num_labels=10)` is a small AlexNet for 32 px, quantized after the third of its seven
+    layers. `VQImageClassificationConfig(backbone_config="resnet18", image_size=224, num_labels=100)` is a ResNet-18
+    quantized after the second of its four stages.
+
+    Args:
+        backbone_config (`PreTrainedConfig`, `dict` or `str`, *optional*):
+            Configuration of any model that `AutoBackbone` knows, or a `ViTConfig`. `"resnet18"` and `"vit_tiny"`
+            stand for these networks, for `image_size` and `num_channels` (the ViT with patches of 16 px, below 128 px
+            of 4). By default the AlexNet-like network of this package.
+        image_size (`int`, defaults to 32): Side of the images, at least 8. A backbone's field must agree.
+        num_channels (`int`, defaults to 3): Channels of the images, 3 or 1. A backbone's field must agree.
+        base_channels (`int`, defaults to 64): AlexNet only. Width of its first layer; 64 are those of the original.
+        dropout (`float`, defaults to 0.5): AlexNet only. Dropout before its fully connected layers, in [0, 1).
+        quantized_layer (`int` or `str`, *optional*):
+            The layer whose output is quantized: number of a block (stages of a CNN, layers of a transformer or of the
+            AlexNet; from the end if negative), or the name of any module in the backbone. By default the block in the
+            middle.
+        quantized_size (`int`, *optional*):
+            Channels of that layer's output, the dimension of the codes. By default a blank image is sent through the
+            network when the model is made, and what is found is recorded here.
+        kwargs: `num_labels`, `id2label`, `label2id` and the rest of transformers' arguments.
+
+    The fields of the quantizer and `commitment_weight` are those of [`QuantizerConfig`].
+    """
+
+    model_type = "hf_vq_classifier"
+    sub_configs_defaults = {
+        "backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="resnet", optional=True)
+    }
+
+    backbone_config: Any = None
+    image_size: int = 32
+    num_channels: int = 3
+    base_channels: int = 64
+    dropout: float | int = 0.5
+    quantized_layer: int | str | None = None
+    quantized_size: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if isinstance(self.backbone_config, str):
+            self.backbone_config = self._named_backbone(self.backbone_config)
+        if isinstance(self.backbone_config, dict) and "model_type" not in self.backbone_config:
+            raise ValueError(
+                "`backbone_config` needs a 'model_type' that names one of transformers' models, such as 'resnet', got "
+                f"the fields {sorted(self.backbone_config)}."
+            )
+        super().__post_init__(**kwargs)
+
+    def quantizer_kwargs(self) -> dict[str, Any]:
+        """Keyword arguments for the quantizer layer that `quantizer_type` names.
+
+        Returns:
+            `dict`: arguments of `VectorQuant`, or of `GroupVectorQuant` and `ResidualVectorQuant` for these types.
+
+        Raises:
+            `ValueError`: if `quantized_size` is not known yet, as no model was made.
+        """
+        if self.quantized_size is None:
+            raise ValueError("`quantized_size` is not known before a model is made of this configuration.")
+        return self._quantizer_kwargs(self.quantized_size, dim=-1)
+
+    def validate_architecture(self) -> None:
+        """Checks the network's fields against each other; run when a config is made and when it is saved."""
+        super().validate_architecture()
+        self._require_at_least("image_size", 8)
+        self._require_at_least("base_channels", 1)
+        if self.num_channels not in (1, 3):
+            raise ValueError(f"`num_channels` must be 3 (RGB) or 1 (grey), got {self.num_channels}.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"`dropout` must be in [0, 1), got {self.dropout}.")
+        if self.quantized_size is not None:
+            self._require_at_least("quantized_size", 1)
+        for name in ("image_size", "num_channels"):
+            theirs = getattr(self.backbone_config, name, None)
+            if theirs is not None and set(theirs if isinstance(theirs, list | tuple) else [theirs]) != {
+                getattr(self, name)
+            }:
+                raise ValueError(
+                    f"`{name}={getattr(self, name)}` does not fit the backbone, which has {name}={theirs}. Give both "
+                    "the same value."
+                )
+
+    def validate_quantizer(self) -> None:
+        """Checks the quantizer's fields against each other; run when a config is made and when it is saved."""
+        super().validate_quantizer()
+        if self.quantizer_type == "group" and (self.quantized_size or 0) % self.num_groups:
+            raise ValueError(
+                f"`num_groups` must divide the channels of the quantized layer, got {self.num_groups} groups and "
+                f"{self.quantized_size} channels."
+            )
+
+    def _named_backbone(self, name: str) -> dict[str, Any]:
+        if name not in BACKBONES:
+            raise ValueError(
+                f"There is no backbone {name!r}. Choose among {list(BACKBONES)}, give a configuration of "
+                "transformers, or nothing for the AlexNet."
+            )
+        fields = {**BACKBONES[name], "num_channels": self.num_channels}
+        if fields["model_type"] == "vit":
+            fields |= {"image_size": self.image_size, "patch_size": 16 if self.image_size >= 128 else 4}
+        return fields
+
+
+VQImageClassificationConfig.register_for_auto_class()
+
+__all__ = ["BACKBONES", "VQImageClassificationConfig"]

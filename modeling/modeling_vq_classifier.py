@@ -1,0 +1,290 @@
+# Copyright 2026 The hf_vq authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
+# the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0
+"""VQModelForImageClassification: an image classifier in which the output of one layer is quantized.
+
+    pixels -layers-> vectors -quantize-> codes -other layers-> features -classifier-> logits
+
+The backbone is a network of transformers, or the AlexNet of alexnet_vq.py. A forward hook on the chosen layer hands
+its output to the quantizer and the codes to what follows, so that the backbone stays as it is: names of weights,
+pretrained checkpoints and everything else. Nothing goes around the codes: of a transformer every token is quantized,
+the class token as well, since it has already read the others.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoBackbone, AutoModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+
+from .alexnet_vq import AlexNet
+from .batch_norm_vq import in_backward
+from .configuration_vq_classifier import VQImageClassificationConfig
+from .modeling_vq import QUANTIZERS, VQPreTrainedModel
+from .quantizer_vq import QuantizerOutput
+
+
+@dataclass
+class VQImageClassifierOutput(ModelOutput):
+    r"""What [`VQModelForImageClassification.forward`] returns.
+
+    Args:
+        loss (`torch.FloatTensor`, *optional*):
+            Scalar: `classification_loss + commitment_weight * commitment_loss`. `None` without labels.
+        logits (`torch.FloatTensor`): (batch, num_labels).
+        classification_loss (`torch.FloatTensor`, *optional*): Scalar: cross entropy. `None` without labels.
+        commitment_loss (`torch.FloatTensor`): Scalar. 0 under `no_vq`.
+        image_tokens (`torch.LongTensor`, *optional*):
+            Ids of the codes in [0, num_codes): (batch, h, w) for feature maps, (batch, tokens) for sequences,
+            (batch,) for features without position, with a last axis of groups if there is more than one. `None` while
+            quantization is off (`no_vq`).
+        perplexity (`torch.FloatTensor`, *optional*): Scalar in [1, num_codes]: exponential of the ids' entropy.
+        usage (`torch.FloatTensor`, *optional*): Scalar in [0, 1]: share of the codes that the batch uses.
+        quantization_error (`torch.FloatTensor`, *optional*):
+            Scalar: mean squared difference, per dimension, of the (normalised) vectors and their codes; no gradient.
+        replaced (`torch.BoolTensor`, *optional*):
+            (num_codes,): codes initialised or replaced at the start of this training forward; `None` if none were.
+        hidden_states (`tuple[torch.FloatTensor, ...]`, *optional*):
+            With `output_hidden_states=True`: the backbone's, quantized from the chosen layer on.
+        attentions (`tuple[torch.FloatTensor, ...]`, *optional*): With `output_attentions=True`: the backbone's.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    classification_loss: torch.Tensor | None = None
+    commitment_loss: torch.Tensor | None = None
+    image_tokens: torch.Tensor | None = None
+    perplexity: torch.Tensor | None = None
+    usage: torch.Tensor | None = None
+    quantization_error: torch.Tensor | None = None
+    replaced: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class VQModelForImageClassification(VQPreTrainedModel):
+    r"""Image classifier with a quantized layer.
+
+    Args:
+        config ([`VQImageClassificationConfig`]): The network, where it is quantized, and how.
+
+    Raises:
+        `ValueError`: if there is no such backbone or layer, or if the layer's output cannot be quantized.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> config = VQImageClassificationConfig(backbone_config="resnet18", image_size=32, num_labels=10)
+    >>> model = VQModelForImageClassification(config).eval()
+    >>> out = model(torch.rand(2, 3, 32, 32) * 2 - 1)
+    >>> out.logits.shape, out.image_tokens.shape
+    (torch.Size([2, 10]), torch.Size([2, 4, 4]))
+    ```
+    """
+
+    config: VQImageClassificationConfig  # type: ignore[assignment]
+    base_model_prefix = "backbone"
+    _can_record_outputs = {}
+
+    def __init__(self, config: VQImageClassificationConfig) -> None:
+        super().__init__(config)  # type: ignore[arg-type]
+        self.num_labels: int = config.num_labels  # type: ignore[assignment]
+        self.backbone = _build_backbone(config)
+        layer = _find_layer(self.backbone, config.quantized_layer)
+        if config.quantized_size is None:
+            config.quantized_size = _output_size(self.backbone, layer, config)
+        self.quantize = QUANTIZERS[config.quantizer_type](**config.quantizer_kwargs())
+        self.classifier = nn.Linear(_num_features(self.backbone), self.num_labels)
+        # A bound method: in a deep copy of the model it belongs to the copy.
+        layer.register_forward_hook(self._quantize_output)
+        self._quantized: QuantizerOutput | None = None
+        self._with_gradients = False
+        self.post_init()
+
+    def _quantize_output(self, layer: nn.Module, args: Any, output: Any) -> Any:
+        """Takes the place of the chosen layer's output."""
+        states = _states(output)
+        vectors = states.movedim(1, -1) if states.ndim == 4 else states
+        quantized, out = self.quantize(vectors)
+        if not in_backward():  # else a recomputation, whose statistics nobody asks for
+            self._quantized, self._with_gradients = out, torch.is_grad_enabled()
+        quantized = quantized.movedim(-1, 1) if states.ndim == 4 else quantized
+        return (quantized, *output[1:]) if isinstance(output, tuple) else quantized
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> VQImageClassifierOutput:
+        """Images to logits, with the loss if there are labels.
+
+        Args:
+            pixel_values (`torch.FloatTensor`):
+                (batch, num_channels, height, width) in [-1, 1], any floating dtype, of the size that the backbone
+                takes.
+            labels (`torch.LongTensor`, *optional*): (batch,), in [0, num_labels). Other kinds of labels, such as
+                several for an image, as `config.problem_type` says.
+
+        Returns:
+            [`VQImageClassifierOutput`]: loss, logits, and tokens and statistics of the quantized layer.
+
+        Raises:
+            `ValueError`: if the dtype or the shape of the pixels is another, and under gradient checkpointing with
+            `use_reentrant=True`, which would lose the commitment loss.
+        """
+        self._check_pixel_values(pixel_values)
+        extras: Any = kwargs
+        wanted = {}
+        for name in ("output_hidden_states", "output_attentions"):
+            asked = extras.pop(name, None)
+            wanted[name] = getattr(self.config, name) if asked is None else asked
+        outputs = self.backbone(pixel_values.to(self.dtype), **wanted, return_dict=True)
+        out, self._quantized = self._quantized, None
+        assert out is not None and out.loss is not None
+        if torch.is_grad_enabled() and not self._with_gradients:
+            raise ValueError(
+                "The quantized layer was run without gradients, so the commitment loss would have none. Gradient "
+                'checkpointing needs `gradient_checkpointing_kwargs={"use_reentrant": False}`, the default.'
+            )
+        logits = self.classifier(_pool(outputs))
+
+        loss = classification_loss = None
+        if labels is not None:
+            classification_loss = self.loss_function(labels, logits, self.config, **extras)
+            loss = classification_loss + self.config.commitment_weight * out.loss
+        tokens, error = out.q, None
+        if tokens is not None:
+            assert out.z is not None and out.z_q is not None
+            error = F.mse_loss(out.z_q.detach(), out.z.detach())
+            tokens = tokens.squeeze(-1) if self.config.num_groups == 1 else tokens
+        return VQImageClassifierOutput(
+            loss=loss,
+            logits=logits,
+            classification_loss=classification_loss,
+            commitment_loss=out.loss,
+            image_tokens=tokens,
+            perplexity=out.perplexity,
+            usage=out.usage,
+            quantization_error=error,
+            replaced=out.replaced,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.get("attentions"),
+        )
+
+    def _check_pixel_values(self, pixel_values: torch.Tensor) -> None:
+        channels = self.config.num_channels
+        if not pixel_values.is_floating_point():
+            raise ValueError(
+                f"`pixel_values` must be floating-point numbers in [-1, 1], got {pixel_values.dtype}. "
+                "VQImageProcessor converts images."
+            )
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
+            raise ValueError(
+                f"`pixel_values` must have the shape (batch, {channels}, height, width), "
+                f"got {tuple(pixel_values.shape)}. VQImageProcessor(num_channels={channels}) converts images."
+            )
+
+
+def _build_backbone(config: VQImageClassificationConfig) -> nn.Module:
+    backbone_config = config.backbone_config
+    if backbone_config is None:
+        return AlexNet(config)
+    if backbone_config.model_type == "vit":  # it has no AutoBackbone
+        return AutoModel.from_config(backbone_config, add_pooling_layer=False)
+    if backbone_config.model_type not in MODEL_FOR_BACKBONE_MAPPING_NAMES:
+        raise ValueError(
+            f"AutoBackbone has no model of the type {backbone_config.model_type!r}. It knows "
+            f"{', '.join(sorted(MODEL_FOR_BACKBONE_MAPPING_NAMES))}; 'vit' works, too."
+        )
+    return AutoBackbone.from_config(backbone_config)
+
+
+def _num_features(backbone: nn.Module) -> int:
+    """Channels of what `_pool` returns."""
+    network: Any = backbone
+    return network.channels[-1] if hasattr(network, "channels") else network.config.hidden_size
+
+
+def _pool(outputs: Any) -> torch.Tensor:
+    """Features (batch, channels): of the class token, or the mean of the last feature map."""
+    feature_maps = outputs.get("feature_maps")
+    if feature_maps is None:
+        return outputs.last_hidden_state[:, 0]
+    features = feature_maps[-1]
+    return features.mean((2, 3)) if features.ndim == 4 else features
+
+
+def _find_layer(backbone: nn.Module, which: int | str | None) -> nn.Module:
+    """The layer that `quantized_layer` means."""
+    # The first list of modules: in every backbone of transformers these are its stages or its layers.
+    name, blocks = next(
+        ((name, module) for name, module in backbone.named_modules() if isinstance(module, nn.ModuleList)), ("", None)
+    )
+    if isinstance(which, str):
+        try:
+            return backbone.get_submodule(which)
+        except AttributeError:
+            raise ValueError(
+                f"`quantized_layer={which!r}` is no module of the backbone, whose blocks are {name}.0 and so on. "
+                "`backbone.named_modules()` lists all."
+            ) from None
+    if not blocks:
+        raise ValueError("The backbone has no list of blocks to count: give `quantized_layer` the name of a module.")
+    number = len(blocks) // 2 - 1 if which is None else which
+    if not -len(blocks) <= number < len(blocks):
+        raise ValueError(
+            f"`quantized_layer={which}` is out of range: the backbone's blocks are 0 to {len(blocks) - 1}."
+        )
+    return blocks[number]
+
+
+@torch.no_grad()
+def _output_size(backbone: nn.Module, layer: nn.Module, config: VQImageClassificationConfig) -> int:
+    """Channels of a layer's output, seen on a blank image."""
+    sizes: list[int] = []
+
+    def look(module: nn.Module, args: Any, output: Any) -> None:
+        states = _states(output)
+        sizes.append(states.shape[1 if states.ndim == 4 else -1])
+
+    hook = layer.register_forward_hook(look)
+    training = backbone.training
+    backbone.eval()
+    try:
+        blank = next(backbone.parameters()).new_zeros(1, config.num_channels, config.image_size, config.image_size)
+        backbone(blank)
+    finally:
+        hook.remove()
+        backbone.train(training)
+    if len(sizes) != 1:
+        raise ValueError(
+            f"`quantized_layer={config.quantized_layer!r}` runs {len(sizes)} times for an image; choose a layer that "
+            "runs once."
+        )
+    return sizes[0]
+
+
+def _states(output: Any) -> torch.Tensor:
+    """The hidden states in a layer's output: feature maps (batch, channels, h, w), or (batch, ..., channels)."""
+    states = output[0] if isinstance(output, tuple) else output
+    if not isinstance(states, torch.Tensor) or not 2 <= states.ndim <= 4:
+        raise ValueError(
+            "The output of `quantized_layer` must be, or begin with, a tensor (batch, channels, height, width), "
+            f"(batch, tokens, channels) or (batch, channels), got {type(states).__name__}. Choose another layer."
+        )
+    return states
+
+
+VQModelForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+
+__all__ = ["VQImageClassifierOutput", "VQModelForImageClassification"]
