@@ -1,0 +1,92 @@
+"""The look that all drawn figures share: colours, axes, legends, and how a figure becomes a picture.
+
+matplotlib is imported on first use and draws off screen, whatever backend is set.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import PIL.Image
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette: distinct for the colour-blind too. The first is for what is compared against.
+RUN_COLORS = ("#7f7f7f", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+EMBEDDINGS, CODES, USED = "#9ecae1", "#525252", "#d62728"
+INK, PAPER, FAINT, FRAME = "#262626", "#ffffff", "#e5e5e5", "#b0b0b0"
+
+
+def run_colors(count: int) -> Sequence[str]:
+    """Colours of runs; a single one gets the strong colour and not the grey of a baseline."""
+    return RUN_COLORS[1:2] if count == 1 else [RUN_COLORS[index % len(RUN_COLORS)] for index in range(count)]
+
+
+def new_figure(
+    width: float, height: float, title: str | None = None, rows: int = 1, columns: int = 1
+) -> tuple[Figure, np.ndarray]:
+    """A figure of `width` x `height` inches and its axes, an array (rows, columns)."""
+    # Not pyplot: it keeps figures alive and depends on the user's backend.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor=PAPER)
+    if title:
+        figure.suptitle(title, fontsize=13, color=INK)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        style(axes)
+    return figure, grid
+
+
+def style(axes: Axes) -> None:
+    """Quiet axes: no box, a faint grid, thousands with commas."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[:].set_color(FRAME)
+    axes.tick_params(which="both", colors=INK, labelsize=10, length=0)
+    axes.xaxis.set_major_formatter("{x:,.6g}")
+    axes.yaxis.set_major_formatter("{x:,.6g}")
+    axes.grid(color=FAINT, lw=0.8)
+    axes.set_axisbelow(True)
+
+
+def as_map(axes: Axes) -> None:
+    """Axes of a projection: a box without ticks, in which distances are distances."""
+    axes.set(xticks=[], yticks=[])
+    axes.grid(False)
+    axes.spines[["top", "right"]].set_visible(True)
+    axes.set_aspect("equal", adjustable="datalim")
+
+
+def legend_above(figure: Figure, axes: Axes, columns: int) -> None:
+    """A legend of one of the axes over the whole figure, if there is anything in it."""
+    handles, labels = axes.get_legend_handles_labels()
+    if any(labels):
+        figure.legend(
+            handles, labels, loc="outside upper left", ncols=columns, frameon=False, fontsize=10.5, labelcolor=INK
+        )
+
+
+def legend_below(figure: Figure, axes: Axes, markerscale: float = 1.0) -> None:
+    """A legend of one of the axes in one line under the figure, its colours without transparency."""
+    handles, labels = axes.get_legend_handles_labels()
+    legend = figure.legend(
+        handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, markerscale=markerscale,
+        labelcolor=INK,
+    )  # fmt: skip
+    for handle in legend.legend_handles:
+        if handle is not None:
+            handle.set_alpha(1.0)
+
+
+def picture(figure: Figure) -> PIL.Image.Image:
+    """The drawn figure."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    return PIL.Image.open(buffer).convert("RGB")
