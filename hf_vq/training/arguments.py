@@ -197,16 +197,22 @@ class TokenizerTrainingArguments(ImageTrainingArguments):
         default="hinge", metadata={"help": "Loss of the discriminator.", "choices": ["hinge", "nonsaturating"]}
     )
 
-    # Pictures
+    # Pictures and the codebook's record
     num_grid_images: int = field(default=8, metadata={"help": "Images in the picture of reconstructions."})
+    monitor_steps: int = field(
+        default=0, metadata={"help": "Steps between two snapshots of the codebook in output_dir/codebook (0 = none)."}
+    )
+    monitor_images: int = field(default=64, metadata={"help": "Held-out images of which the snapshots are."})
 
-    free_on_resume: ClassVar[frozenset[str]] = ImageTrainingArguments.free_on_resume | {"num_grid_images"}
+    free_on_resume: ClassVar[frozenset[str]] = ImageTrainingArguments.free_on_resume | {
+        "num_grid_images", "monitor_steps", "monitor_images",
+    }  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("perceptual_weight", "adversarial_weight", "adversarial_start"):
+        for name in ("perceptual_weight", "adversarial_weight", "adversarial_start", "monitor_steps"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("discriminator_channels", "discriminator_layers", "num_grid_images"):
+        for name in ("discriminator_channels", "discriminator_layers", "num_grid_images", "monitor_images"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require(
             "discriminator_loss", self.discriminator_loss in ("hinge", "nonsaturating"), "hinge or nonsaturating"

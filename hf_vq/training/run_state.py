@@ -18,6 +18,7 @@ from hf_vq.training.checkpoint import CheckpointError, list_checkpoints, read_st
 FINAL_FOLDER = "final"
 METRICS_FILE = "metrics.jsonl"
 PICTURES_FOLDER = "eval"
+MONITOR_FOLDER = "codebook"
 LOGGING_FOLDER = "logs"
 
 
@@ -69,7 +70,7 @@ def holds_run(output_dir: Path) -> bool:
 def clear_run(output_dir: Path) -> None:
     """Deletes the results of a run, and nothing else, from a folder."""
     for folder in list_checkpoints(output_dir) + [
-        output_dir / name for name in (FINAL_FOLDER, PICTURES_FOLDER, LOGGING_FOLDER)
+        output_dir / name for name in (FINAL_FOLDER, PICTURES_FOLDER, MONITOR_FOLDER, LOGGING_FOLDER)
     ]:
         shutil.rmtree(folder, ignore_errors=True)
     (output_dir / METRICS_FILE).unlink(missing_ok=True)

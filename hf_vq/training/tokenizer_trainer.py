@@ -27,6 +27,7 @@ from hf_vq.modeling.modeling_vq import VQModel
 from hf_vq.modeling.quantizer_vq import get_vq_layers
 from hf_vq.modeling.version_vq import __version__
 from hf_vq.training.arguments import TokenizerTrainingArguments
+from hf_vq.training.codebook_monitor import CodebookMonitor
 from hf_vq.training.data_order import Batch, evaluation_batches, is_stream
 from hf_vq.training.optimization import forget_gradients, forget_moments, parameter_groups
 from hf_vq.training.recipe import measured_split, recipe_rows
@@ -90,6 +91,8 @@ class TokenizerTrainer(BaseTrainer):
         self.perceptual_loss: nn.Module | None = None
         if args.perceptual_weight > 0:
             self.perceptual_loss = PerceptualLoss().to(self.accelerator.device)
+        if args.monitor_steps:
+            self.callbacks.append(CodebookMonitor(args.monitor_steps, args.monitor_images))
         self._warn_of_few_images()
 
     def train_step(self, batches: list[Batch]) -> dict[str, Tensor]:
@@ -174,6 +177,17 @@ class TokenizerTrainer(BaseTrainer):
             if rows is not None:
                 found[layer.codebook.weight] = rows.clone()
         return found
+
+    def task_loss(self, batch: Batch) -> Tensor:
+        """Reconstruction and perceptual loss; the discriminator's, which changes under way, is left out."""
+        pixel_values = self.to_device(batch)
+        # The class's own forward: Accelerate's autocast is on the instance.
+        out = VQModel.forward(self.model, pixel_values)
+        assert out.reconstruction_loss is not None
+        if self.perceptual_loss is None:
+            return out.reconstruction_loss
+        perceptual = self.perceptual_loss(out.decoded_pixel_values, pixel_values)
+        return out.reconstruction_loss + self.args.perceptual_weight * perceptual
 
     def evaluation(self) -> tuple[dict[str, float], dict[str, Image.Image]]:
         """Reconstruction quality and use of the codes on the held-out images, in float32."""

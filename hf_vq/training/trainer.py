@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from hf_vq.hub import create_repository, publish_folder
 from hf_vq.training import checkpoint as ckpt
 from hf_vq.training.arguments import BaseTrainingArguments
+from hf_vq.training.callbacks import TrainerCallback
 from hf_vq.training.data_order import Batch, DataOrder, is_stream, stream_batches, training_batches
 from hf_vq.training.ema import WeightEMA
 from hf_vq.training.metrics_log import LogWindow
@@ -107,6 +108,7 @@ class BaseTrainer:
         self.hub_repository: str | None = None
         self.window = LogWindow(self.summed_metrics)
         self.reporter = Reporter(self.accelerator, self.output_dir, args)
+        self.callbacks: list[TrainerCallback] = []
         self.stream_state: dict[str, Any] | None = None
 
     # ------------------------------------------------------------------ for subclasses
@@ -127,6 +129,10 @@ class BaseTrainer:
     def train_step(self, batches: list[Batch]) -> dict[str, Tensor]:
         """One optimizer step on the micro batches of a step; returns scalars to log."""
         raise NotImplementedError
+
+    def task_loss(self, batch: Batch) -> Tensor:
+        """What the model is trained for, without commitment: the mean over a batch, with gradients, in float32."""
+        raise NotImplementedError(f"{type(self).__name__} does not say its task loss, which a codebook monitor needs.")
 
     def evaluation(self) -> tuple[dict[str, float], dict[str, Image.Image]]:
         """Metrics on the held-out data, reduced over ranks, and pictures (on the main process)."""
@@ -236,6 +242,8 @@ class BaseTrainer:
                     progress.set_postfix(self._log_training())
                 if self.eval_dataset is not None and (last or _due(self.step, args.eval_steps)):
                     self._log_evaluation()
+                for callback in self.callbacks:
+                    callback.on_step_end(self)
                 # After logging: every line up to a checkpoint's step is on the disk when the checkpoint is.
                 if last or _due(self.step, args.save_steps):
                     save_checkpoint(self)
@@ -354,6 +362,8 @@ class BaseTrainer:
             for folder in ckpt.set_aside_later_checkpoints(self.output_dir, self.step):
                 logger.warning("A checkpoint after step %d was set aside as '%s'.", self.step, folder)
         self.reporter.start(self.settings(), self.step)
+        for callback in self.callbacks:
+            callback.on_train_begin(self)
         accelerator.wait_for_everyone()
         # Last, so that nothing above has an influence. Each rank draws its own numbers; the quantizer shares what
         # must be equal.

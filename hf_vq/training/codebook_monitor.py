@@ -1,0 +1,265 @@
+"""Watches a codebook in training: where embeddings and codes lie, and the error of the straight-through gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hf_vq.codebook_record import PATTERN, CodebookSnapshot, moment_distances
+from hf_vq.metrics import perplexity, sum_over_processes
+from hf_vq.modeling.quantizer_vq import QuantizerOutput, VectorQuant, get_vq_layers, no_vq
+from hf_vq.training.callbacks import TrainerCallback
+from hf_vq.training.checkpoint import TEMPORARY_PREFIX, atomic_file
+from hf_vq.training.data_order import Batch, evaluation_batches
+from hf_vq.training.run_state import MONITOR_FOLDER, batch_norm_statistics, preserved_random_state
+
+if TYPE_CHECKING:
+    from hf_vq.training.trainer import BaseTrainer
+
+
+class CodebookMonitor(TrainerCallback):
+    """Writes a `CodebookSnapshot` of one quantizer layer in `output_dir/codebook`, always of the same images.
+
+    The snapshots are of step 1 (before it, a k-means codebook does not exist), of every `every` steps and of the last
+    one. Each is a file of its own that appears whole or not at all, and nothing is kept in memory. A resumed run goes
+    on in the same folder and drops what was written after the step that it goes on from.
+
+    The model is looked at in eval mode, with the weights in training (not their average) in float32, and left as it
+    was: weights, gradients, buffers and random numbers, so a run with a monitor ends bit-equal with one without. It
+    costs two passes over the images, forward and through the decoder backward. All sums are float64, over all ranks:
+    N processes collect the numbers of one.
+
+    Metrics of a snapshot, over all vectors of the images, P being the vectors that the layer compares with its codes:
+
+    - `perplexity`, `usage`, `active_codes` of the codes;
+    - `quantization_error`: mean of `|z - z_q|^2` in units of P's total variance; 1 is what P's mean alone would do;
+    - `spread`, `mean_distance`, `std_distance`, `wasserstein_distance` of P and C, see `moment_distances`;
+    - `gradient_gap`: `|g_q - g| / |g|`, with g the gradient of the trainer's `task_loss` at the layer's input without
+      quantization (`no_vq`) and g_q the one that the gradient estimator gives, over all images together;
+    - `gradient_cosine`: `g_q . g / (|g_q| |g|)`;
+    - `task_loss`, `unquantized_task_loss`: means over the images.
+
+    A grouped layer's groups are pooled. P of a residual layer are its inputs, not the residuals of its levels, so its
+    distances say little. With `norm`, `no_vq` leaves the norm out as well, and the gap contains what that changes.
+
+    Args:
+        every: Steps between two snapshots.
+        num_images: Held-out images, over all ranks.
+        max_points: At most so many embeddings, and codes, are kept for pictures, chosen by their places alone.
+        layer: The layer to watch, for models with several.
+
+    Raises:
+        ValueError: A number is out of range, or (when training begins) the model has no such layer or the trainer no
+            held-out images.
+
+    Example:
+
+        >>> trainer.callbacks.append(CodebookMonitor(every=100))
+        >>> trainer.train()
+        >>> snapshots = load_snapshots("out/codebook")
+    """
+
+    def __init__(
+        self, every: int, num_images: int = 64, max_points: int = 2048, layer: VectorQuant | None = None
+    ) -> None:
+        if every < 1 or not 1 <= num_images <= max_points:
+            raise ValueError(
+                f"expected every >= 1 and 1 <= num_images <= max_points, got {every}, {num_images} and {max_points}"
+            )
+        self.every, self.num_images, self.max_points = every, num_images, max_points
+        self.layer = layer
+        self.batches: list[Batch] = []
+
+    def on_train_begin(self, trainer: BaseTrainer) -> None:
+        """Reads the images, and drops the snapshots after the step that the run goes on from."""
+        self.layer = self.layer or _only_layer(trainer.model)
+        if trainer.eval_dataset is None:
+            raise ValueError("a codebook monitor needs held-out images: give the trainer an eval_dataset.")
+        accelerator = trainer.accelerator
+        with preserved_random_state():
+            self.batches = list(
+                evaluation_batches(
+                    trainer.eval_dataset,
+                    trainer.args.eval_batch_size,
+                    self.num_images,
+                    accelerator.process_index,
+                    accelerator.num_processes,
+                )
+            )
+        if accelerator.is_main_process:
+            folder = trainer.output_dir / MONITOR_FOLDER
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in folder.glob(PATTERN):
+                if path.name > CodebookSnapshot.file_name(trainer.step):
+                    path.unlink()
+            for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
+                leftover.unlink()
+
+    def on_step_end(self, trainer: BaseTrainer) -> None:
+        """Takes a snapshot where one is due."""
+        step = trainer.step
+        if step != 1 and step % self.every and step != trainer.args.max_steps:
+            return
+        snapshot = self.observe(trainer)
+        error = None
+        if trainer.accelerator.is_main_process:
+            path = trainer.output_dir / MONITOR_FOLDER / CodebookSnapshot.file_name(step)
+            try:
+                with atomic_file(path) as temporary:
+                    snapshot.save(temporary)
+            except Exception as reason:  # a full disk shows as OSError or SafetensorError
+                error = f"Could not write the snapshot '{path}': {reason}"
+        trainer.raise_together(error)
+
+    def observe(self, trainer: BaseTrainer) -> CodebookSnapshot:
+        """The snapshot of this moment; every rank must call it, and gets the same."""
+        assert self.layer is not None
+        accelerator = trainer.accelerator
+        sums = _Sums(self.layer, self.num_images, self.max_points)
+        with _as_in_evaluation(trainer), preserved_random_state():
+            for number, batch in enumerate(self.batches):
+                quantized = _look(trainer, self.layer, batch)
+                with no_vq(trainer.model):
+                    plain = _look(trainer, self.layer, batch)
+                first = number * trainer.args.eval_batch_size  # dealt out like cards, see evaluation_batches
+                places = (
+                    first + torch.arange(len(plain.gradient))
+                ) * accelerator.num_processes + accelerator.process_index
+                sums.add(places, quantized, plain)
+        return sums.snapshot(trainer)
+
+
+class _Sums:
+    """What a snapshot is made of, as sums over images, which ranks can add up."""
+
+    def __init__(self, layer: VectorQuant, num_images: int, max_points: int) -> None:
+        self.layer, self.max_points = layer, max_points
+        self.per_image = max_points // num_images
+        self.uses = torch.zeros(layer.num_codes, dtype=torch.int64)
+        size = layer.code_dim + 1
+        self.products = torch.zeros(size, size, dtype=torch.float64)  # sums of x x^T with x = (z, 1)
+        # Squared error of the vectors; of the gradients g_q and g: g_q.g_q, g.g, g_q.g; the losses; images.
+        self.numbers = torch.zeros(7, dtype=torch.float64)
+        self.points = torch.zeros(num_images, self.per_image, layer.code_dim)
+        self.filled = torch.zeros(num_images, self.per_image, dtype=torch.int64)
+
+    def add(self, places: Tensor, quantized: _Look, plain: _Look) -> None:
+        """Adds a batch whose images have these places among all."""
+        seen = quantized.output
+        assert seen.z is not None and seen.z_q is not None and seen.q is not None
+        z = seen.z.detach().cpu().flatten(1, -2)  # (batch, vectors of an image, code_dim)
+        self.uses += torch.bincount(seen.q.flatten(), minlength=self.layer.num_codes).cpu()
+        x = nn.functional.pad(z.flatten(0, 1).double(), (0, 1), value=1.0)
+        self.products += x.T @ x
+        error = (seen.z.detach() - seen.z_q.detach()).cpu().double().square().sum()
+        with_vq, without = (look.gradient.cpu().double().flatten() for look in (quantized, plain))
+        dots = [with_vq @ with_vq, without @ without, with_vq @ without]
+        self.numbers += torch.stack([error, *dots, *torch.tensor([quantized.loss, plain.loss, len(z)]).double()])
+        count = min(self.per_image, z.shape[1])
+        spaced = torch.arange(count) * z.shape[1] // count
+        for image, place in zip(z, places.tolist(), strict=True):
+            # Another offset for each image, or all would show the same places of the grid.
+            self.points[place, :count] = image[(spaced + place) % z.shape[1]].float()
+            self.filled[place, :count] = 1
+
+    def snapshot(self, trainer: BaseTrainer) -> CodebookSnapshot:
+        """The sums over all ranks, as a snapshot."""
+        uses, products, numbers, points, filled = (
+            sum_over_processes(tensor, trainer.accelerator)
+            for tensor in (self.uses, self.products, self.numbers, self.points, self.filled)
+        )
+        error, quantized, plain, dot, loss, plain_loss, images = numbers.tolist()
+        codes = self.layer.get_codebook().cpu()
+        count = products[-1, -1].clamp(min=1)
+        mean = products[-1, :-1] / count
+        covariance = products[:-1, :-1] / count - mean.outer(mean)
+        doubles = codes.double()
+        distances = moment_distances(
+            mean, covariance, doubles.mean(0), doubles.T.cov(correction=0).reshape_as(covariance)
+        )
+        tiny = 1e-30
+        metrics = {
+            "perplexity": perplexity(uses),
+            "usage": float((uses > 0).double().mean()),
+            "active_codes": float((uses > 0).sum()),
+            "quantization_error": error / float(count) / max(tiny, distances["spread"] ** 2),
+            **distances,
+            # |g_q - g|^2 from the products; rounding may take it below zero.
+            "gradient_gap": (max(0.0, quantized - 2 * dot + plain) / max(tiny, plain)) ** 0.5,
+            "gradient_cosine": dot / max(tiny, (quantized * plain) ** 0.5),
+            "task_loss": loss / max(1.0, images),
+            "unquantized_task_loss": plain_loss / max(1.0, images),
+        }
+        shown = torch.linspace(0, len(codes) - 1, min(len(codes), self.max_points)).round().long()
+        return CodebookSnapshot(
+            step=trainer.step,
+            metrics=metrics,
+            embeddings=points[filled.bool()],
+            codes=codes[shown].float(),
+            code_ids=shown,
+            uses=uses,
+        )
+
+
+class _Look(NamedTuple):
+    """Of a batch: the layer's output; gradient (at its input) and value of the task loss, summed over images."""
+
+    output: QuantizerOutput
+    gradient: Tensor
+    loss: float
+
+
+def _look(trainer: BaseTrainer, layer: VectorQuant, batch: Batch) -> _Look:
+    inputs: list[Tensor] = []
+    outputs: list[QuantizerOutput] = []
+
+    def cut(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        inputs.append(arguments[0].detach().requires_grad_())  # a leaf: no gradient goes further, or into weights
+        return (inputs[-1], *arguments[1:])
+
+    def keep(_: nn.Module, __: Any, result: tuple[Tensor, QuantizerOutput]) -> None:
+        outputs.append(result[1])
+
+    hooks = [layer.register_forward_pre_hook(cut), layer.register_forward_hook(keep)]
+    try:
+        with torch.enable_grad():
+            loss = trainer.task_loss(batch)
+            loss = loss * len(inputs[-1])
+            (gradient,) = torch.autograd.grad(loss, inputs[-1])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return _Look(outputs[-1], gradient, loss.item())
+
+
+@contextmanager
+def _as_in_evaluation(trainer: BaseTrainer) -> Iterator[None]:
+    """The model in eval mode with the batch norm statistics of all ranks; afterwards every bit of it is as before."""
+    modes = [(module, module.training) for module in trainer.model.modules()]
+    statistics = batch_norm_statistics(*trainer.networks.values())
+    own = [statistic.clone() for statistic in statistics]
+    try:
+        trainer.model.eval()
+        trainer.average_batch_norm()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        with torch.no_grad():
+            for statistic, value in zip(statistics, own, strict=True):
+                statistic.copy_(value)
+        if trainer.ema is not None:  # it followed the averages above
+            trainer.ema.copy_buffers(trainer.model)
+
+
+def _only_layer(model: nn.Module) -> VectorQuant:
+    layers = get_vq_layers(model)
+    if len(layers) != 1:
+        raise ValueError(
+            f"the model has {len(layers)} quantizer layers: a codebook monitor watches one, name it with its `layer`."
+        )
+    return layers[0]
