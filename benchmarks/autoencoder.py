@@ -19,7 +19,9 @@ from PIL import Image
 from torch import nn
 
 from hf_vq.modeling.configuration_vq import VQConfig
+from hf_vq.modeling.kmeans_vq import kmeans
 from hf_vq.modeling.modeling_vq import VQModel
+from hf_vq.modeling.nearest_vq import nearest_code
 from hf_vq.modeling.quantizer_vq import QuantizerOutput, VectorQuant
 
 NUM_CODES = 1024
@@ -174,3 +176,20 @@ def evaluate(model: VQModel, images: torch.Tensor, num_codes: int = NUM_CODES) -
         "perplexity": float((-torch.xlogy(frequency, frequency).sum()).exp()),
         "usage": float((counts > 0).double().mean()),
     }
+
+
+@torch.no_grad()
+def kmeans_usage(model: VQModel, fit_images: torch.Tensor, images: torch.Tensor) -> float:
+    """Share of codes that `images` would use, were the codebook the k-means centroids of `fit_images`' vectors.
+
+    The yardstick of `usage`: k-means++ and Lloyd's iterations on all vectors at once leave no centroid without vectors
+    of the images that it is fitted on, so what other images do not use is the difference between the two sets.
+    """
+    model.eval()
+    fitted, held_out = (
+        torch.cat([model.encode(batch).last_hidden_state.movedim(1, -1).flatten(0, -2) for batch in split.split(128)])
+        for split in (fit_images, images)
+    )
+    torch.manual_seed(0)
+    codes = kmeans(fitted, NUM_CODES)
+    return len(nearest_code(held_out, codes).unique()) / NUM_CODES

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -32,20 +32,17 @@ RESULTS = Path(__file__).parent / "results"
 FLOOR = "no quantization"
 
 
-def rows() -> dict[str, Row]:
-    """Name -> row of the tables: the best candidate of each method, then the fixed ones."""
-    path = RESULTS / "quality_tuning.json"
-    if not path.exists():
-        raise SystemExit(f"{path} is missing: run `python benchmarks/quality.py --tune` first")
-    records = json.loads(path.read_text())
-    chosen = {}
-    for method, candidates in CANDIDATES.items():
-        tried = [record for record in records if record["row"] in candidates]
-        if len(tried) < len(candidates):
-            raise SystemExit(f"{path} holds {len(tried)} of {len(candidates)} trials of {method}: run --tune again")
+def chosen(path: Path, candidates: dict[str, dict[str, Row]]) -> dict[str, Row]:
+    """The candidate of each method with the least error in the trials at `path`, by its name."""
+    records = json.loads(path.read_text()) if path.exists() else []
+    best = {}
+    for method, rows in candidates.items():
+        tried = [record for record in records if record["row"] in rows]
+        if len(tried) < len(rows):
+            raise SystemExit(f"{path} holds {len(tried)} of {len(rows)} trials of {method}: tune first, see --help")
         name = min(tried, key=lambda record: record["mse"])["row"]
-        chosen[name] = candidates[name]
-    return chosen | FIXED
+        best[name] = rows[name]
+    return best
 
 
 def run(name: str, row: Row, data: str, seed: int, steps: int, device: str) -> dict[str, Any]:
@@ -59,29 +56,37 @@ def run(name: str, row: Row, data: str, seed: int, steps: int, device: str) -> d
         metrics = autoencoder.evaluate(model, test_images, row.num_codes)
         # A code that new images do not need is not lost; one that even the training images do not use is.
         metrics["train_usage"] = autoencoder.evaluate(model, train_images, row.num_codes)["usage"]
+        if isinstance(row.quantizer, dict) and name != FLOOR:
+            metrics["kmeans_usage"] = autoencoder.kmeans_usage(model, train_images, test_images)
     return {"row": name, "data": data, "seed": seed, "steps": steps, "device": device, **metrics, "seconds": seconds}
 
 
 def table(records: list[dict[str, Any]], names: Iterable[str], title: str, steps: int) -> str:
     """Markdown: mean over the seeds (and deviation, where there are several)."""
+    shown = [record for record in records if record["steps"] == steps]
+    yardstick = any("kmeans_usage" in record for record in shown)
+    columns = ["", "MSE x1e-3", "perplexity", "codes used", "by training images"]
+    columns += ["k-means would use"] * yardstick + ["seeds"]
     lines = [
         f"{title}: {steps} steps of batch 32, 1,024 codes; held-out images.",
         "",
-        "| | MSE x1e-3 | perplexity | codes used | by training images | seeds |",
-        "|---|---|---|---|---|---|",
+        "| " + " | ".join(columns) + " |",
+        "|---" * len(columns) + "|",
     ]
     for name in names:
-        runs = [record for record in records if record["row"] == name and record["steps"] == steps]
-        if runs:
-            cells = [name, _mean([1e3 * r["mse"] for r in runs], 2)]
-            if name != FLOOR:
-                cells.append(_mean([r["perplexity"] for r in runs], 0))
-                cells.append(_mean([100 * r["usage"] for r in runs], 1) + "%")
-                seen = [100 * r["train_usage"] for r in runs if "train_usage" in r]
+        runs = [record for record in shown if record["row"] == name]
+        if not runs:
+            continue
+        cells = [name, _mean([1e3 * r["mse"] for r in runs], 2)]
+        if name == FLOOR:
+            cells += [""] * (len(columns) - 3)
+        else:
+            cells.append(_mean([r["perplexity"] for r in runs], 0))
+            for key in ("usage", "train_usage", "kmeans_usage")[: 2 + yardstick]:
+                seen = [100 * r[key] for r in runs if key in r]
                 cells.append(_mean(seen, 1) + "%" if seen else "")
-            else:
-                cells += [""] * 3
-            lines.append("| " + " | ".join([*cells, str(len(runs))]) + " |")
+        cells.append(", ".join(str(r["seed"]) for r in runs))
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -90,21 +95,29 @@ def _mean(values: list[float], digits: int) -> str:
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
-def fill(path: Path, wanted: dict[str, Row], data: str, seeds: list[int], title: str, options: Any) -> None:
-    """Runs what the file lacks, and writes it, with its table, after every row."""
+def fill(
+    path: Path,
+    rows: dict[str, Row],
+    data: str,
+    seeds: list[int],
+    title: str,
+    steps: int,
+    device: str,
+    only: Container[str] | None = None,
+) -> None:
+    """Runs what the file lacks of `rows`, or of `only` those named, and writes it, with its table, after every row."""
     records: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
-    names = list(dict.fromkeys([*wanted, *(record["row"] for record in records)]))
     for seed in seeds:
-        for name, row in wanted.items():
-            key = {"row": name, "data": data, "seed": seed, "steps": options.steps}
-            if any(key.items() <= record.items() for record in records):
+        for name, row in rows.items():
+            key = {"row": name, "data": data, "seed": seed, "steps": steps}
+            if (only is not None and name not in only) or any(key.items() <= record.items() for record in records):
                 continue
-            records.append(run(name, row, data, seed, options.steps, options.device))
+            records.append(run(name, row, data, seed, steps, device))
             print(json.dumps(records[-1]), flush=True)
             path.write_text(json.dumps(records, indent=1) + "\n")
-            path.with_suffix(".md").write_text(table(records, names, title, options.steps))
-    path.with_suffix(".md").write_text(table(records, names, title, options.steps))
-    print(table(records, names, title, options.steps))
+            path.with_suffix(".md").write_text(table(records, rows, title, steps))
+    path.with_suffix(".md").write_text(table(records, rows, title, steps))
+    print(table(records, rows, title, steps))
 
 
 def main() -> None:
@@ -124,15 +137,15 @@ def main() -> None:
         path.unlink(missing_ok=True)
     if options.tune:
         every = {name: row for candidates in CANDIDATES.values() for name, row in candidates.items()}
-        fill(paths["tuning"], every, "validation", options.seeds, "Validation photographs", options)
+        title = "Validation photographs"
+        fill(paths["tuning"], every, "validation", options.seeds, title, options.steps, options.device)
         return
-    known = rows()
+    known = chosen(RESULTS / "quality_tuning.json", CANDIDATES) | FIXED
     unknown = sorted(set(options.rows or ()) - set(known))
     if unknown:
         raise SystemExit(f"no row {unknown[0]!r}; there are: " + "; ".join(known))
-    wanted = {name: row for name, row in known.items() if options.rows is None or name in options.rows}
     for data, path in paths.items():
-        fill(path, wanted, data, options.seeds, data.capitalize(), options)
+        fill(path, known, data, options.seeds, data.capitalize(), options.steps, options.device, options.rows)
 
 
 if __name__ == "__main__":

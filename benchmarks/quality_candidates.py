@@ -57,36 +57,45 @@ FULL = RECOMMENDED_QUANTIZER
 PLAIN: dict[str, Any] = {"beta": 0.95}
 OTHERS = "(vector-quantize-pytorch)"
 
-# Four candidates for each method: two dimensions of the codes by two values of the setting that matters most.
+# Six candidates for each method: three dimensions of the codes by two values of the setting that matters most.
 CANDIDATES: dict[str, dict[str, Row]] = {
     "full method": {
         f"full method, {dim}-d codes, {kind} step {rate}": Row(
             {**FULL, "alternating_kind": kind, "alternating_lr": rate}, 1.0, dim
         )
-        for dim in (4, 8)
+        for dim in (3, 4, 8)
         for kind, rate in (("centroid", 0.3), ("sgd", 50.0))
     },
     "FSQ": {
         f"FSQ {levels} {OTHERS}": Row(fsq(levels), 1.0, num_codes=num_codes)
-        for levels, num_codes in (([8, 5, 5, 5], 1000), ([4, 4, 4, 4, 4], 1024), ([16, 8, 8], 1024), ([32, 32], 1024))
+        for levels, num_codes in (
+            ([8, 5, 5, 5], 1000),
+            ([4, 4, 4, 4, 4], 1024),
+            ([16, 8, 8], 1024),
+            ([10, 10, 10], 1000),
+            ([32, 32], 1024),
+            ([64, 16], 1024),
+        )
     },
     "EMA": {
         f"EMA, {dim}-d codes, commitment {weight} {OTHERS}": Row(ema(weight), 1.0, dim)
-        for dim in (4, 8)
+        for dim in (3, 4, 8)
         for weight in (0.25, 1.0)
     },
     "rotation trick": {
         f"rotation trick, {dim}-d codes, commitment {weight} {OTHERS}": Row(ema(weight, True), 1.0, dim)
-        for dim in (4, 8)
+        for dim in (3, 4, 8)
         for weight in (0.25, 1.0)
     },
     "SimVQ": {
         f"SimVQ, {dim}-d codes, loss weight {weight:g} {OTHERS}": Row(sim_vq, weight, dim)
-        for dim in (8, 64)
+        for dim in (3, 8, 64)
         for weight in (1.0, 0.25)
     },
     "plain VQ": {
-        f"plain VQ, {dim}-d codes, alpha {alpha:g}": Row(PLAIN, alpha, dim) for dim in (4, 8) for alpha in (10.0, 1.0)
+        f"plain VQ, {dim}-d codes, alpha {alpha:g}": Row(PLAIN, alpha, dim)
+        for dim in (3, 4, 8)
+        for alpha in (10.0, 1.0)
     },
 }
 

@@ -1,0 +1,74 @@
+"""The rows of the ablation's tables (ablation.py): the paper's parts one by one, our recipe's parts, its knobs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quality_candidates import FULL, PLAIN, Row
+
+RECIPE_DIM = 4  # of the recipes' codes; the paper's table has the network's 64
+
+# Four candidates for each row of the paper's table: two values of the part's own setting by two of alpha. The base has
+# only alpha. With inner steps alpha = 0 is the reference code's variant: codes learn from those steps alone.
+_OWN: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    "affine": [(f"affine_lr {rate:g}", {"affine_lr": rate}) for rate in (2.0, 10.0)],
+    "synchronized": [(f"nu {nu:g}", {"sync_nu": nu}) for nu in (0.2, 1.0)],
+    "alternating": [
+        (f"{kind} steps", {"alternating_steps": 1, "alternating_kind": kind}) for kind in ("sgd", "centroid")
+    ],
+    "replacement": [(f"replace_freq {freq}", {"replace_freq": freq}) for freq in (20, 5)],
+}
+_OWN["all"] = [
+    (name, {"affine_lr": 2.0, "sync_nu": 0.2, "replace_freq": 20, **inner}) for name, inner in _OWN["alternating"]
+]
+PAPER: dict[str, dict[str, Row]] = {
+    "base": {f"base: alpha {alpha:g}": Row(PLAIN, alpha) for alpha in (10.0, 5.0, 1.0, 0.25)}
+} | {
+    part: {
+        f"{part}: {name}, alpha {alpha:g}": Row({**PLAIN, **setting}, alpha)
+        for name, setting in settings
+        for alpha in ((0.0, 1.0) if part in ("alternating", "all") else (5.0, 1.0))
+    }
+    for part, settings in _OWN.items()
+}
+
+
+def _changed(changes: dict[str, dict[str, Any]]) -> dict[str, Row]:
+    """The full method of our recipe, and with each change of its arguments."""
+    rows = {name: Row({**FULL, **change}, 1.0, RECIPE_DIM) for name, change in changes.items()}
+    return {"full method": Row(FULL, 1.0, RECIPE_DIM), **rows}
+
+
+LEAVE_ONE_OUT = _changed(
+    {
+        "without synchronized steps": {"sync_nu": 0.0},
+        "without alternating steps": {"alternating_steps": 0},
+        "without replacement": {"replace_freq": 0},
+        "without k-means initialisation": {"kmeans_init": False},
+        "without the encoder's commitment": {"beta": 1.0},
+        "with the affine map": {"affine_lr": 2.0},
+        "none of them": {
+            "sync_nu": 0.0,
+            "alternating_steps": 0,
+            "replace_freq": 0,
+            "kmeans_init": False,
+        },
+    }
+)
+
+KNOBS = {f"{dim}-d codes": Row(FULL, 1.0, dim) for dim in (3, 2)} | _changed(
+    {"replace_freq 20, kmeans": {"replace_policy": "kmeans"}}
+    | {"1 SGD step": {"alternating_kind": "sgd"}}
+    | {f"replace_freq {freq}": {"replace_freq": freq} for freq in (100, 5, 2)}
+    | {"replace_freq 20, busy": {"replace_policy": "busy"}}
+    | {f"beta {beta:g}": {"beta": beta} for beta in (0.9, 0.95, 0.995, 1.0)}
+    | {f"nu {nu:g}": {"sync_nu": nu} for nu in (0.0, 0.05, 1.0, 2.0)}
+    | {f"affine_lr {rate:g}": {"affine_lr": rate} for rate in (0.5, 2.0, 10.0)}
+    | {f"affine_lr 2, {n} groups": {"affine_lr": 2.0, "affine_groups": n} for n in (4, 32)}
+    | {"running affine": {"affine_mode": "running"}}
+    | {"no inner steps": {"alternating_steps": 0}}
+    | {f"{steps} centroid steps": {"alternating_steps": steps} for steps in (2, 4, 8)}
+    | {f"{steps} SGD steps": {"alternating_steps": steps, "alternating_kind": "sgd"} for steps in (2, 4, 8)}
+    | {f"centroid rate {rate:g}": {"alternating_lr": rate} for rate in (0.1, 1.0)}
+    | {"unit norm of inputs and codes": {"norm": "l2", "cb_norm": "l2"}}
+)
