@@ -14,14 +14,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput
 
 from .batch_norm_vq import BatchNorm2d
 from .configuration_vq_classifier import VQImageClassificationConfig
 
 
-class AlexNetConvLayer(GradientCheckpointingLayer):
+class AlexNetConvLayer(nn.Module):
     """Convolution, batch norm, ReLU, and in some layers max pooling."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, pool: nn.Module) -> None:
@@ -35,7 +34,7 @@ class AlexNetConvLayer(GradientCheckpointingLayer):
         return self.pool(F.relu(self.norm(self.conv(x))))
 
 
-class AlexNetLinearLayer(GradientCheckpointingLayer):
+class AlexNetLinearLayer(nn.Module):
     """Dropout, matrix, ReLU."""
 
     def __init__(self, in_features: int, out_features: int, dropout: float) -> None:
@@ -71,14 +70,6 @@ class AlexNet(nn.Module):
             ]
         )
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The first convolution."""
-        return self.layers[0].conv  # type: ignore[return-value]
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replaces the first convolution."""
-        self.layers[0].conv = value  # type: ignore[assignment]
-
     def forward(
         self, pixel_values: torch.Tensor, output_hidden_states: bool | None = False, **kwargs: Any
     ) -> BackboneOutput:
@@ -86,15 +77,14 @@ class AlexNet(nn.Module):
 
         Returns:
             [`~transformers.modeling_outputs.BackboneOutput`]: `feature_maps` with the features (batch, channels), and
-            `hidden_states`, if asked for, with the pixels and the output of each layer.
+            `hidden_states`, if asked for, with the output of each layer.
         """
-        states = [pixel_values]
+        hidden_states, states = [], pixel_values
         for layer in self.layers:
-            states.append(layer(states[-1]))
-            if not output_hidden_states:
-                states = states[-1:]
+            states = layer(states)
+            hidden_states.append(states)
         return BackboneOutput(
-            feature_maps=(states[-1],), hidden_states=tuple(states) if output_hidden_states else None
+            feature_maps=(states,), hidden_states=tuple(hidden_states) if output_hidden_states else None
         )
 
 

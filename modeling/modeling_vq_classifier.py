@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import AutoBackbone, AutoModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
@@ -91,7 +92,6 @@ class VQModelForImageClassification(VQPreTrainedModel):
     """
 
     config: VQImageClassificationConfig  # type: ignore[assignment]
-    base_model_prefix = "backbone"
     _can_record_outputs = {}
 
     def __init__(self, config: VQImageClassificationConfig) -> None:
@@ -107,14 +107,28 @@ class VQModelForImageClassification(VQPreTrainedModel):
         layer.register_forward_hook(self._quantize_output)
         self._quantized: QuantizerOutput | None = None
         self._with_gradients = False
+        self.supports_gradient_checkpointing = any(
+            isinstance(module, GradientCheckpointingLayer) for module in self.backbone.modules()
+        )
         self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The first convolution of the backbone."""
+        return self.backbone.get_submodule(self._first_convolution())
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the first convolution of the backbone."""
+        self.backbone.set_submodule(self._first_convolution(), value)
+
+    def _first_convolution(self) -> str:
+        return next(name for name, module in self.backbone.named_modules() if isinstance(module, nn.Conv2d))
 
     def _quantize_output(self, layer: nn.Module, args: Any, output: Any) -> Any:
         """Takes the place of the chosen layer's output."""
         states = _states(output)
         vectors = states.movedim(1, -1) if states.ndim == 4 else states
         quantized, out = self.quantize(vectors)
-        if not in_backward():  # else a recomputation, whose statistics nobody asks for
+        if not in_backward():  # else a recomputation of a checkpointed layer around this one
             self._quantized, self._with_gradients = out, torch.is_grad_enabled()
         quantized = quantized.movedim(-1, 1) if states.ndim == 4 else quantized
         return (quantized, *output[1:]) if isinstance(output, tuple) else quantized
@@ -139,8 +153,8 @@ class VQModelForImageClassification(VQPreTrainedModel):
             [`VQImageClassifierOutput`]: loss, logits, and tokens and statistics of the quantized layer.
 
         Raises:
-            `ValueError`: if the dtype or the shape of the pixels is another, and under gradient checkpointing with
-            `use_reentrant=True`, which would lose the commitment loss.
+            `ValueError`: if the dtype or the shape of the pixels is another, and if the quantized layer is a part of
+            one that is checkpointed with `use_reentrant=True`, which would lose the commitment loss.
         """
         self._check_pixel_values(pixel_values)
         extras: Any = kwargs

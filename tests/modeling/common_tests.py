@@ -18,7 +18,15 @@ from typing import Any
 
 import torch
 
-from hf_vq import MaskGitConfig, MaskGitModel, VQConfig, VQImageProcessor, VQModel
+from hf_vq import (
+    MaskGitConfig,
+    MaskGitModel,
+    VQConfig,
+    VQImageClassificationConfig,
+    VQImageProcessor,
+    VQModel,
+    VQModelForImageClassification,
+)
 from hf_vq.modeling.autoencoder_vq import VQGANAttentionBlock
 
 
@@ -83,6 +91,8 @@ MASKGIT: dict[str, Any] = {
     "num_attention_heads": 2,
     "intermediate_size": 48,
 }
+
+CLASSIFIER: dict[str, Any] = {"image_size": 16, "num_codes": 16, "kmeans_init": False}
 
 
 @unittest.skip(
@@ -280,6 +290,108 @@ class MaskGitRotaryPrefixTest(MaskGitTests, unittest.TestCase):
         "tie_word_embeddings": False,
     }
     test_bc_torch_dtype = run_once
+
+
+class ClassifierTests(CommonTests):
+    """The common tests of `VQModelForImageClassification`."""
+
+    all_model_classes = (VQModelForImageClassification,)
+    config_class = VQImageClassificationConfig
+    num_hidden_states = 0
+    test_bc_torch_dtype = run_once
+
+    def make_inputs(self, config: VQImageClassificationConfig) -> dict[str, torch.Tensor]:
+        return {"pixel_values": floats_tensor([3, config.num_channels, config.image_size, config.image_size])}
+
+    def _prepare_for_class(self, inputs: Any, model_class: Any, return_labels: bool = False) -> Any:
+        # The common one adds labels to the inputs of classes that it knows by name.
+        labels = {"labels": torch.zeros(3, dtype=torch.long)} if return_labels else {}
+        return super()._prepare_for_class(inputs, model_class) | labels
+
+    def test_config(self) -> None:
+        # The common one expects fields to stay what they were given as; `backbone_config` turns to a config.
+        self.fields = {name: value for name, value in self.fields.items() if name != "backbone_config"}
+        super().test_config()
+
+    def test_model_get_set_embeddings(self) -> None:
+        # The common one insists on nn.Embedding; the input embedding of a vision model is a convolution.
+        model = VQModelForImageClassification(self.model_tester.get_config())
+        first = model.get_input_embeddings()
+        assert isinstance(first, torch.nn.Conv2d) and first.in_channels == model.config.num_channels
+        model.set_input_embeddings(copy.deepcopy(first))
+        assert model.get_input_embeddings() is not first
+
+    def test_hidden_states_output(self) -> None:
+        # The common one expects sequences of one width. What is more, those of the quantized layer must be codes.
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        for by_config in (False, True):
+            config.output_hidden_states = by_config
+            model = VQModelForImageClassification(config).eval()
+            with torch.no_grad():
+                out = model(**inputs, **({} if by_config else {"output_hidden_states": True}))
+            assert len(out.hidden_states) == self.num_hidden_states
+            codes = model.quantize.lookup(out.image_tokens.unsqueeze(-1))
+            codes = codes.movedim(-1, 1) if codes.ndim == 4 else codes
+            assert sum(torch.equal(states, codes) for states in out.hidden_states) == 1
+
+
+class UncheckpointedTests(ClassifierTests):
+    """Networks without gradient checkpointing."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        # An attribute of the model, which the common tests look up in the class.
+        assert not VQModelForImageClassification(self.model_tester.get_config()).supports_gradient_checkpointing
+        patch = unittest.mock.patch.object(VQModelForImageClassification, "supports_gradient_checkpointing", False)
+        patch.start()
+        self.addCleanup(patch.stop)
+
+
+class AlexNetTest(UncheckpointedTests, unittest.TestCase):
+    """Our own network."""
+
+    fields = CLASSIFIER | {"base_channels": 4}
+    num_hidden_states = 7
+
+
+class ResNetTest(UncheckpointedTests, unittest.TestCase):
+    """A backbone of feature maps, by `AutoBackbone`."""
+
+    num_hidden_states = 3
+    fields = CLASSIFIER | {
+        "backbone_config": {
+            "model_type": "resnet",
+            "embedding_size": 8,
+            "hidden_sizes": [8, 16],
+            "depths": [1, 1],
+            "layer_type": "basic",
+        },
+    }
+
+
+class ViTTest(ClassifierTests, unittest.TestCase):
+    """A backbone of tokens."""
+
+    num_hidden_states = 3
+    num_positions = 17  # 4 x 4 patches after the class token
+    fields = CLASSIFIER | {
+        "backbone_config": {
+            "model_type": "vit",
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 48,
+            "image_size": 16,
+            "patch_size": 4,
+        },
+    }
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.model_tester.num_attention_heads = 2
+
+    def num_attentions(self) -> int:
+        return 2
 
 
 class ImageProcessorTester(ImageProcessingTester):
