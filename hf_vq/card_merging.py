@@ -16,6 +16,8 @@ from huggingface_hub.repocard_data import eval_results_to_model_index, model_ind
 LICENSE_SECTION = "## License\n\n{}\n"
 _AFTER_LICENSE = "## Citation"
 
+_BEFORE_SECTIONS = "\n## Limits"
+
 _PART = re.compile(r"<!-- hf_vq: begin (\{.*?\}) -->.*?<!-- hf_vq: end -->", re.DOTALL)
 _MARKER = re.compile(r"<!-- hf_vq: (?:begin|end)\b")
 
@@ -81,6 +83,42 @@ def fill_card(existing: str, ours: str) -> str:
     if metadata == theirs:  # with its comments and its order
         return existing.removesuffix(old.text) + text
     return f"---\n{ModelCardData(**metadata)}\n---\n{text}"
+
+
+def has_part(card: str) -> bool:
+    """Whether a card holds our part."""
+    return _PART.search(card) is not None
+
+
+def add_results(card: str, results: list[EvalResult], section: str) -> str:
+    """A card's own part with further measurements in it, to be filled into the card with `fill_card`.
+
+    The section goes to the end of the part's evaluation, or in place of the one with the same heading. Of the results
+    that the part recorded, those of the same metric, task, data set and split are replaced.
+
+    Args:
+        card: A card that has our part.
+        results: The measurements.
+        section: Markdown that begins with a heading of the third level.
+
+    Returns:
+        A card of the part alone, with the metadata that belong to it.
+    """
+    part = _PART.search(card)
+    assert part is not None, "the card has no part of ours"
+    record = json.loads(part[1])
+    name, old = _results(record)
+    renewed = {(result.unique_identifier, result.metric_type) for result in results}
+    kept = [result for result in old if (result.unique_identifier, result.metric_type) not in renewed]
+    name = name or record.get("model_name") or "model"
+    data = ModelCardData(**record | {"model-index": eval_results_to_model_index(name, kept + results)})
+    section = section.strip() + "\n"
+    heading = re.escape(section.partition("\n")[0])
+    text = re.sub(rf"^{heading}\n.*?(?=^##|^<!-- hf_vq: end)", "", part[0], flags=re.DOTALL | re.MULTILINE)
+    end = text.find(_BEFORE_SECTIONS)
+    end = text.rindex("<!-- hf_vq: end") if end < 0 else end + 1
+    text = f"{text[:end]}{section}\n{text[end:]}".replace(part[1], metadata_record(data), 1)
+    return f"---\n{data}\n---\n{text}\n"
 
 
 def merge_metadata(theirs: Metadata, record: Metadata, ours: Metadata) -> Metadata:

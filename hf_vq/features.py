@@ -91,11 +91,13 @@ class Inception(FeatureExtractor):
     Features are the 2048 of its last pooling, logits the 1008 without bias. Grey images get three equal channels.
 
     Args:
-        weights: File of the weights; by default torch-fidelity downloads them and keeps them.
+        weights: File of the weights, which torch-fidelity unpickles: take none from people you do not trust. By
+            default it downloads them and keeps them.
 
     Raises:
         ModuleNotFoundError: torch-fidelity, or what it needs, is not installed.
         FileNotFoundError: There is no such file of weights.
+        OSError: They cannot be downloaded.
     """
 
     name = INCEPTION
@@ -116,9 +118,14 @@ class Inception(FeatureExtractor):
         if weights is not None and not Path(weights).expanduser().is_file():
             raise FileNotFoundError(f"there is no file of Inception's weights '{weights}'")
         path = None if weights is None else str(Path(weights).expanduser())
-        self.network = FeatureExtractorInceptionV3(
-            "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=path
-        )
+        try:
+            self.network = FeatureExtractorInceptionV3(
+                "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=path
+            )
+        except OSError as error:
+            raise OSError(
+                f"Inception's weights could not be loaded ({error}). Where they cannot be downloaded, name their file"
+            ) from error
         self.requires_grad_(False)
         self.eval()
 

@@ -24,7 +24,7 @@ from huggingface_hub import CommitInfo, DatasetCardData
 from transformers import AutoModel
 
 from .card_merging import metadata_record
-from .hub import PROCESSOR_FILE, default_image_processor, from_hub
+from .hub import CONFIG_FILE, PROCESSOR_FILE, default_image_processor, from_hub
 from .hub_files import CARD_FILE, branch_to_push, create_repository, fetch_file, publish_folder
 from .modeling.image_processing_vq import VQImageProcessor
 from .modeling.modeling_vq import VQModel
@@ -184,14 +184,33 @@ def weights_sha256(model: torch.nn.Module) -> str:
 
 def load_tokenizer(name: str | Path, revision: str | None = None) -> tuple[VQModel, VQImageProcessor]:
     """A tokenizer in eval mode and its image processor, from a folder or, pinned and verified, from the Hub."""
+    model, processor = load_model(name, revision, kind="tokenizer")
+    return _require_tokenizer(model, name), processor
+
+
+def load_model(name: str | Path, revision: str | None = None, *, kind: str = "model") -> tuple[Any, VQImageProcessor]:
+    """A tokenizer or a generator in eval mode and its image processor, as `load_tokenizer`.
+
+    Args:
+        name: Folder, or id of a repository on the Hub.
+        revision: Branch, tag or commit of the repository.
+        kind: What is missing where there is nothing, for the message.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or no model in it.
+        ValueError: A revision came with a folder.
+        HubError: There is no such repository or revision, access is denied, or it holds something else.
+    """
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        _require_hub_id(name, "no tokenizer")
-        model, processor = from_hub(str(name), revision=revision)
-        return _require_tokenizer(model, name), processor
+        _require_hub_id(name, f"no {kind}")
+        return from_hub(str(name), revision=revision)
     if revision is not None:
         raise ValueError(f"'{name}' is a folder, which has no revision {revision!r}: leave it out")
-    model = _require_tokenizer(AutoModel.from_pretrained(folder), name)
+    if not (folder / CONFIG_FILE).is_file():
+        inner = f". A finished run has its model in '{folder / 'final'}'" if (folder / "final").is_dir() else ""
+        raise FileNotFoundError(f"no {kind} in '{name}': the folder has no {CONFIG_FILE}{inner}")
+    model = AutoModel.from_pretrained(folder)
     if (folder / PROCESSOR_FILE).is_file():
         return model, VQImageProcessor.from_pretrained(folder)
     return model, default_image_processor(model.config)

@@ -1,0 +1,1 @@
+"""One evaluator for tokenizers and generators: `evaluate` in `hf_vq.evaluation.evaluator`. Needs `hf_vq[eval]`."""

@@ -1,0 +1,109 @@
+"""The settings of an evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hf_vq.features import FEATURES, SHRUNK_PIXELS
+from hf_vq.generation_metrics import SAMPLE_SIZE
+
+
+@dataclass
+class EvaluationArguments:
+    """What to measure, on what, and how; the help of each field is its documentation."""
+
+    dataset: str = field(
+        metadata={"help": "Hub id, folder of images, parquet file(s), or noto-emoji-32, the sample."},
+    )
+    model: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of a tokenizer or a generator; user/name@revision, too."}
+    )
+    compare: list[str] = field(
+        default_factory=list, metadata={"help": "Several of them, for one table; all of one kind."}
+    )
+
+    # Images
+    split: str = field(default="test", metadata={"help": "Split of the data set."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Commit, branch or tag of a Hub data set."})
+    image_column: str | None = field(default=None, metadata={"help": "Column with the images (found if not given)."})
+    streaming: bool = field(default=False, metadata={"help": "Read the data set as a stream, without storing it."})
+    strict: bool = field(
+        default=False, metadata={"help": "Stop at an image that cannot be read, instead of skipping and naming it."}
+    )
+    max_images: int | None = field(default=None, metadata={"help": "Only so many images, the first ones."})
+    image_size: int | None = field(
+        default=None, metadata={"help": "Measure tokenizers at this size instead of that of their image processor."}
+    )
+    batch_size: int = field(default=64, metadata={"help": "Images per process and forward pass."})
+    num_threads: int = field(default=4, metadata={"help": "Threads of each process that read images."})
+
+    # Features
+    features: str = field(
+        default=SHRUNK_PIXELS,
+        metadata={"help": "8x8_pixels (needs nothing, no FID) or inception (FID, KID, IS; the extra 'inception')."},
+    )
+    inception_weights: str | None = field(
+        default=None, metadata={"help": "File of Inception's weights (downloaded if not given)."}
+    )
+    sample_size: int = field(
+        default=SAMPLE_SIZE, metadata={"help": "Images of each set for the kernel distance, precision and recall."}
+    )
+
+    # Generators
+    num_samples: int | None = field(
+        default=None, metadata={"help": "Images to generate (as many as there are reference images if not given)."}
+    )
+    num_steps: int = field(default=8, metadata={"help": "Steps of the sampler."})
+    guidance_scale: float = field(default=1.0, metadata={"help": "Guidance towards the class; 1 is off."})
+    guidance_schedule: str = field(default="constant", metadata={"help": "constant, linear or power_cosine."})
+    schedule: str = field(default="arccos", metadata={"help": "How the hidden share falls."})
+    sampler: str = field(default="confidence", metadata={"help": "confidence or halton."})
+    temperature: float = field(default=1.0, metadata={"help": "Of the draws."})
+    choice_temperature: float | None = field(default=None, metadata={"help": "Of the confidence sampler."})
+    top_k: int | None = field(default=None, metadata={"help": "Draw among so many codes."})
+    top_p: float | None = field(default=None, metadata={"help": "Draw among the likeliest codes of this share."})
+    seed: int = field(default=0, metadata={"help": "Image i is drawn with seed + i; chooses the kept features, too."})
+
+    # Results
+    output_dir: str = field(default="evaluation", metadata={"help": "Folder for table, JSON and picture."})
+    update_cards: bool = field(
+        default=False, metadata={"help": "Write the numbers into the card of each repository, or folder."}
+    )
+    use_cpu: bool = field(default=False, metadata={"help": "Use the CPU although an accelerator is there."})
+    disable_tqdm: bool = field(default=False, metadata={"help": "No progress bar."})
+
+    def __post_init__(self) -> None:
+        if (self.model is None) == (not self.compare):
+            raise ValueError("give either model, or compare with several models.")
+        twice = sorted({name for name in self.compare if self.compare.count(name) > 1})
+        if twice:
+            raise ValueError(f"compare names {', '.join(twice)} twice.")
+        for name, least in (
+            ("batch_size", 1),
+            ("num_threads", 1),
+            ("max_images", 1),
+            ("image_size", 1),
+            ("sample_size", 2),
+            ("num_samples", 2),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}.")
+        if self.features not in FEATURES:
+            raise ValueError(f"features must be one of {', '.join(FEATURES)}, got {self.features!r}.")
+        if self.update_cards and any(split_revision(name)[1] for name in self.names):
+            raise ValueError("update_cards writes to the branch main: leave the revision after '@' out.")
+
+    @property
+    def names(self) -> list[str]:
+        """The models."""
+        return self.compare or [str(self.model)]
+
+
+def split_revision(name: str) -> tuple[str, str | None]:
+    """A Hub id and the revision after its "@"; folders are taken as they are."""
+    if "@" not in name or Path(name).expanduser().exists():
+        return name, None
+    repo_id, _, revision = name.rpartition("@")
+    return repo_id, revision

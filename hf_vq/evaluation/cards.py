@@ -1,0 +1,106 @@
+"""The numbers of an evaluation in the cards of what was measured."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult
+
+from hf_vq.card_merging import add_results, fill_card, has_part
+from hf_vq.evaluation.report import Report, metric
+from hf_vq.generator_card import generator_card
+from hf_vq.hub_files import CARD_FILE, fetch_file, publish_folder
+from hf_vq.model_card import METRICS, tokenizer_card
+from hf_vq.modeling.modeling_maskgit import MaskGitModel
+from hf_vq.modeling.modeling_vq import VQModel
+
+logger = logging.getLogger(__name__)
+
+_TASKS = {
+    "tokenizer": ("image-to-image", "Image reconstruction"),
+    "generator": ("unconditional-image-generation", "Image generation"),
+}
+
+
+def update_cards(report: Report, models: Sequence[tuple[str, VQModel | MaskGitModel]]) -> None:
+    """Writes each model's numbers, with the protocol, into its card: one commit on the Hub, or a folder's README.md.
+
+    What a person wrote stays; numbers of the same data set and split from an earlier evaluation are replaced, and a
+    push of other weights drops them.
+
+    Args:
+        report: The numbers.
+        models: Name, folder or Hub id, and model, in the order of the report's results.
+
+    Raises:
+        HubError: A card cannot be fetched or pushed.
+        ValueError: A card cannot be filled in.
+    """
+    for (name, model), result in zip(models, report.results, strict=True):
+        folder = Path(name).expanduser()
+        if folder.is_dir():
+            path = folder / CARD_FILE
+            existing = path.read_text(encoding="utf-8") if path.is_file() else ""
+            path.write_text(fill_card(existing, evaluated_card(existing, report, result, model)), encoding="utf-8")
+            logger.info("Updated %s", path)
+            continue
+        try:
+            existing = fetch_file(name, CARD_FILE).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            existing = ""
+        with tempfile.TemporaryDirectory() as temporary:
+            card = evaluated_card(existing, report, result, model, repo_id=name)
+            (Path(temporary) / CARD_FILE).write_text(card, encoding="utf-8")
+            logger.info("Updated %s", publish_folder(temporary, name, commit_message="Add evaluation results"))
+
+
+def evaluated_card(
+    existing: str,
+    report: Report,
+    result: dict[str, Any],
+    model: VQModel | MaskGitModel,
+    *,
+    repo_id: str | None = None,
+) -> str:
+    """The generated part of a model's card with a report's numbers in it, ready for `fill_card`.
+
+    Args:
+        existing: The model's card; a new part is written if it has none.
+        report: Of the numbers.
+        result: The model's in it.
+        model: The model.
+        repo_id: Where it will be loaded from.
+    """
+    if not has_part(existing):
+        if isinstance(model, MaskGitModel):
+            parameters = model.num_parameters() - model.tokenizer.num_parameters()
+            existing = str(generator_card(model.config, {}, repo_id=repo_id, num_parameters=parameters))
+        else:
+            existing = str(tokenizer_card(model.config, {}, repo_id=repo_id, num_parameters=model.num_parameters()))
+    dataset = report.protocol["dataset"]
+    task_type, task_name = _TASKS[report.kind]
+    settings = report.settings([result])
+    results = []
+    for key, value in result["metrics"].items():
+        shown = metric(key, report.kind, report.protocol["features"]["name"])
+        if shown is not None:
+            results.append(
+                EvalResult(
+                    task_type=task_type,
+                    task_name=task_name,
+                    dataset_type=dataset["name"],
+                    dataset_name=dataset["name"],
+                    dataset_split=dataset["split"],
+                    metric_type=METRICS[key][0] if key in METRICS else key,
+                    metric_name=shown.title,
+                    metric_value=float(f"{value:.6g}"),
+                    metric_args=settings,
+                )
+            )
+    split = f"{dataset['name']}, split {dataset['split']}"
+    section = f"### Measured by `scripts/evaluate.py` on {split}\n\n{report.to_markdown([result['label']])}"
+    return add_results(existing, results, section)

@@ -1,0 +1,191 @@
+"""Images for an evaluation: in batches that are the same however many processes share them out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import datasets
+import PIL.Image
+import torch
+
+from hf_vq.data import decode_image, error_reason
+from hf_vq.image_sources import AnyDataset
+from hf_vq.metrics import sum_over_processes
+from hf_vq.modeling.image_processing_vq import VQImageProcessor
+from hf_vq.token_shards import split_rows, unreadable
+
+_Read = tuple[torch.Tensor | None, str]
+
+
+class Batch(NamedTuple):
+    """Images that are measured together.
+
+    Attributes:
+        number: Of the batch in the data set.
+        indices: The images' rows (batch,), int64.
+        pixel_values: (batch, channels, height, width), float32 in [-1, 1].
+        labels: Class of each, -1 where there is none (batch,), int64.
+    """
+
+    number: int
+    indices: torch.Tensor
+    pixel_values: torch.Tensor
+    labels: torch.Tensor
+
+
+class ImageBatches:
+    """Reads a process's batches of a data set, a batch ahead of their use.
+
+    Batch b holds rows b x batch_size and following and belongs to process b % world_size, so that which images go
+    through a network together does not depend on the number of processes. The rows of others are not decoded.
+
+    Args:
+        images: What `load_images` returned.
+        processor: Makes the pixels; its normalisation is set aside.
+        batch_size: Rows of a batch.
+        max_images: Rows to read at most; None for all.
+        num_threads: Threads that read images.
+        rank: Number of this process.
+        world_size: How many there are.
+        strict: Whether an unreadable image is an error.
+
+    Attributes:
+        num_rows: Rows read so far by this process.
+        skipped: Row and reason of each image that this process cannot read.
+    """
+
+    def __init__(
+        self,
+        images: AnyDataset,
+        processor: VQImageProcessor,
+        *,
+        batch_size: int = 64,
+        max_images: int | None = None,
+        num_threads: int = 4,
+        rank: int = 0,
+        world_size: int = 1,
+        strict: bool = False,
+    ) -> None:
+        self.images, self.batch_size, self.max_images = images, batch_size, max_images
+        self.num_threads, self.rank, self.world_size, self.strict = num_threads, rank, world_size, strict
+        signed = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": 0.5}
+        self.processor = VQImageProcessor.from_dict(processor.to_dict() | signed | {"image_std": 0.5})
+        self.num_rows = 0
+        self.skipped: dict[str, str] = {}
+
+    @property
+    def num_batches(self) -> int | None:
+        """Batches of this process; None for a stream, whose end is not known."""
+        if not isinstance(self.images, datasets.Dataset):
+            return None
+        rows = min(len(self.images), self.max_images or len(self.images))
+        return len(range(self.rank, math.ceil(rows / self.batch_size), self.world_size))
+
+    def count(self) -> tuple[int, int]:
+        """Images read and images skipped so far, over all processes; a collective."""
+        rows, skipped = sum_over_processes(torch.tensor([self.num_rows, len(self.skipped)])).tolist()
+        return rows - skipped, skipped
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.num_rows, self.skipped = 0, {}
+        with ThreadPoolExecutor(self.num_threads) as executor:
+            ahead: tuple[int, list[tuple[int, Any, Future[_Read]]]] | None = None
+            for number, rows in split_rows(self.images, self.batch_size):
+                if self.max_images is not None and number * self.batch_size >= self.max_images:
+                    break
+                if number % self.world_size != self.rank:
+                    continue
+                wanted = [row for row in rows if self.max_images is None or row[0] < self.max_images]
+                reads = [(index, row.get("label"), executor.submit(self._read, row)) for index, row in wanted]
+                if ahead is not None:
+                    yield from self._batch(*ahead)
+                ahead = number, reads
+            if ahead is not None:
+                yield from self._batch(*ahead)
+
+    def _read(self, row: Any) -> _Read:
+        try:
+            image = decode_image(row, self.processor.num_channels)
+            return self.processor([image], return_tensors="pt").pixel_values[0], ""
+        except Exception as error:  # Pillow's plugins raise anything from OSError to struct.error
+            return None, error_reason(error)
+
+    def _batch(self, number: int, reads: list[tuple[int, Any, Future[_Read]]]) -> Iterator[Batch]:
+        """The batch, if any of its images can be read."""
+        kept: list[tuple[int, int, torch.Tensor]] = []
+        for index, label, future in reads:
+            pixels, reason = future.result()
+            self.num_rows += 1
+            if pixels is None:
+                self.skipped[f"row {index}"] = reason
+                if self.strict:
+                    raise unreadable(self.skipped)
+            else:
+                kept.append((index, -1 if label is None else int(label), pixels))
+        if kept:
+            indices, labels, pixel_values = zip(*kept, strict=True)
+            yield Batch(number, torch.tensor(indices), torch.stack(pixel_values), torch.tensor(labels))
+
+
+class PixelRange:
+    """Between pixels in [-1, 1] and those that a model's image processor makes.
+
+    Args:
+        processor: The model's.
+    """
+
+    def __init__(self, processor: VQImageProcessor) -> None:
+        mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
+        self._mean, self._std = (torch.tensor(value).reshape(1, -1, 1, 1) for value in (mean, std))
+        self._scale = 1.0 if processor.do_rescale else 255.0
+        # The usual case, without rounding.
+        self._same = self._scale == 1 and bool((self._mean == 0.5).all() and (self._std == 0.5).all())
+
+    def from_signed(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels in [-1, 1] as the model takes them; shapes (batch, channels, height, width)."""
+        if self._same:
+            return pixels
+        return ((pixels + 1) / 2 * self._scale - self._mean.to(pixels.device)) / self._std.to(pixels.device)
+
+    def to_signed(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The inverse, in float32."""
+        if self._same:
+            return pixels.float()
+        pixels = pixels.float() * self._std.to(pixels.device) + self._mean.to(pixels.device)
+        return pixels / self._scale * 2 - 1
+
+
+def to_bytes(pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels in [-1, 1] as a picture would store them: clamped, rounded to uint8."""
+    return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def to_pil(images: torch.Tensor) -> list[PIL.Image.Image]:
+    """Pictures of uint8 images (batch, 1 or 3, height, width)."""
+    arrays = images.cpu().permute(0, 2, 3, 1).numpy()
+    return [PIL.Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array) for array in arrays]
+
+
+def describe_preprocessing(processor: VQImageProcessor) -> dict[str, Any]:
+    """What a processor does to images, but for the range of the pixels, in words."""
+    fields = processor.to_dict()
+    resize, filter_, crop = "none", "none", "none"
+    if fields["do_resize"]:
+        size = dict(fields["size"])
+        if set(size) == {"shortest_edge"}:
+            resize = f"shorter edge to {size['shortest_edge']}"
+        else:
+            resize = " x ".join(str(size[name]) for name in ("height", "width") if name in size) or str(size)
+        filter_ = f"{PIL.Image.Resampling(fields['resample']).name.lower()}, antialiased, of 8-bit pixels (Pillow)"
+    if fields["do_center_crop"]:
+        crop = f"center, {fields['crop_size']['height']} x {fields['crop_size']['width']}"
+    return {"resize": resize, "filter": filter_, "crop": crop, "channels": fields["num_channels"]}
+
+
+def resized(processor: VQImageProcessor, image_size: int) -> VQImageProcessor:
+    """The same processor for another size of square images."""
+    sides = {"size": {"shortest_edge": image_size}, "crop_size": {"height": image_size, "width": image_size}}
+    return VQImageProcessor.from_dict(processor.to_dict() | sides | {"do_resize": True, "do_center_crop": True})

@@ -1,0 +1,101 @@
+"""The models that are measured: loaded, told apart, and checked for whether they can be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_vq.evaluation.arguments import split_revision
+from hf_vq.evaluation.images import describe_preprocessing, resized
+from hf_vq.modeling.image_processing_vq import VQImageProcessor
+from hf_vq.modeling.modeling_maskgit import MaskGitModel
+from hf_vq.modeling.modeling_vq import VQModel
+from hf_vq.token_data import load_model, weights_sha256
+
+
+class Subject:
+    """A model that is measured, and how it is called in the results.
+
+    Args:
+        name: Folder or Hub id, perhaps with ``@revision``.
+        label: Its name in tables.
+        model: The tokenizer or generator, in eval mode on its device.
+        processor: Its image processor.
+    """
+
+    def __init__(self, name: str, label: str, model: VQModel | MaskGitModel, processor: VQImageProcessor) -> None:
+        self.name, self.label, self.model, self.processor = name, label, model, processor
+
+    @property
+    def kind(self) -> str:
+        """`"generator"` or `"tokenizer"`."""
+        return "generator" if isinstance(self.model, MaskGitModel) else "tokenizer"
+
+    def describe(self) -> dict[str, Any]:
+        """For the results: name, commit, precision, and hash of the weights."""
+        path = split_revision(self.name)[0]
+        return {
+            "name": self.label if Path(path).expanduser().is_dir() else path,
+            "label": self.label,
+            "revision": getattr(self.model.config, "_commit_hash", None),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "weights_sha256": weights_sha256(self.model),
+        }
+
+
+def load_subjects(names: Sequence[str]) -> list[Subject]:
+    """Loads models of one kind.
+
+    Raises:
+        ValueError: Some are tokenizers and some generators.
+    """
+    subjects = []
+    for name, label in zip(names, short_names(names), strict=True):
+        model, processor = load_model(*split_revision(name))
+        subjects.append(Subject(name, label, model.eval(), processor))
+    kinds = {subject.kind for subject in subjects}
+    if len(kinds) > 1:
+        found = ", ".join(f"'{subject.name}' is a {subject.kind}" for subject in subjects)
+        raise ValueError(f"tokenizers and generators have no numbers in common: {found}. Compare one kind at a time")
+    return subjects
+
+
+def common_processor(subjects: Sequence[Subject], image_size: int | None = None) -> VQImageProcessor:
+    """The image processor of all models; they may differ in the range of the pixels, not in what the image shows.
+
+    Raises:
+        ValueError: They make images ready in different ways, or `image_size` does not suit a model.
+    """
+    processors = [subject.processor for subject in subjects]
+    if image_size is not None:
+        if subjects[0].kind == "generator":
+            raise ValueError("generators make images of one size: leave image_size out")
+        for subject in subjects:
+            assert isinstance(subject.model, VQModel)
+            factor = subject.model.config.downsample_factor
+            if image_size % factor:
+                raise ValueError(f"'{subject.name}' needs an image_size that {factor} divides, got {image_size}")
+        processors = [resized(processor, image_size) for processor in processors]
+    ways = [describe_preprocessing(processor) for processor in processors]
+    for subject, way in zip(subjects, ways, strict=True):
+        differing = [f"{name} {ways[0][name]!r} and {way[name]!r}" for name in way if way[name] != ways[0][name]]
+        if differing:
+            sized = subject.kind == "tokenizer" and way["channels"] == ways[0]["channels"]
+            advice = "Give one image_size for all" if sized else "Evaluate them one by one"
+            raise ValueError(
+                f"'{subjects[0].name}' and '{subject.name}' make images ready in different ways, so their numbers "
+                f"cannot be compared: {'; '.join(differing)}. {advice}"
+            )
+    return processors[0]
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """The last parts of names, as many as tell them apart; of the model of a run, `out/final`, the run's."""
+    parts = [Path(name).expanduser().parts for name in names]
+    parts = [part[:-1] if part[-1:] == ("final",) and len(part) > 1 else part for part in parts]
+    for length in range(1, max(map(len, parts)) + 1):
+        labels = ["/".join(part[-length:]) for part in parts]
+        if len(set(labels)) == len(labels):
+            return labels
+    return list(names)
