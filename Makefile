@@ -16,8 +16,8 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(VENV)/bin/pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $@
 
-demo: $(VENV)/ready  ## Train a tokenizer on the shipped emoji, compare it with plain VQ, write demo/
-	$(VENV)/bin/python scripts/demo.py --output_dir demo
+demo: $(VENV)/ready  ## Train tokenizers and a generator on the shipped emoji, write demo/ (DEMO=quick: only tokenizers)
+	$(VENV)/bin/python scripts/demo.py --output_dir demo $(if $(filter quick,$(DEMO)),--quick)
 
 test:  ## Build the wheel, install it in a fresh environment, run all tests against it
 	rm -rf build dist $(TEST_VENV)

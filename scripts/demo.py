@@ -1,10 +1,11 @@
-"""Plain vector quantization and the full method, side by side, on the shipped emoji.
+"""Plain vector quantization and the full method, side by side, on the shipped emoji; then a generator of emoji.
 
     python scripts/demo.py --output_dir demo
 
 Trains the same small autoencoder twice, with the same seed and budget, and writes two checkpoints, `comparison.md`,
-reconstructions, the codebook's use over training, and a projection of embeddings and codes. Ends by loading the better
-one in a new process with `AutoModel.from_pretrained` and comparing tokens. Some minutes on two cores.
+reconstructions, the codebook's use over training, and a projection of embeddings and codes. Loads the better one in a
+new process with `AutoModel.from_pretrained` and compares tokens. Then trains a MaskGIT on the tokens of the full
+method and draws emoji of every class beside real ones. Some minutes on two cores; `--quick` leaves the generator out.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
-from hf_vq import TokenizerTrainer, TokenizerTrainingArguments, VQConfig, VQImageProcessor, VQModel
-from hf_vq.data import ImageDataset, load_images
-from hf_vq.visualization import projection, reconstruction_grid, usage_curves
+from hf_vq import MaskGitModel, TokenizerTrainer, TokenizerTrainingArguments, VQConfig, VQImageProcessor, VQModel
+from hf_vq.data import ImageDataset, decode_image, load_images
+from hf_vq.visualization import projection, reconstruction_grid, sample_sheet, usage_curves
 
 BACKBONE: dict[str, Any] = {"architecture": "sqvae", "image_size": 32, "base_channels": 64, "num_codes": 1024}
 # Plain VQ as it is usually written: straight-through gradient, one loss for encoder and codebook, wide codes.
@@ -37,6 +39,10 @@ PLAIN: dict[str, Any] = {
     "kmeans_init": False,
 }
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {"plain VQ": ("plain", PLAIN), "full method": ("full", {"embed_dim": 4})}
+
+SCRIPTS = Path(__file__).parent
+REAL, GENERATED = 4, 8  # columns of the sheet of samples
+SAMPLING: dict[str, Any] = {"num_steps": 12, "guidance_scale": 3.0}
 
 RELOAD = """
 import json, sys, torch
@@ -60,6 +66,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output_dir", type=Path, default=Path("demo"))
     parser.add_argument("--max_steps", type=int, default=1200, help="optimizer steps of each of the two runs")
+    parser.add_argument("--quick", action="store_true", help="only the tokenizers")
+    parser.add_argument("--generator_steps", type=int, help="optimizer steps of the generator (default: its recipe's)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     output = options.output_dir
@@ -109,7 +117,10 @@ def main() -> None:
 
     best = min(results, key=lambda title: results[title]["mse"])
     reload(output / RUNS[best][0], pixel_values[:64])
-    print(f"\nPictures, table and both checkpoints are in {output}/")
+    if not options.quick:
+        train_generator(output, options.generator_steps, options.seed)
+        draw_samples(MaskGitModel.from_pretrained(output / "generator")).save(output / "samples.png")
+    print(f"\nPictures, table and checkpoints are in {output}/")
 
 
 @torch.no_grad()
@@ -157,6 +168,45 @@ def reload(folder: Path, pixel_values: torch.Tensor) -> None:
         f"AutoModel.from_pretrained({str(folder)!r}) in a new process, images through its AutoImageProcessor: "
         f"all {expected.numel():,} tokens identical."
     )
+
+
+def train_generator(output: Path, max_steps: int | None, seed: int) -> None:
+    """Tokens of the full method, and a generator of them by its recipe, with the commands of the README."""
+    tokens, work = output / "tokens", output / "generator-run"
+    for folder in (tokens, work):
+        shutil.rmtree(folder, ignore_errors=True)
+    tokenizer = str(output / "full")
+    run("tokenize_dataset.py", tokenizer=tokenizer, dataset="noto-emoji-32", output_dir=tokens)
+    settings = {} if max_steps is None else {"max_steps": max_steps, "eval_steps": max_steps}
+    recipe = SCRIPTS / "configs" / "noto_emoji_32_maskgit.yaml"
+    run(
+        "train_generator.py", config=recipe, tokens=tokens, tokenizer=tokenizer, output_dir=work, seed=seed, **settings
+    )
+    replace_folder(work / "final", output / "generator")
+    shutil.rmtree(work)
+
+
+def run(script: str, **options: Any) -> None:
+    """One of the other scripts, in a process of its own."""
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    print("\n" + " ".join(["python", f"scripts/{script}", *words]), flush=True)
+    subprocess.run([sys.executable, str(SCRIPTS / script), *words], check=True)
+
+
+def draw_samples(model: MaskGitModel) -> Image.Image:
+    """A row for each class: real training emoji, a gap, generated ones."""
+    rows = load_images("noto-emoji-32", "train")
+    names = rows.features["label"].names
+    labels = [number for number in range(len(names)) for _ in range(GENERATED)]
+    generators = [torch.Generator().manual_seed(seed) for seed in range(len(labels))]
+    generated = model.generate(class_labels=labels, generator=generators, **SAMPLING).images
+    images: list[Image.Image] = []
+    for number in range(len(names)):
+        members = [index for index, label in enumerate(rows["label"]) if label == number]
+        real = [decode_image(rows[members[i * len(members) // REAL]]) for i in range(REAL)]
+        gap = Image.new("RGB", real[0].size, "white")
+        images += [*real, gap, *generated[number * GENERATED : (number + 1) * GENERATED]]
+    return sample_sheet(images, row_labels=names, columns=REAL + 1 + GENERATED)
 
 
 if __name__ == "__main__":
