@@ -41,13 +41,17 @@ from .modeling.version_vq import __version__
 
 if TYPE_CHECKING:
     from .token_data import load_token_dataset as load_token_dataset
+    from .training.arguments import ClassifierTrainingArguments as ClassifierTrainingArguments
     from .training.arguments import GeneratorTrainingArguments as GeneratorTrainingArguments
     from .training.arguments import TokenizerTrainingArguments as TokenizerTrainingArguments
+    from .training.classifier_trainer import ClassifierTrainer as ClassifierTrainer
     from .training.generator_trainer import GeneratorTrainer as GeneratorTrainer
     from .training.tokenizer_trainer import TokenizerTrainer as TokenizerTrainer
 
 # Name -> module. Not in `__all__`: a star import has to work in an installation without the extra.
 _NEEDS_TRAIN_EXTRA = {
+    "ClassifierTrainer": ".training.classifier_trainer",
+    "ClassifierTrainingArguments": ".training.arguments",
     "GeneratorTrainer": ".training.generator_trainer",
     "GeneratorTrainingArguments": ".training.arguments",
     "load_token_dataset": ".token_data",
@@ -70,6 +74,7 @@ PIPELINE_REGISTRY.register_pipeline("image-generation", ImageGenerationPipeline,
 # transformers' own would write its generic card, and no image processor.
 VQModel.push_to_hub = push_to_hub  # type: ignore[assignment, method-assign]
 MaskGitModel.push_to_hub = push_to_hub  # type: ignore[assignment, method-assign]
+VQModelForImageClassification.push_to_hub = push_to_hub  # type: ignore[assignment, method-assign]
 
 
 def __getattr__(name: str) -> Any:

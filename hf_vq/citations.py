@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .modeling.configuration_quantizer_vq import QuantizerConfig
     from .modeling.configuration_vq import VQConfig
 
 CITATIONS = {
@@ -82,11 +83,15 @@ CITATIONS = {
 
 
 def cited_works(config: VQConfig) -> list[str]:
-    """Keys of `CITATIONS` for the parts that a configuration turns on."""
+    """Keys of `CITATIONS` for a tokenizer: its network, and the parts of the quantizer that are on."""
+    return [*quantizer_works(config), config.architecture]
+
+
+def quantizer_works(config: QuantizerConfig) -> list[str]:
+    """Keys of `CITATIONS` for the parts of the quantizer that a configuration turns on."""
     used = {
         "huh": config.alternating_steps > 0 or config.sync_nu > 0 or has_affine_map(config),
         "oord": True,
-        config.architecture: True,
         "ema": config.codebook_update == "ema",
         "residual": config.quantizer_type == "residual",
         "rotation": config.gradient_estimator == "rotation",
@@ -96,6 +101,6 @@ def cited_works(config: VQConfig) -> list[str]:
     return [key for key, is_used in used.items() if is_used]
 
 
-def has_affine_map(config: VQConfig) -> bool:
+def has_affine_map(config: QuantizerConfig) -> bool:
     """Whether the codes go through an affine map."""
     return config.affine_lr > 0 or config.affine_mode == "running"

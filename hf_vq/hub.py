@@ -10,19 +10,22 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from huggingface_hub import CommitInfo
 
+from .classifier_card import classifier_card
 from .generator_card import generator_card
 from .hub_files import CARD_FILE, HubError, branch_to_push, create_repository, fetch_file, publish_folder
 from .model_card import tokenizer_card
 from .modeling.configuration_maskgit import MaskGitConfig
 from .modeling.configuration_vq import VQConfig
+from .modeling.configuration_vq_classifier import VQImageClassificationConfig
 from .modeling.image_processing_vq import VQImageProcessor
 from .modeling.modeling_maskgit import MaskGitModel
 from .modeling.modeling_vq import VQModel
+from .modeling.modeling_vq_classifier import VQModelForImageClassification
 from .modeling.version_vq import VERSION_KEY, check_version
 
 if TYPE_CHECKING:
@@ -34,14 +37,16 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PICTURE_FILE = "reconstructions.png"
 SAMPLES_FILE = "samples.png"
-MODELS: dict[str, type[VQModel] | type[MaskGitModel]] = {
+HubModel: TypeAlias = VQModel | MaskGitModel | VQModelForImageClassification
+MODELS: dict[str, type[VQModel] | type[MaskGitModel] | type[VQModelForImageClassification]] = {
     VQConfig.model_type: VQModel,
     MaskGitConfig.model_type: MaskGitModel,
+    VQImageClassificationConfig.model_type: VQModelForImageClassification,
 }
 
 
 def push_to_hub(
-    model: VQModel | MaskGitModel,
+    model: HubModel,
     repo_id: str,
     *,
     image_processor: VQImageProcessor | None = None,
@@ -59,7 +64,7 @@ def push_to_hub(
     token: str | bool | None = None,
     max_shard_size: int | str = "50GB",
 ) -> CommitInfo:
-    """Publishes a tokenizer, or a generator with its tokenizer, in one commit.
+    """Publishes a tokenizer, a generator with its tokenizer, or a classifier, in one commit.
 
     It holds configuration, safetensors, image processor, card and code.
 
@@ -72,13 +77,13 @@ def push_to_hub(
         image_processor: By default the one beside the weights that the model was loaded from, if there is one, or else
             the one that its configuration implies.
         metrics: For the card: what `TokenizerMetrics.compute` returned, and `"rfid"` where it was measured; of a
-            generator what `GeneratorTrainer.evaluate` returned.
+            generator or a classifier what its trainer's `evaluate` returned.
         dataset: For the card: the data set, as given to `load_images` or `load_token_dataset`.
         split: For the card: the split that was measured.
         training: For the card: rows of the recipe, such as ``{"steps": 1500}``.
         license: For the card: identifier of the weights' license on the Hub.
         images: For the card's picture: images to reconstruct, of any kind that the image processor takes; of a
-            generator its samples, PIL images. Needs matplotlib.
+            generator its samples, PIL images. Needs matplotlib. Cards of classifiers have none.
         revision: Branch; `"main"` by default. One that does not exist is made.
         private: Of a new repository; None for the namespace's default.
         create_pr: Whether to open a pull request instead of moving `"main"`.
@@ -91,10 +96,13 @@ def push_to_hub(
         The commit: a string, its URL, with `oid` and, for a pull request, `pr_url`.
 
     Raises:
-        ValueError: `create_pr` came with a branch, or the repository's own card cannot be filled in.
+        ValueError: `create_pr` came with a branch, `images` with a classifier, or the repository's own card cannot be
+            filled in.
         HubError: Missing rights, a lost connection, a failing server; the repository is as it was.
     """
     branch_to_push(revision, create_pr)
+    if images is not None and isinstance(model, VQModelForImageClassification):
+        raise ValueError("The card of a classifier has no picture: leave out `images`.")
     processor = image_processor or _image_processor_of(model, token)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -110,6 +118,10 @@ def push_to_hub(
         if isinstance(model, MaskGitModel):
             facts["num_parameters"] = model.num_parameters() - model.tokenizer.num_parameters()
             card = generator_card(model.config, metrics or {}, dataset, split, training, **facts)
+        elif isinstance(model, VQModelForImageClassification):
+            del facts["picture"]
+            facts["num_parameters"] = model.num_parameters()
+            card = classifier_card(model.config, metrics or {}, dataset, split, training, **facts)
         else:
             facts["num_parameters"] = model.num_parameters()
             card = tokenizer_card(model.config, metrics or {}, dataset, split, training, **facts)
@@ -129,7 +141,7 @@ def push_to_hub(
 def from_hub(
     repo_id: str, *, revision: str | None = None, token: str | bool | None = None
 ) -> tuple[Any, VQImageProcessor]:
-    """Loads a tokenizer or a generator, and its image processor, from one commit of a repository.
+    """Loads a tokenizer, a generator or a classifier, and its image processor, from one commit of a repository.
 
     A branch or a tag is resolved once; `model.config._commit_hash` says to what. Every file is compared with its hash
     on the Hub before a tensor is used. No code of the repository is run, nothing is unpickled. What has been loaded
@@ -141,8 +153,8 @@ def from_hub(
         token: As everywhere on the Hub; by default the stored one.
 
     Returns:
-        The model, a `VQModel` or a `MaskGitModel`, in eval mode, and its image processor (the default one where the
-        repository has none).
+        The model, a `VQModel`, a `MaskGitModel` or a `VQModelForImageClassification`, in eval mode, and its image
+        processor (the default one where the repository has none).
 
     Raises:
         HubError: There is no such repository or revision, it is gated or private, a file is damaged or unreachable,
@@ -161,7 +173,7 @@ def from_hub(
         names = ", ".join(settings.get("architectures") or []) or "no architecture named"
         raise HubError(
             f"'{repo_id}' is not a VQ model: its {CONFIG_FILE} describes a model of the type '{kind}' ({names}), "
-            f"not {' or '.join(map(repr, MODELS))}."
+            f"not {', '.join(map(repr, MODELS))}."
         )
     check_version(settings.get(VERSION_KEY))
     files = [config_path, *_fetch_weights(repo_id, commit, token)]
@@ -190,7 +202,7 @@ def from_hub(
     return model, processor or default_image_processor(model.config)
 
 
-def default_image_processor(config: VQConfig | MaskGitConfig) -> VQImageProcessor:
+def default_image_processor(config: VQConfig | MaskGitConfig | VQImageClassificationConfig) -> VQImageProcessor:
     """The image processor that makes images as a configuration, or the tokenizer's in it, wants them."""
     vq_config = config.vq_config if isinstance(config, MaskGitConfig) else config
     return VQImageProcessor(image_size=vq_config.image_size, num_channels=vq_config.num_channels)
@@ -222,7 +234,7 @@ def reconstruction_picture(model: VQModel, processor: VQImageProcessor, images: 
     return reconstruction_grid(before, {"reconstruction": after})
 
 
-def _image_processor_of(model: VQModel | MaskGitModel, token: str | bool | None) -> VQImageProcessor:
+def _image_processor_of(model: HubModel, token: str | bool | None) -> VQImageProcessor:
     """The one beside the weights that the model was loaded from, or the default."""
     source, commit = model.name_or_path, getattr(model.config, "_commit_hash", None)
     if source and (Path(source) / PROCESSOR_FILE).is_file():
@@ -233,7 +245,7 @@ def _image_processor_of(model: VQModel | MaskGitModel, token: str | bool | None)
     return default_image_processor(model.config)
 
 
-def _picture(model: VQModel | MaskGitModel, processor: VQImageProcessor, images: Sequence[Any]) -> Image.Image:
+def _picture(model: HubModel, processor: VQImageProcessor, images: Sequence[Any]) -> Image.Image:
     if isinstance(model, VQModel):
         return reconstruction_picture(model, processor, images)
     from .visualization import sample_sheet

@@ -14,6 +14,7 @@ from .card_merging import LICENSE_SECTION, metadata_record
 from .citations import CITATIONS, cited_works, has_affine_map
 
 if TYPE_CHECKING:
+    from .modeling.configuration_quantizer_vq import QuantizerConfig
     from .modeling.configuration_vq import VQConfig
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -148,7 +149,7 @@ def _architecture(config: VQConfig, num_parameters: int | None) -> dict[str, str
         "downsampling": f"{config.downsample_factor} x",
         "codebook": f"{config.num_codes:,} codes of {_code_dim(config)} dimensions",
         "rate": f"{_bits(config) / config.image_size**2:.3g} bits per pixel",
-        "quantizer": _quantizer(config),
+        "quantizer": quantizer_words(config),
     }
     return {key: value for key, value in rows.items() if value is not None}
 
@@ -157,7 +158,7 @@ def _code_dim(config: VQConfig) -> int:
     return config.embed_dim // config.num_groups if config.quantizer_type == "group" else config.embed_dim
 
 
-def _quantizer(config: VQConfig) -> str:
+def quantizer_words(config: QuantizerConfig) -> str:
     """The parts of the quantizer that are on, in words."""
     kinds = {"vector": "one code", "group": f"{config.num_groups} groups", "residual": f"{config.num_groups} levels"}
     parts = [f"{kinds[config.quantizer_type]} per position"]

@@ -220,6 +220,15 @@ class TokenizerTrainingArguments(ImageTrainingArguments):
 
 
 @dataclass
+class ClassifierTrainingArguments(ImageTrainingArguments):
+    """Settings of [`ClassifierTrainer`].
+
+    What belongs to the model (backbone, quantized layer, quantizer options, commitment weight, ...) is not here but in
+    `VQImageClassificationConfig`; the classes are those of the images.
+    """
+
+
+@dataclass
 class GeneratorTrainingArguments(BaseTrainingArguments):
     """Settings of [`GeneratorTrainer`].
 

@@ -1,0 +1,81 @@
+"""The classes of a classifier's run: from its images to its configuration, and whether the labels fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import datasets
+import numpy as np
+
+from hf_vq.modeling.configuration_vq_classifier import VQImageClassificationConfig
+from hf_vq.training.data_order import is_stream
+
+NO_LABELS = (
+    "The {} set has no labels, nothing to learn: use a folder of images for each class, or a data set with a column "
+    "'label'."
+)
+
+
+def classifier_config(config: VQImageClassificationConfig, dataset: Any) -> VQImageClassificationConfig:
+    """A configuration with the number and the names of the classes of the training images.
+
+    Args:
+        config: Everything else.
+        dataset: `ImageDataset` or `ImageStream` of the training images.
+
+    Raises:
+        ValueError: There are no labels, or a stream does not declare its classes.
+    """
+    feature = (dataset.source.features or {}).get("label")
+    if feature is None:
+        raise ValueError(NO_LABELS.format("training"))
+    names = getattr(feature, "names", None)
+    if names is None:
+        labels = _all_labels(dataset)
+        if labels is None:
+            raise ValueError(
+                "The stream does not say how many classes there are. Read it without --streaming, or give its column "
+                "'label' the feature ClassLabel."
+            )
+        names = [f"LABEL_{number}" for number in range(int(labels.max()) + 1)]
+    if len(names) < 2:
+        raise ValueError(f"The training set has no two classes to tell apart, only: {', '.join(names) or 'none'}.")
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: number for number, name in enumerate(names)}
+    config.problem_type = "single_label_classification"
+    return config
+
+
+def check_labels(dataset: Any, num_labels: int, which: str) -> None:
+    """Makes sure that the labels of a data set fit a classifier, before the first step.
+
+    Of an `ImageDataset` every label is looked at, of another map-style data set the first, of a stream none.
+
+    Args:
+        dataset: The data set.
+        num_labels: Classes of the classifier.
+        which: What to call the data set.
+
+    Raises:
+        ValueError: There are no labels, or some are out of range.
+    """
+    if is_stream(dataset):
+        return
+    labels = _all_labels(dataset)
+    if labels is None:
+        first = dataset[0].get("label")
+        if first is None:
+            raise ValueError(NO_LABELS.format(which))
+        labels = np.asarray([int(first)])
+    if labels.min() < 0 or labels.max() >= num_labels:
+        raise ValueError(
+            f"The {which} set has labels from {labels.min()} to {labels.max()}, but the model has the classes 0 to "
+            f"{num_labels - 1}."
+        )
+
+
+def _all_labels(dataset: Any) -> np.ndarray | None:
+    source = getattr(dataset, "source", None)
+    if not isinstance(source, datasets.Dataset) or "label" not in source.column_names:
+        return None
+    return np.asarray(source.with_format(None)["label"][:])

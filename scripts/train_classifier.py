@@ -1,0 +1,53 @@
+"""Train an image classifier with a quantized layer.
+
+    accelerate launch scripts/train_classifier.py --config scripts/configs/noto_emoji_32_classifier.yaml \\
+        --output_dir out
+
+Every field of the recipe can be overridden on the command line, the model's as well (`--backbone_config vit_tiny`,
+`--quantized_layer 3`). On your own images: `--dataset path/to/folder`, with a sub-folder for each class. A run that
+was stopped goes on with `--resume_from_checkpoint latest`. Two processes on a machine without GPUs:
+`ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes 2 ...`, or torchrun.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from accelerate.utils import set_seed
+from huggingface_hub.errors import StrictDataclassError
+
+from hf_vq import VQImageClassificationConfig, VQModelForImageClassification
+from hf_vq.training.arguments import ClassifierTrainingArguments
+from hf_vq.training.classifier_data import classifier_config
+from hf_vq.training.classifier_trainer import ClassifierTrainer
+from hf_vq.training.command_line import parse_command_line
+from hf_vq.training.image_data import build_image_datasets
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses the command line, builds data and model, and trains."""
+    words = sys.argv[1:] if argv is None else argv
+    logging.basicConfig(
+        format="%(message)s", level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
+    )
+    try:
+        args, model_fields = parse_command_line(
+            ClassifierTrainingArguments, VQImageClassificationConfig, words, __doc__
+        )
+        config = VQImageClassificationConfig(**model_fields)
+        train_images, eval_images = build_image_datasets(args, config.image_size, config.num_channels)
+        config = classifier_config(config, train_images)
+        set_seed(args.seed)
+        model = VQModelForImageClassification(config)
+        trainer = ClassifierTrainer(model, args, train_images, eval_images)
+    except (ValueError, StrictDataclassError) as error:
+        raise SystemExit(f"error: {error}") from None
+    trainer.train()
+    trainer.close()
+
+
+if __name__ == "__main__":
+    main()
