@@ -1,0 +1,235 @@
+"""Accuracy and perplexity of classifiers with a quantized layer, with and without each part of the method.
+
+    make bench-classifiers
+    python benchmarks/classifiers.py --networks AlexNet ResNet-18 ViT-Tiny --steps 2000 --seeds 0 1 2
+
+Every row of a network has the same layer quantized, the same batches, optimizer and steps; what differs is the
+quantizer. First every method gets the same candidates for the weight of the commitment loss, on half the steps and on
+images held out of the training split; the best of each (accuracy, then cross entropy) goes into the table, which is
+measured on the test split. "no quantization" has nothing to choose. The small networks, the default, fit two CPU
+cores; the others want a GPU.
+
+A run that results/classifiers.json already holds is not run again, so a run that was cut goes on; `--fresh` runs all.
+`--quick` makes a smaller table, results/classifiers_quick.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+from classification_data import DATA, VALIDATION_SHARE, Task, examples, held_out
+
+from hf_vq import (
+    RECOMMENDED_QUANTIZER,
+    ClassifierTrainer,
+    ClassifierTrainingArguments,
+    VQImageClassificationConfig,
+    VQModelForImageClassification,
+    no_vq,
+)
+
+RESULTS = Path(__file__).parent / "results"
+NUM_CODES = 1024
+BATCH_SIZE = 32
+LEARNING_RATE = 1e-3
+COMMITMENT_WEIGHTS = (1.0, 5.0)
+
+FLOOR = "no quantization"
+PLAIN: dict[str, Any] = {
+    "beta": 0.95,
+    "sync_nu": 0.0,
+    "affine_lr": 0.0,
+    "replace_freq": 0,
+    "kmeans_init": False,
+    "alternating_steps": 0,
+}
+PARTS: dict[str, dict[str, Any]] = {
+    "affine": {"affine_lr": 2.0},
+    "synchronized": {"sync_nu": 0.2},
+    "alternating": {"alternating_steps": 1},
+    "replacement": {"replace_freq": 20},
+}
+METHODS: dict[str, dict[str, Any]] = {
+    FLOOR: PLAIN,
+    "base": PLAIN,
+    **{f"base + {name}": {**PLAIN, **part} for name, part in PARTS.items()},
+    "all four": {**PLAIN, **PARTS["affine"], **PARTS["synchronized"], **PARTS["alternating"], **PARTS["replacement"]},
+    "defaults (all but affine, with k-means)": RECOMMENDED_QUANTIZER,
+}
+
+
+def small_resnet(task: Task) -> dict[str, Any]:
+    """ResNet-18 of half the width."""
+    sizes = {"embedding_size": 32, "hidden_sizes": [32, 64, 128, 256], "depths": [2, 2, 2, 2], "layer_type": "basic"}
+    return {"backbone_config": {"model_type": "resnet", "num_channels": task.num_channels, **sizes}}
+
+
+def small_vit(task: Task) -> dict[str, Any]:
+    """ViT-Tiny of half the width and half the depth."""
+    sizes = {"hidden_size": 96, "num_hidden_layers": 6, "num_attention_heads": 3, "intermediate_size": 384}
+    images = {"image_size": task.image_size, "num_channels": task.num_channels, "patch_size": 4}
+    return {"backbone_config": {"model_type": "vit", **sizes, **images}}
+
+
+NETWORKS: dict[str, Any] = {
+    "small AlexNet": lambda task: {"base_channels": 32},
+    "small ResNet-18": small_resnet,
+    "small ViT": small_vit,
+    "AlexNet": lambda task: {},
+    "ResNet-18": lambda task: {"backbone_config": "resnet18"},
+    "ViT-Tiny": lambda task: {"backbone_config": "vit_tiny"},
+}
+SMALL = [name for name in NETWORKS if name.startswith("small")]
+
+
+def run(key: dict[str, Any], task: Task, train: list[dict], test: list[dict], use_cpu: bool) -> dict[str, Any]:
+    """Trains and measures what a key names; returns its record."""
+    set_seed(key["seed"])
+    fields = {
+        "num_labels": task.num_labels,
+        "image_size": task.image_size,
+        "num_channels": task.num_channels,
+        "num_codes": NUM_CODES,
+        "commitment_weight": key["commitment_weight"],
+    }
+    fields |= {**METHODS[key["method"]], **NETWORKS[key["network"]](task)}
+    model = VQModelForImageClassification(VQImageClassificationConfig(**fields))
+    steps = key["steps"]
+    with tempfile.TemporaryDirectory() as folder, no_vq(model) if key["method"] == FLOOR else nullcontext():
+        args = ClassifierTrainingArguments(
+            output_dir=folder,
+            max_steps=steps,
+            train_batch_size=BATCH_SIZE,
+            eval_batch_size=250,
+            learning_rate=LEARNING_RATE,
+            warmup_steps=steps // 10,
+            weight_decay=0.05,
+            seed=key["seed"],
+            logging_steps=0,
+            eval_steps=0,
+            save_steps=0,
+            disable_tqdm=True,
+            use_cpu=use_cpu,
+        )
+        trainer = ClassifierTrainer(model, args, train, test)
+        began = time.process_time(), time.perf_counter()
+        metrics = trainer.train()
+        seconds = {"cpu_seconds": time.process_time() - began[0], "seconds": time.perf_counter() - began[1]}
+        trainer.close()
+    return {**key, "device": "cpu" if use_cpu else "cuda", **metrics, **seconds}
+
+
+def best_weight(records: list[dict[str, Any]], method: str, network: str, data: str, steps: int) -> float:
+    """The candidate of a method that did best on the validation images."""
+    if method == FLOOR:
+        return COMMITMENT_WEIGHTS[0]  # without effect
+    wanted = {"method": method, "network": network, "data": data, "steps": steps, "tuning": True}
+    tried = [record for record in records if wanted.items() <= record.items()]
+    return max(tried, key=lambda record: (record["accuracy"], -record["cross_entropy"]))["commitment_weight"]
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """Markdown: for each data set and number of steps the protocol, and mean (and deviation) over the seeds."""
+    final = [record for record in records if not record["tuning"]]
+    parts = []
+    for data, steps in dict.fromkeys((record["data"], record["steps"]) for record in final):
+        runs = [record for record in final if (record["data"], record["steps"]) == (data, steps)]
+        networks = [name for name in NETWORKS if any(record["network"] == name for record in runs)]
+        lines = [
+            f"{data}: test accuracy % / perplexity of the test images' codes (codes used), {NUM_CODES:,} codes, "
+            f"{steps} steps of batch {BATCH_SIZE}, AdamW {LEARNING_RATE:g} with warm-up and cosine, the block in the "
+            f"middle quantized; {runs[0]['num_images']:,} test images. Of each method the better commitment weight of "
+            f"{COMMITMENT_WEIGHTS[0]:g} and {COMMITMENT_WEIGHTS[1]:g}, on {steps // 2} steps and validation images.",
+            "",
+            "| | " + " | ".join(networks) + " |",
+            "|---" * (len(networks) + 1) + "|",
+        ]
+        for method in METHODS:
+            cells = []
+            for network in networks:
+                mine = [record for record in runs if (record["method"], record["network"]) == (method, network)]
+                cells.append(_cell(mine))
+            if any(cells):
+                lines.append(f"| {method} | " + " | ".join(cells) + " |")
+        seeds = sorted({record["seed"] for record in runs})
+        lines += ["", f"Seeds: {', '.join(map(str, seeds))}. Device: {', '.join({run['device'] for run in runs})}."]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(runs: list[dict[str, Any]]) -> str:
+    if not runs:
+        return ""
+    text = _mean([100 * run["accuracy"] for run in runs], 1)
+    if "perplexity" in runs[0]:
+        used = statistics.mean(run["active_codes"] for run in runs)
+        text += f" / {_mean([run['perplexity'] for run in runs], 1)} ({used:.0f})"
+    return text
+
+
+def _mean(values: list[float], digits: int) -> str:
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def fill(path: Path, options: argparse.Namespace) -> None:
+    """Runs what the file lacks, and writes it, with its table, after every run."""
+    records: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+
+    def fill_in(key: dict[str, Any], task: Task, train: list[dict], test: list[dict]) -> None:
+        if any(key.items() <= record.items() for record in records):
+            return
+        records.append(run(key, task, train, test, options.device == "cpu"))
+        print(json.dumps(records[-1]), flush=True)
+        path.write_text(json.dumps(records, indent=1) + "\n")
+        if any(not record["tuning"] for record in records):
+            path.with_suffix(".md").write_text(table(records))
+
+    for data in options.data:
+        task = DATA[data]()
+        train, test = examples(task.train, task), examples(task.test, task)
+        fewer, validation = (examples(rows, task) for rows in held_out(task.train, VALIDATION_SHARE))
+        for network in options.networks:
+            key: dict[str, Any] = {"data": data, "network": network}
+            half = options.steps // 2
+            for method in METHODS:
+                for weight in COMMITMENT_WEIGHTS if method != FLOOR else ():
+                    candidate = {"method": method, "commitment_weight": weight, "seed": 0, "steps": half}
+                    fill_in({**key, **candidate, "tuning": True}, task, fewer, validation)
+            for seed in options.seeds:
+                for method in METHODS:
+                    weight = best_weight(records, method, network, data, half)
+                    chosen = {"method": method, "commitment_weight": weight, "seed": seed, "steps": options.steps}
+                    fill_in({**key, **chosen, "tuning": False}, task, train, test)
+    print(table(records))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--networks", nargs="*", default=SMALL, choices=list(NETWORKS))
+    parser.add_argument("--data", nargs="*", default=["mnist"], choices=list(DATA))
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0])
+    parser.add_argument("--steps", type=int, help="150, and 20 with --quick")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--quick", action="store_true", help="few steps, to see that all works")
+    parser.add_argument("--fresh", action="store_true", help="forget the results of earlier runs")
+    options = parser.parse_args()
+    options.steps = options.steps or (20 if options.quick else 150)
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / ("classifiers_quick.json" if options.quick else "classifiers.json")
+    if options.fresh:
+        path.unlink(missing_ok=True)
+    fill(path, options)
+
+
+if __name__ == "__main__":
+    main()
