@@ -177,7 +177,7 @@ def train_generator(output: Path, max_steps: int | None, seed: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     tokenizer = str(output / "full")
     run("tokenize_dataset.py", tokenizer=tokenizer, dataset="noto-emoji-32", output_dir=tokens)
-    settings = {} if max_steps is None else {"max_steps": max_steps, "eval_steps": max_steps}
+    settings = {} if max_steps is None else {"max_steps": max_steps, "warmup_steps": max_steps // 15}
     recipe = SCRIPTS / "configs" / "noto_emoji_32_maskgit.yaml"
     run(
         "train_generator.py", config=recipe, tokens=tokens, tokenizer=tokenizer, output_dir=work, seed=seed, **settings
