@@ -6,6 +6,7 @@ Every function returns a `PIL.Image`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL.Image
@@ -25,6 +26,9 @@ from .figures import (
     run_colors,
 )
 from .metrics import perplexity
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Values = torch.Tensor | Mapping[str, torch.Tensor]
 
@@ -126,12 +130,16 @@ def projection(
     return picture(figure)
 
 
-def scatter_codebook(axes, embeddings: np.ndarray, codes: np.ndarray, used: np.ndarray, scale: float = 1.0) -> None:
+def scatter_codebook(
+    axes: Axes, embeddings: np.ndarray, codes: np.ndarray, used: np.ndarray, scale: float = 1.0
+) -> None:
     """Draws P, C and Q, flat vectors (N, 2), into a map; `used` is the mask of C that makes Q."""
     size = float(np.clip(9000 / max(used.sum(), 1), 14, 36))  # a few codes must be seen, many not hide the rest
-    axes.scatter(*embeddings.T, s=9 * scale, color=EMBEDDINGS, lw=0, alpha=0.6, label="P: embeddings")
-    axes.scatter(*codes.T, s=12 * scale, color=CODES, lw=0.7, marker="x", alpha=0.6, label="C: all codes")
-    axes.scatter(*codes[used].T, s=size * scale, color=USED, lw=0.3, edgecolor=PAPER, label="Q: codes in use")
+    (px, py), (cx, cy), (qx, qy) = embeddings.T, codes.T, codes[used].T
+    # C lies lowest: embeddings that have not spread yet would vanish under it.
+    axes.scatter(px, py, s=9 * scale, color=EMBEDDINGS, lw=0, alpha=0.6, zorder=2, label="P: embeddings")
+    axes.scatter(cx, cy, s=12 * scale, color=CODES, lw=0.7, marker="x", alpha=0.6, zorder=1, label="C: all codes")
+    axes.scatter(qx, qy, s=size * scale, color=USED, lw=0.3, edgecolor=PAPER, zorder=3, label="Q: codes in use")
     as_map(axes)
 
 

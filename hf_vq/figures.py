@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette: distinct for the colour-blind too. The first is for what is compared against.
 RUN_COLORS = ("#7f7f7f", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-EMBEDDINGS, CODES, USED = "#9ecae1", "#525252", "#d62728"
+EMBEDDINGS, CODES, USED = "#56b4e9", "#525252", "#d62728"
 INK, PAPER, FAINT, FRAME = "#262626", "#ffffff", "#e5e5e5", "#b0b0b0"
 
 
@@ -33,8 +33,9 @@ def new_figure(
     """A figure of `width` x `height` inches and its axes, an array (rows, columns)."""
     # Not pyplot: it keeps figures alive and depends on the user's backend.
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor=PAPER)
+    figure = Figure(figsize=(width, height), dpi=130, layout=ConstrainedLayoutEngine(h_pad=0.08), facecolor=PAPER)
     if title:
         figure.suptitle(title, fontsize=13, color=INK)
     grid = figure.subplots(rows, columns, squeeze=False)

@@ -1,4 +1,4 @@
-"""Pictures of a tokenizer. Here: images, their reconstructions, and samples; of its codebook: the modules below.
+"""All pictures of a tokenizer. Defined here are those of images; those of its codebook come from their own modules.
 
 Every function returns a `PIL.Image`. Runs keep their colour from picture to picture as long as they keep their place.
 """
@@ -15,8 +15,28 @@ import torch
 
 from .codebook_visualization import projection, usage_curves, usage_histogram
 from .figures import INK, PAPER
+from .mechanism_visualization import (
+    codebook_curves,
+    density_ridges,
+    projection_animation,
+    projection_panels,
+    save_animation,
+)
+from .toy_trajectory import toy_trajectories
 
-__all__ = ["projection", "reconstruction_grid", "sample_sheet", "usage_curves", "usage_histogram"]
+__all__ = [
+    "codebook_curves",
+    "density_ridges",
+    "projection",
+    "projection_animation",
+    "projection_panels",
+    "reconstruction_grid",
+    "sample_sheet",
+    "save_animation",
+    "toy_trajectories",
+    "usage_curves",
+    "usage_histogram",
+]
 
 
 def reconstruction_grid(
