@@ -110,10 +110,11 @@ class Inception(FeatureExtractor):
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
             raise ModuleNotFoundError(
-                f"Inception's features need the package {error.name!r}. Install the extra that has it, "
+                f"Inception's features need the package {package!r}. Install the extra that has it, "
                 f"pip install 'hf_vq[inception]', or take features that need nothing: {SHRUNK_PIXELS!r} (no FID then)",
-                name=error.name,
+                name=package,
             ) from error
         if weights is not None and not Path(weights).expanduser().is_file():
             raise FileNotFoundError(f"there is no file of Inception's weights '{weights}'")

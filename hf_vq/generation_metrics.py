@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from .metrics import gather_over_processes, sum_over_processes
+from .metrics import ExactSum, gather_over_processes, sum_over_processes
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -31,7 +31,8 @@ class HiddenTokenMetrics:
     """Accumulates how well hidden tokens are guessed; every hidden token counts the same, whatever its batch."""
 
     def __init__(self) -> None:
-        self._sums = torch.zeros(4, dtype=torch.float64)  # cross entropy, right guesses, hidden tokens, images
+        self._entropy = ExactSum()
+        self._counts = torch.zeros(3, dtype=torch.int64)  # right guesses, hidden tokens, images
 
     @torch.no_grad()
     def update(self, logits: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor) -> None:
@@ -43,9 +44,9 @@ class HiddenTokenMetrics:
             mask: True where a token was hidden, (batch, ...).
         """
         logits, right = logits[mask].float(), targets[mask]
-        entropies = F.cross_entropy(logits, right, reduction="none").cpu().double()
+        self._entropy.add(F.cross_entropy(logits, right, reduction="none").cpu().double())
         hits = logits.argmax(-1) == right
-        self._sums += torch.tensor([entropies.sum(), hits.sum(), len(right), len(mask)], dtype=torch.float64)
+        self._counts += torch.tensor([int(hits.sum()), len(right), len(mask)])
 
     def compute(self, accelerator: Accelerator | None = None) -> dict[str, float]:
         """The metrics over all processes; every process must call it.
@@ -57,11 +58,12 @@ class HiddenTokenMetrics:
         Raises:
             ValueError: No process has seen a hidden token.
         """
-        entropy, hits, tokens, images = sum_over_processes(self._sums, accelerator).tolist()
+        entropy = float(self._entropy.compute(accelerator))
+        hits, tokens, images = sum_over_processes(self._counts, accelerator).tolist()
         if not tokens:
             raise ValueError("no hidden tokens to measure: update was never called with any")
         return {
-            "num_images": int(images),
+            "num_images": images,
             "masked_cross_entropy": entropy / tokens,
             "masked_accuracy": hits / tokens,
         }
@@ -71,19 +73,17 @@ class FrechetDistance:
     """The Fréchet distance between the features of two sets, each taken for a normal distribution (arXiv 1706.08500).
 
     With Inception's features this is FID. Values can be compared if they are of the same features, the same reference
-    images and as many generated ones: fewer give larger distances. The arithmetic is torchmetrics', in float64.
+    images and as many generated ones: fewer give larger distances. The arithmetic is torchmetrics', in
+    float64; the sums are ours, which are exact.
 
     Args:
         num_features: Width of the features.
     """
 
     def __init__(self, num_features: int) -> None:
-        from torchmetrics.image.fid import FrechetInceptionDistance
-
-        # The synchronisation is ours, as torchmetrics' wants the sums to lie on the device of the collectives.
-        self._metric = FrechetInceptionDistance(feature=_Given(num_features), sync_on_compute=False)
-        for real in (True, False):  # a process may see no image of a set
-            self._metric.update(torch.zeros(0, num_features, dtype=torch.float64), real=real)
+        self.num_features = num_features
+        # Of both sets the products of all features and 1, which are second moments, sums and the count at once.
+        self._products = [ExactSum(num_features + 1, num_features + 1) for _ in range(2)]
 
     @torch.no_grad()
     def update(self, features: torch.Tensor, generated: bool) -> None:
@@ -93,7 +93,8 @@ class FrechetDistance:
             features: (batch, num_features).
             generated: Which set.
         """
-        self._metric.update(features.cpu().double(), real=not generated)
+        features = F.pad(features.cpu().double(), (0, 1), value=1.0)
+        self._products[int(generated)].add((features.T @ features)[None])
 
     def compute(self, accelerator: Accelerator | None = None) -> float:
         """The distance over all processes; every process must call it, also one that has seen no image.
@@ -101,10 +102,18 @@ class FrechetDistance:
         Raises:
             ValueError: One of the sets has fewer than two images.
         """
-        with self._metric.sync_context(dist_sync_fn=lambda tensor, group: gather_over_processes(tensor, accelerator)):
-            for count in (self._metric.real_features_num_samples, self._metric.fake_features_num_samples):
-                _require_two(int(count))
-            return float(self._metric.compute())
+        from torchmetrics.image.fid import FrechetInceptionDistance
+
+        metric = FrechetInceptionDistance(feature=_Given(self.num_features), sync_on_compute=False)
+        for name, products in zip(("real", "fake"), self._products, strict=True):
+            total = products.compute(accelerator)
+            count = int(total[-1, -1])
+            _require_two(count)
+            metric.update(torch.zeros(0, self.num_features, dtype=torch.float64), real=name == "real")
+            setattr(metric, f"{name}_features_sum", total[-1, :-1])
+            setattr(metric, f"{name}_features_cov_sum", total[:-1, :-1])
+            setattr(metric, f"{name}_features_num_samples", torch.tensor(count))
+        return float(metric.compute())
 
 
 class FeatureSample:
@@ -171,7 +180,7 @@ class GeneratorMetrics:
         self._distance = FrechetDistance(num_features)
         self._samples = [FeatureSample(sample_size, num_features, seed) for _ in range(2)]
         # Of each split: the sum of the probabilities of each class, that of p log p, and the number of images.
-        self._score = torch.zeros(SCORE_SPLITS, num_classes + 2, dtype=torch.float64)
+        self._score = ExactSum(SCORE_SPLITS, num_classes + 2)
         self._counts = torch.zeros(2, dtype=torch.int64)
 
     @torch.no_grad()
@@ -189,8 +198,9 @@ class GeneratorMetrics:
         if generated and self.num_classes:
             assert features.logits is not None
             logs = features.logits.cpu().double().log_softmax(-1)
-            terms = [logs.exp(), (logs.exp() * logs).sum(-1, keepdim=True), torch.ones(len(logs), 1)]
-            self._score.index_add_(0, indices.cpu() % SCORE_SPLITS, torch.cat([term.double() for term in terms], -1))
+            terms = [logs.exp(), (logs.exp() * logs).sum(-1, keepdim=True), torch.ones_like(logs[:, :1])]
+            sums = torch.zeros(SCORE_SPLITS, self.num_classes + 2, dtype=torch.float64)
+            self._score.add(sums.index_add(0, indices.cpu() % SCORE_SPLITS, torch.cat(terms, -1))[None])
 
     def compute(self, accelerator: Accelerator | None = None) -> dict[str, float]:
         """The metrics over all processes; every process must call it.
@@ -211,7 +221,7 @@ class GeneratorMetrics:
         if min(len(reference), len(generated)) > NEIGHBORS:
             metrics |= precision_recall(reference, generated)
         if self.num_classes:
-            metrics |= _inception_score(sum_over_processes(self._score, accelerator))
+            metrics |= _inception_score(self._score.compute(accelerator))
         return metrics
 
     def estimators(self, metrics: dict[str, float]) -> dict[str, Any]:

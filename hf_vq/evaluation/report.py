@@ -126,7 +126,7 @@ class Report:
             rows.append([shown.title + arrow, *_printed(values, shown), self.measured_on(shown)])
         settings = [
             ["setting", "value"],
-            *([name, table_cell(value)] for name, value in self.settings(results).items()),
+            *map(list, self.settings(results).items()),
         ]
         return f"{_table(rows)}\n\n{_table(settings)}\n"
 
@@ -142,13 +142,13 @@ class Report:
         return f"{count}, {features['name']}" + (f" {weights[:8]}" if weights else "")
 
     def settings(self, results: list[dict[str, Any]] | None = None) -> dict[str, str]:
-        """The protocol and the models as rows of text."""
+        """The protocol and the models as rows of a table."""
         found = flatten(self.protocol)
         for result in self.results if results is None else results:
             commit = f"commit {result['revision']}, " if result["revision"] else ""
             weights = f"weights sha256 {result['weights_sha256']}, {result['dtype']}"
             found[f"model {result['label']}"] = f"{result['name']}, {commit}{weights}"
-        return found
+        return {table_cell(name): table_cell(value) for name, value in found.items()}
 
     def save(self, folder: str | Path) -> None:
         """Writes `evaluation.md`, `evaluation.json` and, if there is a picture, `evaluation.png`."""
