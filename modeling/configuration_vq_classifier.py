@@ -7,7 +7,7 @@
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig
+from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_quantizer_vq import QuantizerConfig
@@ -41,9 +41,9 @@ class VQImageClassificationConfig(QuantizerConfig):
 
     Args:
         backbone_config (`PreTrainedConfig`, `dict` or `str`, *optional*):
-            Configuration of any model that `AutoBackbone` knows, or a `ViTConfig`. `"resnet18"` and `"vit_tiny"`
-            stand for these networks, for `image_size` and `num_channels` (the ViT with patches of 16 px, below 128 px
-            of 4). By default the AlexNet-like network of this package.
+            Configuration of any model that `AutoBackbone` knows, or a `ViTConfig`; a `dict` may leave out
+            `image_size` and `num_channels`. `"resnet18"` and `"vit_tiny"` stand for these networks (the ViT with
+            patches of 16 px, below 128 px of 4). By default the AlexNet-like network of this package.
         image_size (`int`, defaults to 32): Side of the images, at least 8. A backbone's field must agree.
         num_channels (`int`, defaults to 3): Channels of the images, 3 or 1. A backbone's field must agree.
         base_channels (`int`, defaults to 64): AlexNet only. Width of its first layer; 64 are those of the original.
@@ -76,11 +76,15 @@ class VQImageClassificationConfig(QuantizerConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.backbone_config, str):
             self.backbone_config = self._named_backbone(self.backbone_config)
-        if isinstance(self.backbone_config, dict) and "model_type" not in self.backbone_config:
-            raise ValueError(
-                "`backbone_config` needs a 'model_type' that names one of transformers' models, such as 'resnet', got "
-                f"the fields {sorted(self.backbone_config)}."
-            )
+        if isinstance(self.backbone_config, dict):
+            if self.backbone_config.get("model_type") not in CONFIG_MAPPING:
+                raise ValueError(
+                    "`backbone_config` needs a 'model_type' that names one of transformers' models, such as 'resnet', "
+                    f"got {self.backbone_config}."
+                )
+            defaults = CONFIG_MAPPING[self.backbone_config["model_type"]]()
+            ours = {name: getattr(self, name) for name in ("image_size", "num_channels") if hasattr(defaults, name)}
+            self.backbone_config = ours | self.backbone_config
         super().__post_init__(**kwargs)
 
     def quantizer_kwargs(self) -> dict[str, Any]:
@@ -132,10 +136,8 @@ class VQImageClassificationConfig(QuantizerConfig):
                 f"There is no backbone {name!r}. Choose among {list(BACKBONES)}, give a configuration of "
                 "transformers, or nothing for the AlexNet."
             )
-        fields = {**BACKBONES[name], "num_channels": self.num_channels}
-        if fields["model_type"] == "vit":
-            fields |= {"image_size": self.image_size, "patch_size": 16 if self.image_size >= 128 else 4}
-        return fields
+        patches = {"patch_size": 16 if self.image_size >= 128 else 4} if name == "vit_tiny" else {}
+        return BACKBONES[name] | patches
 
 
 VQImageClassificationConfig.register_for_auto_class()

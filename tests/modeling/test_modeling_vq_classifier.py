@@ -1,0 +1,313 @@
+"""Classifiers with a quantized layer: what the layer does in each kind of network, and what is saved and loaded."""
+
+from __future__ import annotations
+
+import builtins
+import copy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from PIL import Image
+from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModelForImageClassification, pipeline
+
+from hf_vq import VQImageClassificationConfig, VQImageProcessor, VQModelForImageClassification, get_vq_layers, no_vq
+
+RESNET: dict[str, Any] = {
+    "model_type": "resnet",
+    "embedding_size": 8,
+    "hidden_sizes": [8, 16],
+    "depths": [1, 1],
+    "layer_type": "basic",
+}
+TOKENS: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16}
+VIT: dict[str, Any] = {"model_type": "vit", **TOKENS, "intermediate_size": 24, "patch_size": 4}
+SWIN: dict[str, Any] = {
+    "model_type": "swin",
+    "embed_dim": 8,
+    "depths": [1, 1],
+    "num_heads": [1, 1],
+    "image_size": 16,
+    "patch_size": 2,
+    "window_size": 4,
+}
+CONVNEXT: dict[str, Any] = {
+    "model_type": "convnext",
+    "patch_size": 2,
+    "hidden_sizes": [8, 8, 16, 16],
+    "depths": [1] * 4,
+}
+# Name -> backbone, channels of the middle layer, shape of the tokens of an image.
+BACKBONES: dict[str, tuple[Any, int, tuple[int, ...]]] = {
+    "alexnet": (None, 24, (2, 2)),
+    "resnet": (RESNET, 8, (4, 4)),
+    "convnext": (CONVNEXT, 8, (4, 4)),
+    "vit": (VIT, 16, (17,)),
+    "dinov2": ({"model_type": "dinov2", **TOKENS, "patch_size": 4}, 16, (17,)),
+    "vitdet": ({"model_type": "vitdet", **TOKENS, "patch_size": 4}, 16, (4, 4)),
+    "swin": (SWIN, 16, (16,)),
+}
+
+
+def make(backbone: Any = None, seed: int = 0, **fields: Any) -> VQModelForImageClassification:
+    """A tiny classifier of three classes for images of 16 pixels."""
+    torch.manual_seed(seed)
+    settings: dict[str, Any] = {"num_labels": 3, "image_size": 16, "base_channels": 4, "num_codes": 16, **fields}
+    return VQModelForImageClassification(VQImageClassificationConfig(backbone_config=backbone, **settings))
+
+
+def pixels(seed: int = 7) -> torch.Tensor:
+    """Four random images."""
+    return torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_the_layer_in_the_middle_gives_codes_and_nothing_else(name: str) -> None:
+    """In every kind of network what follows the layer sees codes, and the gradient reaches the layers before it."""
+    backbone, size, grid = BACKBONES[name]
+    model = make(backbone, commitment_weight=3.0).train()
+    assert model.config.quantized_size == size
+    for _ in range(30):  # so that batch norms know their statistics; k-means makes codes of the first vectors
+        model(pixels(seed=8))
+    out = model(pixels(), labels=torch.tensor([0, 1, 2, 0]))
+    out.loss.backward()
+    assert out.image_tokens.shape == (4, *grid)
+    assert out.loss.item() == pytest.approx(out.classification_loss.item() + 3 * out.commitment_loss.item(), rel=1e-6)
+    assert out.commitment_loss > 0 and out.perplexity > 1
+    first = model.get_input_embeddings().weight
+    assert first.grad is not None and first.grad.abs().sum() > 0
+    assert model.quantize.codebook.weight.grad.abs().sum() > 0
+
+    model.eval()
+    with torch.no_grad():
+        before = model(pixels()).logits
+        # One code for everything: where nothing goes around the codes, all images look the same.
+        model.quantize.codebook.weight.copy_(
+            model.quantize.codebook.weight[:1].expand_as(model.quantize.codebook.weight)
+        )
+        after = model(pixels()).logits
+    assert before.std(0).max() > 100 * after.std(0).max() + 1e-8
+
+
+@pytest.mark.parametrize("name", ["alexnet", "resnet", "vit"])
+def test_without_quantization_the_backbone_is_as_it_is(name: str) -> None:
+    """Under `no_vq` the features are those of the backbone alone, with its weights under its own names."""
+    backbone = BACKBONES[name][0]
+    model = make(backbone).eval()
+    with torch.no_grad():
+        with no_vq(model):
+            out = model(pixels())
+        quantized = model(pixels())
+    assert out.image_tokens is None and out.perplexity is None and out.commitment_loss == 0
+    assert not torch.equal(out.logits, quantized.logits)
+    if name == "resnet":
+        alone = AutoBackbone.from_config(AutoConfig.for_model(**RESNET)).eval()
+        alone.load_state_dict(model.backbone.state_dict())
+        with torch.no_grad():
+            features = alone(pixels()).feature_maps[-1].mean((2, 3))
+        torch.testing.assert_close(model.classifier(features), out.logits)
+
+
+@pytest.mark.parametrize(
+    ("which", "size", "tokens"),
+    [(0, 4, (4, 4)), (-2, 64, ()), (6, 64, ()), ("layers.1.norm", 12, (4, 4)), ("layers.1.pool", 12, (2, 2))],
+)
+def test_the_layer_can_be_chosen(which: int | str, size: int, tokens: tuple[int, ...]) -> None:
+    """A block by number, from the end too, and any module by name, also one of vectors without position."""
+    model = make(quantized_layer=which).eval()
+    out = model(pixels())
+    assert model.config.quantized_size == size
+    assert out.image_tokens.shape == (4, *tokens)
+
+
+@pytest.mark.parametrize(("kind", "share"), [("group", True), ("residual", False)])
+def test_several_groups(kind: str, share: bool) -> None:
+    """Tokens have a last axis of groups."""
+    model = make(quantizer_type=kind, num_groups=2, share_codebook=share).eval()
+    assert model(pixels()).image_tokens.shape == (4, 2, 2, 2)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_save_and_load(name: str, tmp_path: Path) -> None:
+    """What comes back gives the same tokens and logits to the bit, without another look at a blank image."""
+    model = make(BACKBONES[name][0], id2label={0: "ant", 1: "bee", 2: "cat"}, label2id={"ant": 0, "bee": 1, "cat": 2})
+    model(pixels())
+    model.eval().save_pretrained(tmp_path)
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path)
+    assert type(loaded) is VQModelForImageClassification and loaded.config.label2id == {"ant": 0, "bee": 1, "cat": 2}
+    assert loaded.config.quantized_size == BACKBONES[name][1]
+    with torch.no_grad():
+        ours, theirs = model(pixels()), loaded(pixels())
+    assert torch.equal(ours.logits, theirs.logits) and torch.equal(ours.image_tokens, theirs.image_tokens)
+    assert {key.partition(".")[0] for key in loaded.state_dict()} == {"backbone", "quantize", "classifier"}
+
+
+def test_a_deep_copy_uses_its_own_codes() -> None:
+    """The hook of a copy belongs to the copy: its codebook and statistics are not the original's."""
+    model = make().eval()
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.quantize.codebook.weight.add_(3.0)
+        before = model(pixels()).logits
+        assert not torch.equal(other(pixels()).logits, before)
+        assert torch.equal(model(pixels()).logits, before)
+    assert get_vq_layers(other) == [other.quantize] and other.quantize is not model.quantize
+    other.train()(pixels())
+    assert other.quantize.codebook.initialized and not model.quantize.codebook.initialized
+
+
+def test_compiled_it_gives_the_same() -> None:
+    """torch.compile takes the hook along."""
+    model = make().eval()
+    with torch.no_grad():
+        expected = model(pixels())
+        out = torch.compile(model, backend="eager")(pixels())
+    assert torch.equal(out.logits, expected.logits) and torch.equal(out.image_tokens, expected.image_tokens)
+
+
+@pytest.mark.parametrize("layer", [None, "layers.0.mlp"])
+def test_checkpointed_activations_change_no_gradient(layer: str | None) -> None:
+    """Neither where the whole block is quantized nor inside of one, where the quantizer is run again in backward."""
+    gradients = []
+    for checkpointed in (False, True):
+        model = make(VIT, quantized_layer=layer).train()
+        if checkpointed:
+            model.activation_checkpointing_enable()
+        torch.manual_seed(1)
+        model(pixels(), labels=torch.tensor([0, 1, 2, 0])).loss.backward()
+        gradients.append({name: weight.grad for name, weight in model.named_parameters()})
+        assert model.quantize.codebook.initialized
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+
+
+def test_checkpointing_that_loses_the_commitment_is_refused() -> None:
+    """A quantizer inside of a block that is checkpointed the old way would have no gradient for its loss."""
+    model = make(VIT, quantized_layer="layers.0.mlp").train()
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": True})
+    with pytest.raises(ValueError, match=r'"use_reentrant": False'):
+        model(pixels(), labels=torch.tensor([0, 1, 2, 0]))
+
+
+def test_the_quantizer_stays_in_float32(tmp_path: Path) -> None:
+    """A half-precision network has float32 codes."""
+    make(RESNET).save_pretrained(tmp_path)
+    model = VQModelForImageClassification.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert model.dtype == torch.bfloat16 and model.quantize.codebook.weight.dtype == torch.float32
+    assert model(pixels()).logits.dtype == torch.bfloat16
+
+
+def test_grey_images_and_the_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The task image-classification takes any picture for a network of one channel, and asks no questions."""
+    model = make({**VIT, "num_channels": 1}, num_channels=1).eval()
+    model.save_pretrained(tmp_path)
+    VQImageProcessor(image_size=16, num_channels=1).save_pretrained(tmp_path)
+    monkeypatch.setattr(builtins, "input", lambda *args: pytest.fail("asked whether to run code"))
+    picture = Image.effect_noise((24, 20), 80).convert("RGB")
+    (best, *others) = pipeline("image-classification", model=str(tmp_path))(picture)
+
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    with torch.no_grad():
+        chances = model(processor(picture, return_tensors="pt").pixel_values).logits.softmax(-1)[0]
+    assert best["label"] == f"LABEL_{int(chances.argmax())}" and len(others) == 2
+    assert best["score"] == pytest.approx(float(chances.max()), rel=1e-5)
+
+
+ELSEWHERE = """
+import sys
+sys.modules["hf_vq"] = None
+import torch
+from transformers import AutoModelForImageClassification, pipeline
+model = AutoModelForImageClassification.from_pretrained(sys.argv[1], trust_remote_code=True)
+with torch.no_grad():
+    logits = model(torch.load("pixels.pt")).logits
+torch.save(logits, "logits.pt")
+print(type(model).__module__)
+print(len(pipeline("image-classification", model=sys.argv[1], trust_remote_code=True)("image.png")))
+"""
+
+
+@pytest.mark.parametrize("name", ["alexnet", "vit"])
+def test_it_loads_without_the_package(name: str, tmp_path: Path) -> None:
+    """The code beside the weights is enough, for the model and for the pipeline."""
+    model = make(BACKBONES[name][0]).eval()
+    model.save_pretrained(tmp_path / "model")
+    VQImageProcessor(image_size=16).save_pretrained(tmp_path / "model")
+    torch.save(pixels(), tmp_path / "pixels.pt")
+    Image.new("RGB", (20, 24), "red").save(tmp_path / "image.png")
+    (tmp_path / "load.py").write_text(ELSEWHERE)
+    result = subprocess.run(
+        [sys.executable, "-I", "load.py", str(tmp_path / "model")], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    module, count = result.stdout.splitlines()
+    assert module.startswith("transformers_modules.") and count == "3"
+    with torch.no_grad():
+        assert torch.equal(torch.load(tmp_path / "logits.pt"), model(pixels()).logits)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"backbone_config": "resnet19"}, r"no backbone 'resnet19'. Choose among \['resnet18', 'vit_tiny'\]"),
+        ({"backbone_config": {"hidden_size": 3}}, r"needs a 'model_type'"),
+        ({"backbone_config": VIT, "image_size": 32}, r"`image_size=32` does not fit the backbone.*image_size=16"),
+        (
+            {"backbone_config": {**RESNET, "num_channels": 3}, "num_channels": 1},
+            r"`num_channels=1` does not fit the backbone",
+        ),
+        ({"num_channels": 2}, r"`num_channels` must be 3 \(RGB\) or 1"),
+        ({"image_size": 7}, r"`image_size` must be at least 8"),
+        ({"dropout": 1.0}, r"`dropout` must be in \[0, 1\)"),
+        ({"beta": 2.0}, r"`beta` must be in \[0, 1\]"),
+        ({"quantizer_type": "group", "num_groups": 3, "quantized_size": 8}, r"must divide the channels"),
+    ],
+)
+def test_bad_fields_are_refused(fields: dict[str, Any], message: str) -> None:
+    """By the configuration, which says what was wrong and how to mend it."""
+    with pytest.raises((StrictDataclassError, ValueError), match=message):
+        VQImageClassificationConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"backbone": {"model_type": "clip_vision_model"}}, r"AutoBackbone has no model of the type 'clip_vision"),
+        ({"quantized_layer": 7}, r"out of range: the backbone's blocks are 0 to 6"),
+        ({"quantized_layer": "layers.9"}, r"'layers.9'` is no module of the backbone, whose blocks are layers.0"),
+        ({"quantized_layer": "layers"}, r"'layers'` runs 0 times"),
+        ({"backbone": SWIN, "quantized_layer": "swin.encoder"}, r"must be, or begin with, a tensor"),
+    ],
+)
+def test_networks_that_cannot_be_quantized_so_are_refused(fields: dict[str, Any], message: str) -> None:
+    """By the model, with what there is to choose from."""
+    with pytest.raises(ValueError, match=message):
+        make(**fields)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(2, 3, 16, 16, dtype=torch.uint8), r"floating-point numbers in \[-1, 1\], got torch.uint8"),
+        (torch.zeros(3, 16, 16), r"shape \(batch, 3, height, width\), got \(3, 16, 16\)"),
+        (torch.zeros(2, 1, 16, 16), r"VQImageProcessor\(num_channels=3\)"),
+    ],
+)
+def test_bad_pixels_are_refused(images: torch.Tensor, message: str) -> None:
+    """With the shape that was expected."""
+    with pytest.raises(ValueError, match=message):
+        make()(images)
+
+
+def test_named_backbones_are_the_networks_they_say() -> None:
+    """ResNet-18 and ViT-Tiny have the number of parameters that is known of them, without their last layers."""
+    sizes = {}
+    for name in ("resnet18", "vit_tiny"):
+        config = VQImageClassificationConfig(backbone_config=name, image_size=224, quantized_size=128)
+        with torch.device("meta"):
+            model = VQModelForImageClassification(config)
+        sizes[name] = sum(weight.numel() for weight in model.backbone.parameters())
+    assert sizes == {"resnet18": 11_176_512, "vit_tiny": 5_524_416}
