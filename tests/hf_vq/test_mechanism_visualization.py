@@ -125,6 +125,8 @@ def test_the_animation_has_a_frame_for_each_common_step(tmp_path: Path, drawn: l
 
     assert ["step 1", "step 20", "step 50"] == [figure.get_suptitle() for figure in drawn]
     assert len({figure.axes[0].get_xlim() for figure in drawn}) == 1
+    for figure, (_, _, used) in zip(drawn, map(scattered, [figure.axes[0] for figure in drawn]), strict=True):
+        assert len(used) == int(figure.get_suptitle().removeprefix("step ")) // 5  # so the points are of that step
     with PIL.Image.open(tmp_path / "motion.gif") as animation:
         played = [(image.convert("RGB"), image.info["duration"]) for image in PIL.ImageSequence.Iterator(animation)]
     assert [duration for _, duration in played] == [100, 100, 500]
