@@ -124,10 +124,7 @@ class Report:
             arrow = {True: " ↑", False: " ↓", None: ""}[shown.more_is_better]
             values = [result["metrics"].get(key) for result in results]
             rows.append([shown.title + arrow, *_printed(values, shown), self.measured_on(shown)])
-        settings = [
-            ["setting", "value"],
-            *map(list, self.settings(results).items()),
-        ]
+        settings = [["setting", "value"], *map(list, self.settings(results).items())]
         return f"{_table(rows)}\n\n{_table(settings)}\n"
 
     def measured_on(self, shown: Metric) -> str:
