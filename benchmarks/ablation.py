@@ -5,7 +5,7 @@
 
 Parts, each with its files results/ablation_PART*.{json,md}:
 
-- tuning: four candidates (ablation_candidates.py) for each row of the paper's table, at half the budget, on
+- tuning: four candidates (ablation_candidates.py) for each row of the paper's table, at half its budget, on
   photographs that the tables do not measure; the best ones serve for both data sets.
 - table: base, base with one part, base with all, with 64-d codes as in the paper (Huh et al., ICML 2023).
 - leave_one_out: our recipe (4-d codes), without one part at a time.
@@ -23,35 +23,39 @@ import torch
 from ablation_candidates import KNOBS, LEAVE_ONE_OUT, PAPER
 from quality import RESULTS, chosen, fill
 
-PARTS = ("tuning", "table", "leave_one_out", "knobs")
+STEPS = {"tuning": 150, "table": 300, "leave_one_out": 500, "knobs": 500}
 TUNING = RESULTS / "ablation_tuning.json"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--part", nargs="*", default=PARTS, choices=PARTS)
+    parser.add_argument("--part", nargs="*", default=list(STEPS), choices=list(STEPS))
     parser.add_argument("--data", nargs="*", default=["photographs", "emoji"], choices=["photographs", "emoji"])
     parser.add_argument("--seeds", nargs="*", type=int, help="0 1 2; 0 for tuning and knobs")
-    parser.add_argument("--steps", type=int, default=500, help="tuning takes half of them")
+    parser.add_argument("--steps", type=int, help=", ".join(f"{steps} for {part}" for part, steps in STEPS.items()))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
+    steps = {part: options.steps or steps for part, steps in STEPS.items()}
     several, one = options.seeds or [0, 1, 2], options.seeds or [0]
+    tuned = f"the best of four candidates ({steps['tuning']} steps, validation photographs)"
     if "tuning" in options.part:
         every = {name: row for candidates in PAPER.values() for name, row in candidates.items()}
-        fill(TUNING, every, "validation", one, "Candidates, 64-d codes", options.steps // 2, options.device)
+        title = "`ablation.py --part tuning`: 64-d codes, validation photographs"
+        fill(TUNING, every, "validation", one, title, steps["tuning"], options.device)
     for data in options.data:
         if "table" in options.part:
             path = RESULTS / f"ablation_table_{data}.json"
-            title = f"{data.capitalize()}, 64-d codes, each row the best of four candidates"
-            fill(path, chosen(TUNING, PAPER), data, several, title, options.steps, options.device)
+            title = f"`ablation.py --part table --data {data}`: 64-d codes, each row {tuned}"
+            fill(path, chosen(TUNING, PAPER), data, several, title, steps["table"], options.device)
         if "leave_one_out" in options.part:
             path = RESULTS / f"ablation_leave_one_out_{data}.json"
-            title = f"{data.capitalize()}, 4-d codes, one part of the recipe changed and nothing tuned anew"
-            fill(path, LEAVE_ONE_OUT, data, several, title, options.steps, options.device)
+            title = f"`ablation.py --part leave_one_out --data {data}`: 4-d codes, nothing tuned anew"
+            fill(path, LEAVE_ONE_OUT, data, several, title, steps["leave_one_out"], options.device)
     if "knobs" in options.part:
         path = RESULTS / "ablation_knobs.json"
-        fill(path, KNOBS, "validation", one, "4-d codes, one setting changed", options.steps, options.device)
+        title = "`ablation.py --part knobs`: 4-d codes unless said, one setting changed, validation photographs"
+        fill(path, KNOBS, "validation", one, title, steps["knobs"], options.device)
 
 
 if __name__ == "__main__":

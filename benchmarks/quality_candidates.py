@@ -14,12 +14,18 @@ from hf_vq import RECOMMENDED_QUANTIZER
 
 @dataclass
 class Row:
-    """A line of the table: arguments of `VectorQuant`, or a function from the code dimension to a foreign layer."""
+    """A line of the table.
+
+    Args:
+        quantizer: arguments of `VectorQuant`, or a function from the code dimension to a foreign layer.
+        yardstick: measure how many codes k-means would use, too.
+    """
 
     quantizer: dict[str, Any] | Callable[[int], nn.Module]
     commitment_weight: float
     embed_dim: int = 64
     num_codes: int = autoencoder.NUM_CODES
+    yardstick: bool = False
 
 
 def ema(commitment: float, rotation_trick: bool = False) -> Callable[[int], nn.Module]:
@@ -61,7 +67,7 @@ OTHERS = "(vector-quantize-pytorch)"
 CANDIDATES: dict[str, dict[str, Row]] = {
     "full method": {
         f"full method, {dim}-d codes, {kind} step {rate}": Row(
-            {**FULL, "alternating_kind": kind, "alternating_lr": rate}, 1.0, dim
+            {**FULL, "alternating_kind": kind, "alternating_lr": rate}, 1.0, dim, yardstick=True
         )
         for dim in (3, 4, 8)
         for kind, rate in (("centroid", 0.3), ("sgd", 50.0))
