@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 
 import hf_vq
 from hf_vq import MaskGitModel, VQModel
@@ -23,9 +23,16 @@ HEADING = "### Measured by `scripts/evaluate.py` on"
 PERSONS_CARD = "---\nlicense: mit\n---\n# My tokenizer\n\nRead this first.\n"
 
 
+def metadata(card: str) -> ModelCardData:
+    """A card's metadata."""
+    data = ModelCard(card).data
+    assert isinstance(data, ModelCardData)
+    return data
+
+
 def results(card: str) -> dict[str, float]:
     """Metric type and value of all results in a card's metadata."""
-    found = ModelCard(card).data.eval_results or []
+    found = metadata(card).eval_results or []
     assert len({result.metric_type for result in found}) == len(found)
     return {result.metric_type: result.metric_value for result in found}
 
@@ -35,7 +42,7 @@ def test_numbers_go_into_the_repository_in_one_commit(
 ) -> None:
     """The card keeps its recipe and earlier numbers; a second evaluation replaces the first; new weights drop it."""
     model, processor = VQModel.from_pretrained(models / "a"), load_subjects([str(models / "a")])[0].processor
-    recipe = {"training": {"steps": 1234}, "dataset": images.name, "split": "train"}
+    recipe: dict[str, Any] = {"training": {"steps": 1234}, "dataset": images.name, "split": "train"}
     metrics = {"psnr": 1.0, "rfid": 5.5}
     hf_vq.push_to_hub(model, "alice/vq", image_processor=processor, metrics=metrics, **recipe)
     report = evaluate(arguments(Path("alice"), "vq", images, tmp_path, update_cards=True))
@@ -51,7 +58,7 @@ def test_numbers_go_into_the_repository_in_one_commit(
     assert results(card)["psnr"] == pytest.approx(values["psnr"], rel=1e-5)
     assert results(card)["frechet_8x8_pixels"] == pytest.approx(values["frechet_8x8_pixels"], rel=1e-5)
     assert results(card)["rfid"] == 5.5  # which was not measured again
-    (psnr,) = (r for r in ModelCard(card).data.eval_results or [] if r.metric_type == "psnr")
+    (psnr,) = (r for r in metadata(card).eval_results or [] if r.metric_type == "psnr")
     assert psnr.metric_args is not None and psnr.metric_args["preprocessing: resize"] == "shorter edge to 16"
 
     evaluate(arguments(Path("alice"), "vq", images, tmp_path, update_cards=True, max_images=5))
@@ -74,7 +81,7 @@ def test_a_persons_card_is_kept(hub: HubServer, models: Path, images: Path, tmp_
         evaluate(arguments(tmp_path, name, images, tmp_path / "out", update_cards=True))
     persons, fresh = ((tmp_path / name / "README.md").read_text() for name in ("b", "free"))
 
-    assert "# My tokenizer\n\nRead this first." in persons and ModelCard(persons).data.license == "mit"
+    assert "# My tokenizer\n\nRead this first." in persons and metadata(persons).license == "mit"
     assert results(persons)["psnr"] > 0 and HEADING in persons
     assert set(results(fresh)) == {f"{name}_8x8_pixels" for name in ("frechet", "kernel", "precision", "recall")}
     assert "11 samples, 11 images" in fresh and "arccos" in fresh
