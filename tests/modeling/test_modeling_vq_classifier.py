@@ -178,18 +178,18 @@ def test_checkpointed_activations_change_no_gradient(layer: str | None) -> None:
     for checkpointed in (False, True):
         model = make(VIT, quantized_layer=layer).train()
         if checkpointed:
-            model.activation_checkpointing_enable()
+            model.gradient_checkpointing_enable()
         torch.manual_seed(1)
         model(pixels(), labels=torch.tensor([0, 1, 2, 0])).loss.backward()
         gradients.append({name: weight.grad for name, weight in model.named_parameters()})
-        assert model.quantize.codebook.initialized
+        assert model.quantize.codebook.initialized and model._quantized is None
     assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
 
 
 def test_checkpointing_that_loses_the_commitment_is_refused() -> None:
     """A quantizer inside of a block that is checkpointed the old way would have no gradient for its loss."""
     model = make(VIT, quantized_layer="layers.0.mlp").train()
-    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": True})
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
     with pytest.raises(ValueError, match=r'"use_reentrant": False'):
         model(pixels(), labels=torch.tensor([0, 1, 2, 0]))
 
