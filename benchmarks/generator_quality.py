@@ -17,8 +17,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from hf_vq.evaluation.arguments import EvaluationArguments
 from hf_vq.evaluation.evaluator import evaluate
 
@@ -97,10 +95,8 @@ def main() -> None:
     (RESULTS / "generator_quality.json").write_text(
         json.dumps({"caption": caption, "protocol": report.protocol, "rows": rows}, indent=1)
     )
-    for name, folder in folders.items():
-        with Image.open(folder / "final" / "samples.png") as picture:
-            picture.save(options.work_dir / f"{folder.name}.png")
-        print(f"{name}: {options.work_dir / folder.name}.png")
+    assert report.picture is not None
+    report.picture.save(ROOT / "docs" / "generator_quality.png")
     print("\n".join(lines))
 
 

@@ -254,12 +254,17 @@ class GeneratorTrainingArguments(BaseTrainingArguments):
     sample_guidance_scale: float = field(
         default=3.0, metadata={"help": "Their guidance (1 = off); models without classes or class dropout have none."}
     )
+    sample_temperature: float = field(default=1.0, metadata={"help": "Their temperature; less than 1 sharpens."})
+    sample_choice_temperature: float | None = field(
+        default=None, metadata={"help": "Noise in the confidence sampler's choice (the model's default if not given)."}
+    )
     sample_sampler: str = field(
         default="confidence", metadata={"help": "Their sampler.", "choices": ["confidence", "halton"]}
     )
 
     free_on_resume: ClassVar[frozenset[str]] = BaseTrainingArguments.free_on_resume | {
         "num_sample_images", "num_distance_images", "sample_steps", "sample_guidance_scale", "sample_sampler",
+        "sample_temperature", "sample_choice_temperature",
     }  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -272,4 +277,12 @@ class GeneratorTrainingArguments(BaseTrainingArguments):
             "0, or at least 2 for a covariance",
         )
         self._require("sample_guidance_scale", math.isfinite(self.sample_guidance_scale), "finite")
+        self._require("sample_temperature", self.sample_temperature > 0, "above 0")
+        choice = self.sample_choice_temperature
+        self._require("sample_choice_temperature", choice is None or choice >= 0, "0 or more")
+        self._require(
+            "sample_choice_temperature",
+            choice is None or self.sample_sampler == "confidence",
+            "left out with the Halton sampler, which keeps all guesses",
+        )
         self._require("sample_sampler", self.sample_sampler in ("confidence", "halton"), "confidence or halton")

@@ -193,12 +193,15 @@ class GeneratorTrainer(BaseTrainer):
 
     def _sampling(self) -> dict[str, Any]:
         args, config = self.args, self.model.config
+        choice = args.sample_choice_temperature
         # Guidance leads away from images of no class, which training shows only where it drops classes.
         guided = config.num_classes > 0 and config.class_dropout > 0 and args.sample_guidance_scale != 1
         return (
             {"num_steps": args.sample_steps}
             | ({"guidance_scale": args.sample_guidance_scale} if guided else {})
             | ({"sampler": args.sample_sampler} if args.sample_sampler != "confidence" else {})
+            | ({"temperature": args.sample_temperature} if args.sample_temperature != 1 else {})
+            | ({} if choice is None else {"choice_temperature": choice})
         )
 
     # ------------------------------------------------------------------ publishing

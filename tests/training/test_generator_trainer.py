@@ -386,6 +386,9 @@ def test_ids_of_separate_codebooks_are_checked_group_by_group(make_generator: Ca
         ({"sample_steps": 17}, r"sample_steps \(17\) must be at most 16"),
         ({"num_distance_images": 1}, "num_distance_images must be 0, or at least 2"),
         ({"sample_sampler": "nucleus"}, "sample_sampler must be confidence or halton"),
+        ({"sample_temperature": 0.0}, "sample_temperature must be above 0"),
+        ({"sample_choice_temperature": -1.0}, "sample_choice_temperature must be 0 or more"),
+        ({"sample_choice_temperature": 1.0, "sample_sampler": "halton"}, "left out with the Halton sampler"),
     ],
 )
 def test_impossible_settings_are_refused(make_trainer: MakeTrainer, fields: dict[str, Any], message: str) -> None:
@@ -395,6 +398,17 @@ def test_impossible_settings_are_refused(make_trainer: MakeTrainer, fields: dict
 
 
 # ---- publishing
+
+
+def test_samples_are_drawn_as_asked_and_the_card_says_how(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    """Temperatures change the picture and stand in the code of the card."""
+    plain = make_trainer(max_steps=1, eval_steps=0, save_steps=0)
+    sharp = make_trainer("sharp", max_steps=1, sample_temperature=0.01, sample_choice_temperature=0.0)
+    assert plain.samples().tobytes() != sharp.samples().tobytes()
+
+    sharp.train()
+    card = (tmp_path / "sharp" / "final" / "README.md").read_text()
+    assert "num_steps=2, guidance_scale=3.0, temperature=0.01, choice_temperature=0.0" in card
 
 
 def test_the_final_folder_is_a_whole_hub_repository(make_trainer: MakeTrainer, tmp_path: Path) -> None:
