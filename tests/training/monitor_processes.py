@@ -45,7 +45,7 @@ def make_trainer(output_dir: Path, **fields: Any) -> TokenizerTrainer:
         "eval_batch_size": 2,
         "learning_rate": 1e-2,
         "eval_steps": 0,
-        "save_steps": 0,
+        "save_steps": 2,  # the last step evaluates, which averages statistics before a monitor looks
         "use_ema": True,
         "disable_tqdm": True,
     }
@@ -71,7 +71,7 @@ def main(folder: Path) -> None:
     trainers = []
     for name, fields in (("with", MONITORED), ("without", {})):
         trainer = make_trainer(folder / name, **fields)
-        # Before the last checkpoint, which averages the statistics of batch norms.
+        # Before each step: checkpoints and evaluation average the statistics of batch norms.
         step, states = trainer.train_step, result.setdefault(name, [])
 
         def recorded(batches: Any, step: Any = step, states: Any = states, trainer: Any = trainer) -> Any:

@@ -55,12 +55,12 @@ def test_two_processes_collect_the_numbers_of_one(folder: Path, worker: ModuleTy
     assert [snapshot.step for snapshot in snapshots] == [1, 2, 3]
 
     trainer: Any = worker.make_trainer(tmp_path / "one")
-    weights = VQModel.from_pretrained(folder / "with" / "checkpoint-3", config=VQConfig(**worker.CONFIG)).state_dict()
+    weights = VQModel.from_pretrained(folder / "with" / "checkpoint-2", config=VQConfig(**worker.CONFIG)).state_dict()
     trainer.model.load_state_dict(weights)
-    trainer.step = 3
+    trainer.step = 2
     monitor = CodebookMonitor(every=1, num_images=worker.NUM_IMAGES)
     monitor.on_train_begin(trainer)
-    alone, together = monitor.observe(trainer), snapshots[-1]
+    alone, together = monitor.observe(trainer), snapshots[1]
 
     assert together.uses.sum() == 7 * 16 and together.embeddings.shape == (7 * 16, 4)
     assert torch.equal(together.uses, alone.uses) and torch.equal(together.codes, alone.codes)
@@ -74,4 +74,5 @@ def test_training_does_not_notice_the_monitor(folder: Path) -> None:
     ranks = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
     for rank in ranks:
         assert len(rank["with"]) == 4 and rank["with"] == rank["without"]
-    assert ranks[0]["with"][2] != ranks[1]["with"][2]  # statistics differ under way, so averaging them would show
+    # Statistics differ under way (random numbers, the last entry, do anyway), so averaging them would show.
+    assert ranks[0]["with"][1][:-1] != ranks[1]["with"][1][:-1]
