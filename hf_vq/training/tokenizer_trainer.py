@@ -29,7 +29,7 @@ from hf_vq.modeling.version_vq import __version__
 from hf_vq.training.arguments import TokenizerTrainingArguments
 from hf_vq.training.codebook_monitor import CodebookMonitor
 from hf_vq.training.data_order import Batch, evaluation_batches, is_stream
-from hf_vq.training.optimization import forget_gradients, forget_moments, parameter_groups
+from hf_vq.training.optimization import forget_gradients, forget_moments, parameter_groups, rewritten_rows
 from hf_vq.training.recipe import measured_split, recipe_rows
 from hf_vq.training.trainer import BaseTrainer
 from hf_vq.visualization import reconstruction_grid, usage_histogram
@@ -128,7 +128,7 @@ class TokenizerTrainer(BaseTrainer):
         """Forward and backward of the model; returns its reconstructions and the terms of its loss."""
         args = self.args
         out = self.wrapped["model"](pixel_values)
-        now = self._rewritten_rows()
+        now = rewritten_rows(self.quantizers)
         forget_gradients(now.items())
         for weight, rows in now.items():
             rewritten[weight] = rewritten[weight] | rows if weight in rewritten else rows
@@ -168,15 +168,6 @@ class TokenizerTrainer(BaseTrainer):
         loss = criterion(logits_real, logits_fake)
         self.accelerator.backward(loss / micro_batches)
         return {"discriminator_loss": loss, "logits_real": logits_real.mean(), "logits_fake": logits_fake.mean()}
-
-    def _rewritten_rows(self) -> Rewritten:
-        """The code rows that the last forward initialised or replaced."""
-        found = {}
-        for layer in self.quantizers:
-            rows = layer.codebook.rewritten
-            if rows is not None:
-                found[layer.codebook.weight] = rows.clone()
-        return found
 
     def task_loss(self, batch: Batch) -> Tensor:
         """Reconstruction and perceptual loss; the discriminator's, which changes under way, is left out."""
