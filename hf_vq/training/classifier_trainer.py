@@ -112,6 +112,13 @@ class ClassifierTrainer(BaseTrainer):
             raise ValueError(NO_LABELS.format("training or held-out"))
         return batch["label"].to(self.accelerator.device, non_blocking=True)
 
+    def task_loss(self, batch: Batch) -> Tensor:
+        """The cross entropy."""
+        # The class's own forward: Accelerate's autocast is on the instance.
+        out = type(self.model).forward(self.model, self.to_device(batch), labels=self._labels(batch))
+        assert out.classification_loss is not None
+        return out.classification_loss
+
     def evaluation(self) -> tuple[dict[str, float], dict[str, Image.Image]]:
         """Right answers and use of the codes on the held-out images, in float32."""
         args, accelerator = self.args, self.accelerator

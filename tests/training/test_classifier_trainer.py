@@ -19,6 +19,8 @@ from hf_vq import (
     VQModelForImageClassification,
 )
 from hf_vq.classification_metrics import ClassificationMetrics
+from hf_vq.codebook_record import load_snapshots
+from hf_vq.training.codebook_monitor import CodebookMonitor
 
 MakeTrainer = Callable[..., ClassifierTrainer]
 RESNET = {
@@ -193,3 +195,21 @@ def test_metrics_do_not_depend_on_batches() -> None:
         assert metrics["perplexity"] == pytest.approx(2.7495, rel=1e-3)
     with pytest.raises(ValueError, match="no images to measure"):
         ClassificationMetrics(4).compute()
+
+
+def test_a_monitor_watches_the_layer(make_classifier: MakeTrainer, tmp_path: Path) -> None:
+    """The recorded task loss is the published model's cross entropy, and a watched run ends with the same bits."""
+    watched, alone = make_classifier(save_steps=0), make_classifier("alone", save_steps=0)
+    watched.callbacks.append(CodebookMonitor(every=8, num_images=7))
+    watched.train()
+    alone.train()
+
+    snapshot = load_snapshots(tmp_path / "out" / "codebook")[-1]
+    model = watched.published_model().eval()
+    items = [Squares(7)[index] for index in range(7)]
+    with torch.no_grad():
+        out = model(torch.stack([item["pixel_values"] for item in items]))
+    expected = torch.nn.functional.cross_entropy(out.logits, torch.tensor([item["label"] for item in items]))
+    assert snapshot.step == 8 and abs(snapshot.metrics["task_loss"] - expected.item()) < 1e-5
+    for name, tensor in alone.model.state_dict().items():
+        assert torch.equal(tensor, watched.model.state_dict()[name]), name
