@@ -5,11 +5,14 @@ TEST_VENV := .venv-test
 PYTEST_ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+BENCHES := bench-quantizer bench-tokenize bench-generator bench-quality bench-ablation bench-large-codebooks \
+  bench-mechanism bench-classifiers bench-generator-quality
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-quality bench-quantizer bench-tokenize bench-generator clean
+.PHONY: help demo test lint format clean bench $(BENCHES)
 
 help:  ## Show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 26
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear $(VENV)
@@ -40,7 +43,7 @@ $(VENV)/bench: $(VENV)/ready
 	$(VENV)/bin/pip install --quiet -c constraints.txt -e ".[bench]"
 	touch $@
 
-bench: bench-quantizer bench-tokenize bench-generator bench-quality  ## All tables below
+bench: $(BENCHES)  ## All tables below, hours on a CPU
 
 bench-quantizer: $(VENV)/bench  ## Speed and memory of the quantizer beside other libraries
 	$(VENV)/bin/python benchmarks/quantizer_speed.py
@@ -53,6 +56,21 @@ bench-generator: $(VENV)/bench  ## Speed of the generator beside diffusers
 
 bench-quality: $(VENV)/bench  ## Held-out error and codebook use of each method in one autoencoder
 	$(VENV)/bin/python benchmarks/quality.py
+
+bench-ablation: $(VENV)/bench  ## Each part of the method alone, all but one, and the knobs
+	$(VENV)/bin/python benchmarks/ablation.py
+
+bench-large-codebooks: $(VENV)/bench  ## 256 to 65,536 codes beside other methods
+	$(VENV)/bin/python benchmarks/large_codebooks.py
+
+bench-mechanism: $(VENV)/bench  ## Embeddings, codes and gradients in training, with pictures
+	$(VENV)/bin/python benchmarks/mechanism.py
+
+bench-classifiers: $(VENV)/bench  ## Accuracy with a quantized layer and each part of the method
+	$(VENV)/bin/python benchmarks/classifiers.py
+
+bench-generator-quality: $(VENV)/bench demo  ## Generators on the demo's two tokenizers
+	$(VENV)/bin/python benchmarks/generator_quality.py
 
 clean:  ## Remove environments and build products
 	rm -rf build dist *.egg-info $(VENV) $(TEST_VENV) .pytest_cache .mypy_cache .ruff_cache

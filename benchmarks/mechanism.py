@@ -124,8 +124,6 @@ def protocol(options: argparse.Namespace, num_train: int, num_test: int) -> dict
 def table(records: list[dict[str, Any]], facts: dict[str, Any]) -> str:
     """Markdown of the last step, mean and deviation over the seeds."""
     lines = [
-        "# The mechanism in numbers",
-        "",
         f"`{facts['command']}`",
         "",
         f"{facts['data']}; {facts['network']}; {facts['budget']}; torch {facts['torch']}. The rows differ in the "
