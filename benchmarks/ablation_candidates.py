@@ -27,7 +27,7 @@ PAPER: dict[str, dict[str, Row]] = {
     part: {
         f"{part}: {name}, alpha {alpha:g}": Row({**PLAIN, **setting}, alpha)
         for name, setting in settings
-        for alpha in ((0.0, 1.0) if part in ("alternating", "all") else (5.0, 1.0))
+        for alpha in ((0.0, 1.0) if part in ("alternating", "all") else (1.0, 0.25))
     }
     for part, settings in _OWN.items()
 }
