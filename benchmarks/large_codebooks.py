@@ -1,0 +1,337 @@
+"""Error and codebook use from 256 to 65,536 codes, in one autoencoder with one budget (see autoencoder.py).
+
+    python benchmarks/large_codebooks.py
+    python benchmarks/large_codebooks.py --part trials
+    python benchmarks/large_codebooks.py --part table --sizes 16384 65536 --rows "full method" FSQ
+
+Network, batches, optimizer and photographs are those of quality.py, but for 32 channels, 150 steps and a learning rate
+of 3e-3. Error is measured on photographs that did not train. Use is measured on them, and on strips left out of those
+that trained: a code can be in use only if what it stands for is in the picture, and only if there are many vectors for
+each code (N / K in the tables), so both are cut in overlapping tiles with strides that are no multiple of a token's
+4 px. The tables also say what k-means on the training vectors would have in use.
+
+`trials` tries settings of the full method on photographs that `table` does not measure. What
+results/large_codebooks.json already holds is not run again; `--fresh` runs all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import autoencoder
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from hf_vq import RECOMMENDED_QUANTIZER, VectorQuant, VQConfig, VQModel, no_vq
+from hf_vq.modeling.kmeans_vq import kmeans
+
+RESULTS = Path(__file__).parent / "results" / "large_codebooks.json"
+SIZES = (16384, 1024, 4096, 65536, 256)  # in the order of what one wants to know first
+STEPS = 150
+LEARNING_RATE = 3e-3  # ten times that of quality.py for a tenth of its steps
+CHANNELS = 32
+STRIP = 64  # px; every fifth strip of the training photographs is held out
+PHOTO_TILES = 2560
+VECTORS_PER_CODE, MAX_STRIP_TILES = 40, 10240  # of the held-out strips
+MAX_YARDSTICK = 16384  # k-means on the training vectors takes minutes beyond
+KMEANS_ITERATIONS = 3
+FLOOR = "no quantization"
+
+
+@dataclass
+class Row:
+    """A line of the tables.
+
+    Args:
+        quantizer: what differs from the full method, or a function that makes a foreign layer.
+        embed_dim: dimension of the codes; 64 leaves projections to the layer.
+        commitment_weight: of the quantizer's loss.
+        num_codes: of a layer that cannot have as many as asked for.
+        yardstick: measure what k-means would use, too.
+        too_slow: why the row is not run.
+    """
+
+    quantizer: dict[str, Any] | Callable[[], nn.Module]
+    embed_dim: int
+    commitment_weight: float = 1.0
+    num_codes: int | None = None
+    yardstick: bool = False
+    too_slow: str = ""
+
+
+def ema(dim: int, num_codes: int) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        from vector_quantize_pytorch import VectorQuantize
+
+        return VectorQuantize(
+            dim=dim, codebook_size=num_codes, kmeans_init=True, threshold_ema_dead_code=2, commitment_weight=0.25
+        )
+
+    return make
+
+
+def sim_vq(dim: int, num_codes: int) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        from vector_quantize_pytorch import SimVQ
+
+        return SimVQ(dim=dim, codebook_size=num_codes)
+
+    return make
+
+
+def fsq(levels: list[int]) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        from vector_quantize_pytorch import FSQ
+
+        return FSQ(dim=64, levels=levels)
+
+    return make
+
+
+def lfq(num_codes: int) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        from vector_quantize_pytorch import LFQ
+
+        # Its entropies cost vectors x codes: with more codes, of fewer vectors.
+        return LFQ(dim=64, codebook_size=num_codes, frac_per_sample_entropy=min(1.0, 1024 / num_codes))
+
+    return make
+
+
+FSQ_LEVELS: dict[int, tuple[list[int], ...]] = {  # few dimensions, which did best in quality.py; the authors' choice
+    256: ([16, 16], [8, 6, 5]),
+    1024: ([32, 32], [8, 5, 5, 5]),
+    4096: ([16, 16, 16], [7, 5, 5, 5, 5]),
+    16384: ([32, 32, 16], [8, 8, 8, 6, 5]),
+    65536: ([40, 40, 40], [8, 8, 8, 5, 5, 5]),
+}
+
+
+def table(num_codes: int) -> dict[str, Row]:
+    """Every method, at the settings that quality.py chose for it."""
+    few, usual = FSQ_LEVELS[num_codes]
+    too_slow = "4 s a step" if num_codes > 16384 else ""
+    rows = {
+        "full method, 4-d": Row({}, 4, yardstick=True),
+        "full method, 4-d, replace_freq 5": Row({"replace_freq": 5}, 4),
+        f"FSQ {few}": Row(fsq(few), 64, num_codes=math.prod(few)),
+        f"FSQ {usual}": Row(fsq(usual), 64, num_codes=math.prod(usual)),
+        "LFQ": Row(lfq(num_codes), 64),
+        "SimVQ, 3-d": Row(sim_vq(3, num_codes), 3, 0.25),
+        "EMA, 4-d": Row(ema(4, num_codes), 4, too_slow=too_slow),
+    }
+    return rows | ({FLOOR: Row({}, 4)} if num_codes == min(SIZES) else {})
+
+
+def trials(num_codes: int) -> dict[str, Row]:
+    """Settings of the full method."""
+    running = {"affine_mode": "running"}
+    settings: dict[str, tuple[int, dict[str, Any]]] = {
+        "4-d": (4, {}),
+        "4-d, replace_freq 5": (4, {"replace_freq": 5}),
+        "4-d, replace_freq 80": (4, {"replace_freq": 80}),
+        "8-d": (8, {}),
+        "4-d, running affine": (4, running),
+        "4-d, running affine, replace_freq 5": (4, {**running, "replace_freq": 5}),
+        "3-d": (3, {}),
+    }
+    return {f"full method, {name}": Row(quantizer, dim) for name, (dim, quantizer) in settings.items()}
+
+
+PARTS = {"trials": trials, "table": table}
+
+
+def build(row: Row, num_codes: int, seed: int) -> VQModel:
+    """The autoencoder with this row's quantizer."""
+    torch.manual_seed(seed)
+    config = VQConfig(
+        architecture="sqvae",
+        image_size=autoencoder.SIZE,
+        base_channels=CHANNELS,
+        num_codes=num_codes,
+        embed_dim=row.embed_dim,
+        kmeans_init=False,
+    )
+    model = VQModel(config)
+    if isinstance(row.quantizer, dict):
+        model.quantize = VectorQuant(row.embed_dim, num_codes, **RECOMMENDED_QUANTIZER | row.quantizer)
+    else:
+        model.quantize = autoencoder.Foreign(row.quantizer())  # type: ignore[assignment]
+    return model
+
+
+@torch.no_grad()
+def use_fast_search(model: VQModel) -> None:
+    """Moves the codes of a foreign layer to a `VectorQuant`: the same nearest codes in a tenth of the time."""
+    codes = getattr(getattr(model.quantize, "layer", None), "codebook", None)
+    if codes is not None and codes.shape[1] == model.config.embed_dim:  # not those behind a projection
+        model.quantize = VectorQuant(codes.shape[1], codes.shape[0]).to(codes.device)
+        model.quantize.codebook.weight.copy_(codes)
+
+
+@torch.no_grad()
+def use_kmeans(model: VQModel, tiles: torch.Tensor) -> None:
+    """Makes the codes the k-means centroids of the vectors of `tiles`."""
+    model.eval()
+    batches = (model.encode(batch).last_hidden_state for batch in tiles.split(128))
+    vectors = torch.cat([batch.movedim(1, -1).flatten(0, -2) for batch in batches])
+    torch.manual_seed(0)
+    codebook = model.quantize.codebook
+    codebook.weight.copy_(kmeans(vectors, codebook.num_codes, KMEANS_ITERATIONS))
+
+
+@torch.no_grad()
+def usage(model: VQModel, tiles: torch.Tensor, num_codes: int) -> float:
+    """Share of the codes that the vectors of `tiles` use."""
+    model.eval()
+    return (
+        len(torch.cat([model.encode(batch).image_tokens.unique() for batch in tiles.split(128)]).unique()) / num_codes
+    )
+
+
+def strips(names: tuple[str, ...], stride: int, held_out: bool) -> torch.Tensor:
+    """Tiles `(N, 3, 32, 32)` inside every fifth strip of these photographs, or those that touch none of them."""
+    import skimage
+    import sklearn.datasets
+
+    folders = (Path(skimage.__file__).parent / "data", Path(sklearn.datasets.__file__).parent / "images")
+    size = autoencoder.SIZE
+    found = []
+    for name in names:
+        with Image.open(next(folder / name for folder in folders if (folder / name).exists())) as photo:
+            pixels = np.asarray(photo.convert("RGB"))
+        left = np.arange(0, pixels.shape[1] - size + 1, stride)
+        first, last = left // STRIP % 5 == 2, (left + size - 1) // STRIP % 5 == 2
+        windows = np.lib.stride_tricks.sliding_window_view(pixels, (size, size), (0, 1))[::stride]
+        windows = windows[:, left[first & last if held_out else ~(first | last)]]
+        found.append(windows.reshape(-1, 3, size, size).transpose(0, 2, 3, 1))
+    return _shuffled(autoencoder._to_pixels(np.concatenate(found)))
+
+
+def _shuffled(tiles: torch.Tensor) -> torch.Tensor:
+    return tiles[torch.randperm(len(tiles), generator=torch.Generator().manual_seed(0))]
+
+
+def images(part: str, num_codes: int) -> dict[str, torch.Tensor]:
+    """Tiles: "train", "photographs" (others) and "strips" (of those that train)."""
+    train_names = autoencoder.TRAIN_PHOTOS + (autoencoder.VALIDATION_PHOTOS if part == "table" else ())
+    names = autoencoder.TEST_PHOTOS if part == "table" else autoencoder.VALIDATION_PHOTOS
+    count = min(max(PHOTO_TILES, VECTORS_PER_CODE * num_codes // 64), MAX_STRIP_TILES)
+    return {
+        "train": strips(train_names, 8, held_out=False),
+        "photographs": _shuffled(autoencoder._tiles(names, 9))[:PHOTO_TILES],
+        "strips": strips(train_names, 3, held_out=True)[:count],
+    }
+
+
+def run(part: str, name: str, row: Row, num_codes: int, seed: int, device: str) -> dict[str, Any]:
+    """Trains and evaluates one row; returns its record."""
+    tiles = {split: found.to(device) for split, found in images(part, num_codes).items()}
+    model = build(row, num_codes, seed).to(device)  # type: ignore[arg-type]
+    size = row.num_codes or num_codes
+    with no_vq(model) if name == FLOOR else nullcontext():
+        cpu = time.process_time()
+        autoencoder.train(
+            model,
+            tiles["train"],
+            commitment_weight=row.commitment_weight,
+            steps=STEPS,
+            learning_rate=LEARNING_RATE,
+            seed=seed,
+        )
+        cpu = time.process_time() - cpu
+        use_fast_search(model)
+        metrics = autoencoder.evaluate(model, tiles["photographs"], size)
+    if name != FLOOR:
+        metrics["strips_usage"] = usage(model, tiles["strips"], size)
+        if row.yardstick and num_codes <= MAX_YARDSTICK:
+            use_kmeans(model, tiles["train"][:PHOTO_TILES])
+            metrics["kmeans_usage"] = usage(model, tiles["photographs"], size)
+            metrics["kmeans_strips_usage"] = usage(model, tiles["strips"], size)
+    vectors = {f"{split}_vectors": len(tiles[split]) * 64 for split in ("photographs", "strips")}
+    return {**metrics, **vectors, "cpu_seconds": cpu, "device": device}
+
+
+COLUMNS = {
+    "usage": "used by other photographs",
+    "kmeans_usage": "k-means",
+    "strips_usage": "used by held-out strips",
+    "kmeans_strips_usage": "k-means",
+}
+
+
+def cells(record: dict[str, Any]) -> list[str]:
+    """The line of a record."""
+    first = [f"{record['num_codes']:,}", record["row"]]
+    if "too_slow" in record:
+        return [*first, f"not run: {record['too_slow']}", *[""] * (len(COLUMNS) + 2)]
+    error = f"{1e3 * record['mse']:.2f}"
+    if record["row"] == FLOOR:
+        return [*first, error, *[""] * (len(COLUMNS) + 2)]
+    shares = [f"{100 * record[key]:.1f}%" if key in record else "" for key in COLUMNS]
+    ratios = [f"{record[f'{split}_vectors'] / record['num_codes']:.3g}" for split in ("photographs", "strips")]
+    return [*first, error, f"{record['perplexity']:,.0f}", *shares, " and ".join(ratios)]
+
+
+def tables(records: list[dict[str, Any]]) -> str:
+    """Markdown of both parts."""
+    titles = {"table": "test photographs", "trials": "settings of the full method on the validation photographs"}
+    columns = ["codes", "", "MSE x1e-3", "perplexity", *COLUMNS.values(), "N / K"]
+    lines = []
+    for part, title in titles.items():
+        shown = sorted((r for r in records if r["part"] == part), key=lambda record: record["num_codes"])
+        if shown:
+            seeds = ", ".join(str(seed) for seed in sorted({record["seed"] for record in shown}))
+            lines += [
+                f"`large_codebooks.py --part {part}`: {title}; {STEPS} steps of batch 32, {CHANNELS} channels, seed "
+                f"{seeds}. N / K: vectors for each code, of the other photographs and of the strips.",
+                "",
+                "| " + " | ".join(columns) + " |",
+                "|---" * len(columns) + "|",
+                *("| " + " | ".join(cells(record)) + " |" for record in shown),
+                "",
+            ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--part", nargs="*", default=["table"], choices=list(PARTS))
+    parser.add_argument("--sizes", nargs="*", type=int, default=SIZES, metavar="K", choices=SIZES)
+    parser.add_argument("--rows", nargs="*", default=[""], metavar="START", help="those whose names start so")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--fresh", action="store_true", help="forget the results of earlier runs")
+    options = parser.parse_args()
+    RESULTS.parent.mkdir(exist_ok=True)
+    if options.fresh:
+        RESULTS.unlink(missing_ok=True)
+    records = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    for part, seed, num_codes in itertools.product(options.part, options.seeds, options.sizes):
+        for name, row in PARTS[part](num_codes).items():
+            key = {"part": part, "num_codes": num_codes, "row": name, "seed": seed, "steps": STEPS}
+            if not name.startswith(tuple(options.rows)) or any(key.items() <= record.items() for record in records):
+                continue
+            if row.too_slow:
+                records.append({**key, "too_slow": row.too_slow})
+            else:
+                records.append({**key, **run(part, name, row, num_codes, seed, options.device)})
+            print(json.dumps(records[-1]), flush=True)
+            RESULTS.write_text(json.dumps(records, indent=1) + "\n")
+            RESULTS.with_suffix(".md").write_text(tables(records))
+    print(tables(records))
+
+
+if __name__ == "__main__":
+    main()
