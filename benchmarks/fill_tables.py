@@ -1,6 +1,6 @@
 """Puts the tables of benchmarks/results into docs/results.md, between `<!-- table: name -->` and `<!-- end -->`.
 
-    python benchmarks/fill_tables.py
+python benchmarks/fill_tables.py
 """
 
 from __future__ import annotations

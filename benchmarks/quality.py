@@ -57,6 +57,9 @@ def run(name: str, row: Row, data: str, seed: int, steps: int, device: str) -> d
         # A code that new images do not need is not lost; one that even the training images do not use is.
         metrics["train_usage"] = autoencoder.evaluate(model, train_images, row.num_codes)["usage"]
         if row.yardstick:
+            if data == "photographs":
+                tiles = autoencoder.overlapping().to(device)
+                metrics["overlapping_usage"] = autoencoder.evaluate(model, tiles, row.num_codes)["usage"]
             metrics["kmeans_usage"] = autoencoder.kmeans_usage(model, train_images, test_images)
     return {"row": name, "data": data, "seed": seed, "steps": steps, "device": device, **metrics, "seconds": seconds}
 
@@ -64,9 +67,14 @@ def run(name: str, row: Row, data: str, seed: int, steps: int, device: str) -> d
 def table(records: list[dict[str, Any]], names: Iterable[str], title: str, steps: int) -> str:
     """Markdown: mean over the seeds (and deviation, where there are several)."""
     shown = [record for record in records if record["steps"] == steps]
-    yardstick = any("kmeans_usage" in record for record in shown)
-    columns = ["", "MSE x1e-3", "perplexity", "codes used", "by training images"]
-    columns += ["k-means would use"] * yardstick + ["seeds"]
+    usages = {
+        "usage": "codes used",
+        "overlapping_usage": "by overlapping tiles",
+        "train_usage": "by training images",
+        "kmeans_usage": "k-means would use",
+    }
+    usages = {key: text for key, text in usages.items() if any(key in record for record in shown)}
+    columns = ["", "MSE x1e-3", "perplexity", *usages.values(), "seeds"]
     lines = [
         f"{title}: {steps} steps of batch 32, 1,024 codes; held-out images, mean ± deviation over the seeds.",
         "",
@@ -82,7 +90,7 @@ def table(records: list[dict[str, Any]], names: Iterable[str], title: str, steps
             cells += [""] * (len(columns) - 3)
         else:
             cells.append(_mean([r["perplexity"] for r in runs], 0))
-            for key in ("usage", "train_usage", "kmeans_usage")[: 2 + yardstick]:
+            for key in usages:
                 seen = [100 * r[key] for r in runs if key in r]
                 cells.append(_mean(seen, 1) + "%" if seen else "")
         cells.append(", ".join(str(r["seed"]) for r in runs))

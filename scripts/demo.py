@@ -42,7 +42,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {"plain VQ": ("plain", PLAIN), "fu
 
 SCRIPTS = Path(__file__).parent
 REAL, GENERATED = 4, 8  # columns of the sheet of samples
-SAMPLING: dict[str, Any] = {"num_steps": 12, "guidance_scale": 2.0, "temperature": 0.8, "choice_temperature": 2.0}
+SAMPLING: dict[str, Any] = {"num_steps": 12, "guidance_scale": 2.0, "temperature": 0.9, "choice_temperature": 3.0}
 
 RELOAD = """
 import json, sys, torch

@@ -16,8 +16,8 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_the_readme_has_its_examples():
-    """Loading a model, a pipeline, the Hub, a layer, a generator."""
-    assert len(BLOCKS) == 5
+    """Loading a model, a pipeline, the Hub, a layer, a generator, a classifier."""
+    assert len(BLOCKS) == 6
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
@@ -60,3 +60,12 @@ def test_every_file_of_the_tree_exists_and_every_module_is_in_it():
         for path in (root / folder).rglob("*.py")
     }
     assert named <= everywhere
+
+
+def test_the_page_of_results_has_the_tables_as_they_were_measured():
+    """Every table that was measured is on the page, and none is out of date."""
+    root = Path(__file__).parents[1]
+    page = (root / "docs" / "results.md").read_text()
+    tables = {path.stem: path.read_text().strip() for path in (root / "benchmarks" / "results").glob("*.md")}
+
+    assert dict(re.findall(r"<!-- table: (\w+) -->\n(.*?)\n<!-- end -->", page, re.DOTALL)) == tables
