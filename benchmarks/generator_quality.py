@@ -49,7 +49,7 @@ def train(name: str, demo: Path, work: Path) -> Path:
     output = work / name.replace(" ", "_").replace(",", "")
     if not (output / "final").is_dir():
         tokens = work / f"tokens-{tokenizer}"
-        words = ["--tokenizer", demo / tokenizer, "--dataset", DATASET, "--output_dir", tokens]
+        words: list[str | Path] = ["--tokenizer", demo / tokenizer, "--dataset", DATASET, "--output_dir", tokens]
         run("tokenize_dataset.py", *words)
         words = ["--config", RECIPE, "--tokens", tokens, "--tokenizer", demo / tokenizer, "--output_dir", output]
         run("train_generator.py", *words, "--overwrite_output_dir", "true", *overrides)
