@@ -41,6 +41,7 @@ SIZES = (16384, 1024, 4096, 65536, 256)  # in the order of what one wants to kno
 STEPS = 150
 LEARNING_RATE = 3e-3  # ten times that of quality.py for a tenth of its steps
 CHANNELS = 32
+VECTORS = 32 * 64  # of a training batch
 STRIP = 64  # px; every fifth strip of the training photographs is held out
 PHOTO_TILES = 2560
 VECTORS_PER_CODE, MAX_STRIP_TILES = 40, 10240  # of the held-out strips
@@ -124,14 +125,18 @@ def table(num_codes: int) -> dict[str, Row]:
     too_slow = "4 s a step" if num_codes > 16384 else ""
     rows = {
         "full method, 4-d": Row({}, 4, yardstick=True),
-        "full method, 4-d, replace_freq 5": Row({"replace_freq": 5}, 4),
         f"FSQ {few}": Row(fsq(few), 64, num_codes=math.prod(few)),
         f"FSQ {usual}": Row(fsq(usual), 64, num_codes=math.prod(usual)),
         "LFQ": Row(lfq(num_codes), 64),
         "SimVQ, 3-d": Row(sim_vq(3, num_codes), 3, 0.25),
         "EMA, 4-d": Row(ema(4, num_codes), 4, too_slow=too_slow),
     }
-    return rows | ({FLOOR: Row({}, 4)} if num_codes == min(SIZES) else {})
+    if num_codes > 4096:  # 20 batches hold fewer than 10 vectors for each code
+        clock = 10 * num_codes // VECTORS
+        rows[f"full method, 4-d, replace_freq {clock}"] = Row({"replace_freq": clock}, 4)
+    if num_codes == min(SIZES):
+        rows[FLOOR] = Row({}, 4)
+    return rows
 
 
 def trials(num_codes: int) -> dict[str, Row]:
