@@ -31,6 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--part", nargs="*", default=list(STEPS), choices=list(STEPS))
     parser.add_argument("--data", nargs="*", default=["photographs", "emoji"], choices=["photographs", "emoji"])
+    parser.add_argument("--rows", nargs="*", metavar="ROW", help="by their names in the tables; all by default")
     parser.add_argument("--seeds", nargs="*", type=int, help="0 1 2; 0 for tuning and knobs")
     parser.add_argument("--steps", type=int, help=", ".join(f"{steps} for {part}" for part, steps in STEPS.items()))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -42,20 +43,20 @@ def main() -> None:
     if "tuning" in options.part:
         every = {name: row for candidates in PAPER.values() for name, row in candidates.items()}
         title = "`ablation.py --part tuning`: 64-d codes, validation photographs"
-        fill(TUNING, every, "validation", one, title, steps["tuning"], options.device)
+        fill(TUNING, every, "validation", one, title, steps["tuning"], options.device, options.rows)
     for data in options.data:
         if "table" in options.part:
             path = RESULTS / f"ablation_table_{data}.json"
             title = f"`ablation.py --part table --data {data}`: 64-d codes, each row {tuned}"
-            fill(path, chosen(TUNING, PAPER), data, several, title, steps["table"], options.device)
+            fill(path, chosen(TUNING, PAPER), data, several, title, steps["table"], options.device, options.rows)
         if "leave_one_out" in options.part:
             path = RESULTS / f"ablation_leave_one_out_{data}.json"
             title = f"`ablation.py --part leave_one_out --data {data}`: 4-d codes, nothing tuned anew"
-            fill(path, LEAVE_ONE_OUT, data, several, title, steps["leave_one_out"], options.device)
+            fill(path, LEAVE_ONE_OUT, data, several, title, steps["leave_one_out"], options.device, options.rows)
     if "knobs" in options.part:
         path = RESULTS / "ablation_knobs.json"
         title = "`ablation.py --part knobs`: 4-d codes unless said, one setting changed, validation photographs"
-        fill(path, KNOBS, "validation", one, title, steps["knobs"], options.device)
+        fill(path, KNOBS, "validation", one, title, steps["knobs"], options.device, options.rows)
 
 
 if __name__ == "__main__":
