@@ -279,8 +279,9 @@ COLUMNS = {
 def cells(record: dict[str, Any]) -> list[str]:
     """The line of a record."""
     first = [f"{record['num_codes']:,}", record["row"]]
-    if "too_slow" in record:
-        return [*first, f"not run: {record['too_slow']}", *[""] * (len(COLUMNS) + 2)]
+    if "mse" not in record:
+        reason = f": {record['too_slow']}" if "too_slow" in record else ""
+        return [*first, f"not run{reason}", *[""] * (len(COLUMNS) + 2)]
     error = f"{1e3 * record['mse']:.2f}"
     if record["row"] == FLOOR:
         return [*first, error, *[""] * (len(COLUMNS) + 2)]
@@ -295,9 +296,14 @@ def tables(records: list[dict[str, Any]]) -> str:
     columns = ["codes", "", "MSE x1e-3", "perplexity", *COLUMNS.values(), "N / K"]
     lines = []
     for part, title in titles.items():
-        shown = sorted((r for r in records if r["part"] == part), key=lambda record: record["num_codes"])
+        shown = [record for record in records if record["part"] == part]
+        ran = {(record["num_codes"], record["row"]) for record in shown}
+        if part == "table":  # what is missing is said
+            every = ((num_codes, name) for num_codes in SIZES for name in table(num_codes))
+            shown += [{"num_codes": size, "row": name} for size, name in every if (size, name) not in ran]
+        shown.sort(key=lambda record: record["num_codes"])
         if shown:
-            seeds = ", ".join(str(seed) for seed in sorted({record["seed"] for record in shown}))
+            seeds = ", ".join(str(seed) for seed in sorted({record.get("seed", 0) for record in shown}))
             lines += [
                 f"`large_codebooks.py --part {part}`: {title}; {STEPS} steps of batch 32, {CHANNELS} channels, seed "
                 f"{seeds}. N / K: vectors for each code, of the other photographs and of the strips.",
@@ -335,6 +341,7 @@ def main() -> None:
             print(json.dumps(records[-1]), flush=True)
             RESULTS.write_text(json.dumps(records, indent=1) + "\n")
             RESULTS.with_suffix(".md").write_text(tables(records))
+    RESULTS.with_suffix(".md").write_text(tables(records))
     print(tables(records))
 
 
