@@ -83,7 +83,11 @@ class VQImageClassificationConfig(QuantizerConfig):
                     f"got {self.backbone_config}."
                 )
             defaults = CONFIG_MAPPING[self.backbone_config["model_type"]]()
-            ours = {name: getattr(self, name) for name in ("image_size", "num_channels") if hasattr(defaults, name)}
+            ours: dict[str, Any] = {}
+            for name in ("image_size", "num_channels"):
+                if hasattr(defaults, name):
+                    default, value = getattr(defaults, name), getattr(self, name)  # some have a list of sides
+                    ours[name] = [value] * len(default) if isinstance(default, (list, tuple)) else value
             self.backbone_config = ours | self.backbone_config
         super().__post_init__(**kwargs)
 

@@ -103,8 +103,9 @@ class VQModelForImageClassification(VQPreTrainedModel):
             config.quantized_size = _output_size(self.backbone, layer, config)
         self.quantize = QUANTIZERS[config.quantizer_type](**config.quantizer_kwargs())
         self.classifier = nn.Linear(_num_features(self.backbone), self.num_labels)
-        # A bound method: in a deep copy of the model it belongs to the copy.
-        layer.register_forward_hook(self._quantize_output)
+        # A bound method: in a deep copy of the model it belongs to the copy. First of all hooks, since those of
+        # transformers, already there, record the layer's output for the feature maps.
+        layer.register_forward_hook(self._quantize_output, prepend=True)
         self._quantized: QuantizerOutput | None = None
         self._with_gradients = False
         self.supports_gradient_checkpointing = any(
@@ -264,19 +265,22 @@ def _find_layer(backbone: nn.Module, which: int | str | None) -> nn.Module:
 
 @torch.no_grad()
 def _output_size(backbone: nn.Module, layer: nn.Module, config: VQImageClassificationConfig) -> int:
-    """Channels of a layer's output, seen on a blank image."""
+    """Channels of a layer's output, seen on two blank images; what the classifier sees must depend on it."""
     sizes: list[int] = []
 
-    def look(module: nn.Module, args: Any, output: Any) -> None:
+    def replace(module: nn.Module, args: Any, output: Any) -> Any:
         states = _states(output)
         sizes.append(states.shape[1 if states.ndim == 4 else -1])
+        other = torch.zeros_like(states)
+        other[1:] = torch.linspace(-1000, 1000, other[1:].numel()).view_as(other[1:])  # seen behind small layer scales
+        return (other, *output[1:]) if isinstance(output, tuple) else other
 
-    hook = layer.register_forward_hook(look)
+    hook = layer.register_forward_hook(replace, prepend=True)
     training = backbone.training
     backbone.eval()
     try:
-        blank = next(backbone.parameters()).new_zeros(1, config.num_channels, config.image_size, config.image_size)
-        backbone(blank)
+        images = next(backbone.parameters()).new_zeros(2, config.num_channels, config.image_size, config.image_size)
+        features = _pool(backbone(images))
     finally:
         hook.remove()
         backbone.train(training)
@@ -284,6 +288,11 @@ def _output_size(backbone: nn.Module, layer: nn.Module, config: VQImageClassific
         raise ValueError(
             f"`quantized_layer={config.quantized_layer!r}` runs {len(sizes)} times for an image; choose a layer that "
             "runs once."
+        )
+    if not features.is_meta and torch.allclose(features[0], features[1], rtol=1e-5, atol=1e-6):
+        raise ValueError(
+            f"The backbone's features do not depend on the output of `quantized_layer={config.quantized_layer!r}`. "
+            "Choose an earlier layer."
         )
     return sizes[0]
 

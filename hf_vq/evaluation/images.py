@@ -140,9 +140,9 @@ class PixelRange:
     def __init__(self, processor: VQImageProcessor) -> None:
         mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
         self._mean, self._std = (torch.tensor(value).reshape(1, -1, 1, 1) for value in (mean, std))
-        self._scale = 1.0 if processor.do_rescale else 255.0
+        self._scale = 255 * processor.rescale_factor if processor.do_rescale else 255.0
         # The usual case, without rounding.
-        self._same = self._scale == 1 and bool((self._mean == 0.5).all() and (self._std == 0.5).all())
+        self._same = math.isclose(self._scale, 1) and bool((self._mean == 0.5).all() and (self._std == 0.5).all())
 
     def from_signed(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels in [-1, 1] as the model takes them; shapes (batch, channels, height, width)."""

@@ -78,4 +78,7 @@ def _all_labels(dataset: Any) -> np.ndarray | None:
     source = getattr(dataset, "source", None)
     if not isinstance(source, datasets.Dataset) or "label" not in source.column_names:
         return None
-    return np.asarray(source.with_format(None)["label"][:])
+    labels = source.with_format(None)["label"][:]
+    if not labels or any(label is None for label in labels):
+        raise ValueError("A set is empty, or has images without a label. Leave these out.")
+    return np.asarray(labels)

@@ -83,6 +83,7 @@ def test_unreadable_images_are_skipped_and_counted(tmp_path: Path, images: Path)
         {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]},
         {"do_normalize": False},
         {"do_normalize": False, "do_rescale": False},
+        {"rescale_factor": 1 / 127.5, "image_mean": [1.0, 1.0, 1.0], "image_std": [1.0, 1.0, 1.0]},
     ],
 )
 def test_every_range_of_pixels_is_brought_to_one(fields: dict[str, Any]) -> None:

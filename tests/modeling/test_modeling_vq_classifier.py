@@ -124,6 +124,30 @@ def test_the_layer_can_be_chosen(which: int | str, size: int, tokens: tuple[int,
     assert out.image_tokens.shape == (4, *tokens)
 
 
+@pytest.mark.parametrize("kind", ["dinov2", "beit"])
+def test_the_last_layer_is_quantized_before_it_is_recorded(kind: str) -> None:
+    """transformers' own hooks take the feature maps from the layer's output; other codes give other logits."""
+    sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 1, "patch_size": 8}
+    backbone = {"model_type": kind, "intermediate_size": 16, **sizes}
+    torch.manual_seed(0)
+    config = VQImageClassificationConfig(backbone_config=backbone, image_size=32, num_codes=4, quantized_layer=-1)
+    model = VQModelForImageClassification(config).eval()
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        before = model(images).logits
+        model.quantize.codebook.weight.normal_()
+        assert (model(images).logits - before).abs().max() > 1e-3
+
+
+def test_a_layer_without_effect_is_refused() -> None:
+    """The last stage of Swin hands its feature map out beside its output."""
+    backbone = {"model_type": "swin", "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 1], "window_size": 2}
+    with pytest.raises(ValueError, match="do not depend on the output of `quantized_layer=-1`"):
+        VQModelForImageClassification(
+            VQImageClassificationConfig(backbone_config=backbone, image_size=32, quantized_layer=-1)
+        )
+
+
 @pytest.mark.parametrize(("kind", "share"), [("group", True), ("residual", False)])
 def test_several_groups(kind: str, share: bool) -> None:
     """Tokens have a last axis of groups."""
@@ -249,6 +273,12 @@ def test_it_loads_without_the_package(name: str, tmp_path: Path) -> None:
     assert module.startswith("transformers_modules.") and count == "3"
     with torch.no_grad():
         torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), model(pixels()).logits)
+
+
+def test_a_backbone_with_a_list_of_sides_takes_the_image_size() -> None:
+    """Height and width are both the size of the images."""
+    hiera = {"model_type": "hiera", "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 1], "num_query_pool": 1}
+    assert VQImageClassificationConfig(backbone_config=hiera, image_size=32).backbone_config.image_size == [32, 32]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from accelerate.utils import set_seed
@@ -20,6 +21,7 @@ from hf_vq import (
 )
 from hf_vq.classification_metrics import ClassificationMetrics
 from hf_vq.codebook_record import load_snapshots
+from hf_vq.training.classifier_data import check_labels
 from hf_vq.training.codebook_monitor import CodebookMonitor
 
 MakeTrainer = Callable[..., ClassifierTrainer]
@@ -177,6 +179,15 @@ def test_data_without_labels_are_refused(make_classifier: MakeTrainer, data: dic
     """Before the first step."""
     with pytest.raises(ValueError, match=message):
         make_classifier(**data)
+
+
+@pytest.mark.parametrize("labels", [[], [0, None]])
+def test_empty_sets_and_missing_labels_are_told_of(labels: list[int | None]) -> None:
+    """In the words of the user."""
+    squares: Any = Squares(len(labels))
+    squares.source = datasets.Dataset.from_dict({"label": labels})
+    with pytest.raises(ValueError, match="empty, or has images without a label"):
+        check_labels(squares, 2, "training")
 
 
 def test_metrics_do_not_depend_on_batches() -> None:
