@@ -7,8 +7,12 @@ from typing import Any
 
 import pytest
 
-from hf_vq import MaskGitConfig, VQConfig
-from hf_vq.training.arguments import GeneratorTrainingArguments, TokenizerTrainingArguments
+from hf_vq import MaskGitConfig, VQConfig, VQImageClassificationConfig
+from hf_vq.training.arguments import (
+    ClassifierTrainingArguments,
+    GeneratorTrainingArguments,
+    TokenizerTrainingArguments,
+)
 from hf_vq.training.command_line import parse_command_line
 
 RECIPES = Path(__file__).parents[2] / "scripts" / "configs"
@@ -118,10 +122,13 @@ def test_the_output_folder_is_required() -> None:
     "path", sorted(Path(__file__).parents[2].glob("scripts/configs/*.yaml")), ids=lambda p: p.name
 )
 def test_every_shipped_recipe_is_valid(path: Path) -> None:
-    """The recipes in scripts/configs parse into arguments and a configuration: of generators, those named so."""
+    """The recipes in scripts/configs parse into arguments and a configuration: of what their names say."""
     words = ("--config", str(path), "--output_dir", "out")
     if path.stem.endswith("_maskgit"):
         MaskGitConfig(**parse_command_line(GeneratorTrainingArguments, MaskGitConfig, words)[1])
+    elif path.stem.endswith("_classifier"):
+        fields = parse_command_line(ClassifierTrainingArguments, VQImageClassificationConfig, words)[1]
+        VQImageClassificationConfig(**fields)
     else:
         VQConfig(**parse(*words)[1])
 
