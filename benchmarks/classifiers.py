@@ -4,9 +4,9 @@
     python benchmarks/classifiers.py --networks AlexNet ResNet-18 ViT-Tiny --steps 2000 --seeds 0 1 2
 
 Every row of a network has the same layer quantized, the same batches, optimizer and steps; what differs is the
-quantizer. First every method gets the same candidates for the weight of the commitment loss, on half the steps and on
-images held out of the training split; the best of each (accuracy, then cross entropy) goes into the table, which is
-measured on the test split. "no quantization" has nothing to choose. The small networks, the default, fit two CPU
+quantizer. First every method gets the same candidates for the weight of the commitment loss, on a third of the steps
+and on images held out of the training split; the best of each (accuracy, then cross entropy) goes into the table, which
+is measured on the test split. "no quantization" has nothing to choose. The small networks, the default, fit two CPU
 cores; the others want a GPU.
 
 A run that results/classifiers.json already holds is not run again, so a run that was cut goes on; `--fresh` runs all.
@@ -41,7 +41,8 @@ RESULTS = Path(__file__).parent / "results"
 NUM_CODES = 1024
 BATCH_SIZE = 32
 LEARNING_RATE = 1e-3
-COMMITMENT_WEIGHTS = (1.0, 5.0)
+COMMITMENT_WEIGHTS = (0.25, 1.0, 5.0)
+TUNING = 3  # times fewer steps
 
 FLOOR = "no quantization"
 PLAIN: dict[str, Any] = {
@@ -74,9 +75,9 @@ def small_resnet(task: Task) -> dict[str, Any]:
 
 
 def small_vit(task: Task) -> dict[str, Any]:
-    """ViT-Tiny of half the width and half the depth."""
+    """ViT-Tiny of half the width and half the depth, with 16 patches."""
     sizes = {"hidden_size": 96, "num_hidden_layers": 6, "num_attention_heads": 3, "intermediate_size": 384}
-    images = {"image_size": task.image_size, "num_channels": task.num_channels, "patch_size": 4}
+    images = {"image_size": task.image_size, "num_channels": task.num_channels, "patch_size": task.image_size // 4}
     return {"backbone_config": {"model_type": "vit", **sizes, **images}}
 
 
@@ -141,14 +142,15 @@ def table(records: list[dict[str, Any]]) -> str:
     """Markdown: for each data set and number of steps the protocol, and mean (and deviation) over the seeds."""
     final = [record for record in records if not record["tuning"]]
     parts = []
+    weights = ", ".join(f"{weight:g}" for weight in COMMITMENT_WEIGHTS)
     for data, steps in dict.fromkeys((record["data"], record["steps"]) for record in final):
         runs = [record for record in final if (record["data"], record["steps"]) == (data, steps)]
         networks = [name for name in NETWORKS if any(record["network"] == name for record in runs)]
         lines = [
             f"{data}: test accuracy % / perplexity of the test images' codes (codes used), {NUM_CODES:,} codes, "
             f"{steps} steps of batch {BATCH_SIZE}, AdamW {LEARNING_RATE:g} with warm-up and cosine, the block in the "
-            f"middle quantized; {runs[0]['num_images']:,} test images. Of each method the better commitment weight of "
-            f"{COMMITMENT_WEIGHTS[0]:g} and {COMMITMENT_WEIGHTS[1]:g}, on {steps // 2} steps and validation images.",
+            f"middle quantized; {runs[0]['num_images']:,} test images. Of each method the best commitment weight of "
+            f"{weights}, on {steps // TUNING} steps and validation images.",
             "",
             "| | " + " | ".join(networks) + " |",
             "|---" * (len(networks) + 1) + "|",
@@ -200,14 +202,14 @@ def fill(path: Path, options: argparse.Namespace) -> None:
         fewer, validation = (examples(rows, task) for rows in held_out(task.train, VALIDATION_SHARE))
         for network in options.networks:
             key: dict[str, Any] = {"data": data, "network": network}
-            half = options.steps // 2
+            fewer_steps = options.steps // TUNING
             for method in METHODS:
                 for weight in COMMITMENT_WEIGHTS if method != FLOOR else ():
-                    candidate = {"method": method, "commitment_weight": weight, "seed": 0, "steps": half}
+                    candidate = {"method": method, "commitment_weight": weight, "seed": 0, "steps": fewer_steps}
                     fill_in({**key, **candidate, "tuning": True}, task, fewer, validation)
             for seed in options.seeds:
                 for method in METHODS:
-                    weight = best_weight(records, method, network, data, half)
+                    weight = best_weight(records, method, network, data, fewer_steps)
                     chosen = {"method": method, "commitment_weight": weight, "seed": seed, "steps": options.steps}
                     fill_in({**key, **chosen, "tuning": False}, task, train, test)
     print(table(records))
@@ -218,12 +220,12 @@ def main() -> None:
     parser.add_argument("--networks", nargs="*", default=SMALL, choices=list(NETWORKS))
     parser.add_argument("--data", nargs="*", default=["mnist"], choices=list(DATA))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
-    parser.add_argument("--steps", type=int, help="150, and 20 with --quick")
+    parser.add_argument("--steps", type=int, help="600, and 20 with --quick")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--quick", action="store_true", help="few steps, to see that all works")
     parser.add_argument("--fresh", action="store_true", help="forget the results of earlier runs")
     options = parser.parse_args()
-    options.steps = options.steps or (20 if options.quick else 150)
+    options.steps = options.steps or (20 if options.quick else 600)
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / ("classifiers_quick.json" if options.quick else "classifiers.json")
     if options.fresh:
