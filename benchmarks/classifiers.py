@@ -5,9 +5,9 @@
 
 Every row of a network has the same layer quantized, the same batches, optimizer and steps; what differs is the
 quantizer. First every method gets the same candidates for the weight of the commitment loss, on a third of the steps
-and on images held out of the training split; the best of each (accuracy, then cross entropy) goes into the table, which
-is measured on the test split. "no quantization" has nothing to choose. The small networks, the default, fit two CPU
-cores; the others want a GPU.
+and on images held out of the training split; the best of each (accuracy, then cross entropy) goes into the table,
+which is measured on the test split. "no quantization" has nothing to choose. The small networks, the default, fit two
+CPU cores; the others want a GPU.
 
 A run that results/classifiers.json already holds is not run again, so a run that was cut goes on; `--fresh` runs all.
 `--quick` makes a smaller table, results/classifiers_quick.md.
