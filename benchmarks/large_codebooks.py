@@ -4,13 +4,12 @@
     python benchmarks/large_codebooks.py --part trials
     python benchmarks/large_codebooks.py --part table --sizes 16384 65536 --rows "full method" FSQ
 
-Network, batches, optimizer and photographs are those of quality.py, but for 32 channels, 150 steps and a learning rate
-of 3e-3. Error is measured on photographs that did not train. Use is measured on them, and on strips left out of those
-that trained: a code can be in use only if what it stands for is in the picture, and only if there are many vectors for
-each code (N / K in the tables), so both are cut in overlapping tiles with strides that are no multiple of a token's
-4 px. The tables also say what k-means on the training vectors would have in use.
+Network, batches, optimizer and photographs are those of quality.py, but for 32 channels, 600 steps and a learning rate
+of 3e-3. Error is measured on photographs that did not train, and on strips left out of those that trained. So is use:
+a code can be in use only if what it stands for is in the picture, and only if there are many vectors for each code
+(N / K in the tables), so all are cut in overlapping tiles. "k-means": what k-means on the training vectors would use.
 
-`trials` tries settings of the full method on photographs that `table` does not measure. What
+`trials` tries settings, in half the steps, on photographs that `table` does not measure. What
 results/large_codebooks.json already holds is not run again; `--fresh` runs all.
 """
 
@@ -37,14 +36,14 @@ from hf_vq import RECOMMENDED_QUANTIZER, VectorQuant, VQConfig, VQModel, no_vq
 from hf_vq.modeling.kmeans_vq import kmeans
 
 RESULTS = Path(__file__).parent / "results" / "large_codebooks.json"
-SIZES = (16384, 1024, 4096, 65536, 256)  # in the order of what one wants to know first
-STEPS = 150
-LEARNING_RATE = 3e-3  # ten times that of quality.py for a tenth of its steps
+SIZES = (1024, 16384, 256, 4096, 65536)  # in the order of what one wants to know first
+STEPS = {"trials": 300, "table": 600}
+LEARNING_RATE = 3e-3  # ten times that of quality.py for fewer steps
 CHANNELS = 32
 VECTORS = 32 * 64  # of a training batch
 STRIP = 64  # px; every fifth strip of the training photographs is held out
 PHOTO_TILES = 2560
-VECTORS_PER_CODE, MAX_STRIP_TILES = 40, 10240  # of the held-out strips
+VECTORS_PER_CODE, MAX_STRIP_TILES = 160, 40960  # of the held-out strips
 MAX_YARDSTICK = 16384  # k-means on the training vectors takes minutes beyond
 KMEANS_ITERATIONS = 3
 FLOOR = "no quantization"
@@ -110,6 +109,7 @@ def lfq(num_codes: int) -> Callable[[], nn.Module]:
     return make
 
 
+LFQ_WEIGHT = 0.1  # of the trials the one with the least error that leaves the codes in use
 FSQ_LEVELS: dict[int, tuple[list[int], ...]] = {  # few dimensions, which did best in quality.py; the authors' choice
     256: ([16, 16], [8, 6, 5]),
     1024: ([32, 32], [8, 5, 5, 5]),
@@ -127,31 +127,34 @@ def table(num_codes: int) -> dict[str, Row]:
         "full method, 4-d": Row({}, 4, yardstick=True),
         f"FSQ {few}": Row(fsq(few), 64, num_codes=math.prod(few)),
         f"FSQ {usual}": Row(fsq(usual), 64, num_codes=math.prod(usual)),
-        "LFQ": Row(lfq(num_codes), 64),
+        "LFQ": Row(lfq(num_codes), 64, LFQ_WEIGHT),
         "SimVQ, 3-d": Row(sim_vq(3, num_codes), 3, 0.25),
         "EMA, 4-d": Row(ema(4, num_codes), 4, too_slow=too_slow),
     }
     if num_codes > 4096:  # 20 batches hold fewer than 10 vectors for each code
         clock = 10 * num_codes // VECTORS
-        rows[f"full method, 4-d, replace_freq {clock}"] = Row({"replace_freq": clock}, 4)
+        late = {"replace_freq": clock, "replace_policy": "kmeans"}
+        rows[f"full method, 4-d, replace_freq {clock}, kmeans"] = Row(late, 4)
     if num_codes == min(SIZES):
         rows[FLOOR] = Row({}, 4)
     return rows
 
 
 def trials(num_codes: int) -> dict[str, Row]:
-    """Settings of the full method."""
-    running = {"affine_mode": "running"}
+    """Settings of the full method, and weights of LFQ's loss, which quality.py did not choose."""
+    late = {"replace_freq": 80}
     settings: dict[str, tuple[int, dict[str, Any]]] = {
         "4-d": (4, {}),
-        "4-d, replace_freq 5": (4, {"replace_freq": 5}),
-        "4-d, replace_freq 80": (4, {"replace_freq": 80}),
+        "6-d": (6, {}),
         "8-d": (8, {}),
-        "4-d, running affine": (4, running),
-        "4-d, running affine, replace_freq 5": (4, {**running, "replace_freq": 5}),
-        "3-d": (3, {}),
+        "4-d, replace_freq 80": (4, late),
+        "4-d, replace_freq 80, kmeans": (4, {**late, "replace_policy": "kmeans"}),
+        "4-d, replace_freq 80, kmeans, SGD step": (4, {**late, "replace_policy": "kmeans", "alternating_kind": "sgd"}),
+        "4-d, SGD step": (4, {"alternating_kind": "sgd"}),
+        "4-d, centroid rate 0.1": (4, {"alternating_lr": 0.1}),
     }
-    return {f"full method, {name}": Row(quantizer, dim) for name, (dim, quantizer) in settings.items()}
+    rows = {f"full method, {name}": Row(quantizer, dim) for name, (dim, quantizer) in settings.items()}
+    return rows | {f"LFQ, loss weight {weight:g}": Row(lfq(num_codes), 64, weight) for weight in (1.0, 0.1, 0.01)}
 
 
 PARTS = {"trials": trials, "table": table}
@@ -205,7 +208,7 @@ def usage(model: VQModel, tiles: torch.Tensor, num_codes: int) -> float:
     )
 
 
-def strips(names: tuple[str, ...], stride: int, held_out: bool) -> torch.Tensor:
+def strips(names: tuple[str, ...], stride: int, held_out: bool, count: int | None = None) -> torch.Tensor:
     """Tiles `(N, 3, 32, 32)` inside every fifth strip of these photographs, or those that touch none of them."""
     import skimage
     import sklearn.datasets
@@ -213,15 +216,19 @@ def strips(names: tuple[str, ...], stride: int, held_out: bool) -> torch.Tensor:
     folders = (Path(skimage.__file__).parent / "data", Path(sklearn.datasets.__file__).parent / "images")
     size = autoencoder.SIZE
     found = []
+    picks = np.random.default_rng(0)
     for name in names:
         with Image.open(next(folder / name for folder in folders if (folder / name).exists())) as photo:
             pixels = np.asarray(photo.convert("RGB"))
         left = np.arange(0, pixels.shape[1] - size + 1, stride)
         first, last = left // STRIP % 5 == 2, (left + size - 1) // STRIP % 5 == 2
         windows = np.lib.stride_tricks.sliding_window_view(pixels, (size, size), (0, 1))[::stride]
-        windows = windows[:, left[first & last if held_out else ~(first | last)]]
-        found.append(windows.reshape(-1, 3, size, size).transpose(0, 2, 3, 1))
-    return _shuffled(autoencoder._to_pixels(np.concatenate(found)))
+        rows, columns = np.meshgrid(np.arange(len(windows)), left[first & last if held_out else ~(first | last)])
+        places = np.stack([rows.ravel(), columns.ravel()])
+        if count is not None:  # evenly from all photographs
+            places = picks.permutation(places, axis=1)[:, : -(-count // len(names))]
+        found.append(windows[places[0], places[1]].transpose(0, 2, 3, 1))
+    return _shuffled(autoencoder._to_pixels(np.concatenate(found)))[:count]
 
 
 def _shuffled(tiles: torch.Tensor) -> torch.Tensor:
@@ -236,7 +243,7 @@ def images(part: str, num_codes: int) -> dict[str, torch.Tensor]:
     return {
         "train": strips(train_names, 8, held_out=False),
         "photographs": _shuffled(autoencoder._tiles(names, 9))[:PHOTO_TILES],
-        "strips": strips(train_names, 3, held_out=True)[:count],
+        "strips": strips(train_names, 1, held_out=True, count=count),
     }
 
 
@@ -251,28 +258,31 @@ def run(part: str, name: str, row: Row, num_codes: int, seed: int, device: str) 
             model,
             tiles["train"],
             commitment_weight=row.commitment_weight,
-            steps=STEPS,
+            steps=STEPS[part],
             learning_rate=LEARNING_RATE,
             seed=seed,
         )
         cpu = time.process_time() - cpu
         use_fast_search(model)
         metrics = autoencoder.evaluate(model, tiles["photographs"], size)
+        metrics["strips_mse"] = autoencoder.evaluate(model, tiles["strips"][:PHOTO_TILES], size)["mse"]
     if name != FLOOR:
+        metrics["train_usage"] = usage(model, tiles["train"], size)
         metrics["strips_usage"] = usage(model, tiles["strips"], size)
         if row.yardstick and num_codes <= MAX_YARDSTICK:
             use_kmeans(model, tiles["train"][:PHOTO_TILES])
             metrics["kmeans_usage"] = usage(model, tiles["photographs"], size)
             metrics["kmeans_strips_usage"] = usage(model, tiles["strips"], size)
-    vectors = {f"{split}_vectors": len(tiles[split]) * 64 for split in ("photographs", "strips")}
+    vectors = {f"{split}_vectors": len(tiles[split]) * 64 for split in tiles}
     return {**metrics, **vectors, "cpu_seconds": cpu, "device": device}
 
 
 COLUMNS = {
-    "usage": "used by other photographs",
-    "kmeans_usage": "k-means",
-    "strips_usage": "used by held-out strips",
+    "train_usage": "used by training tiles",
+    "strips_usage": "by held-out strips",
     "kmeans_strips_usage": "k-means",
+    "usage": "by other photographs",
+    "kmeans_usage": "k-means",
 }
 
 
@@ -281,19 +291,20 @@ def cells(record: dict[str, Any]) -> list[str]:
     first = [f"{record['num_codes']:,}", record["row"]]
     if "mse" not in record:
         reason = f": {record['too_slow']}" if "too_slow" in record else ""
-        return [*first, f"not run{reason}", *[""] * (len(COLUMNS) + 2)]
-    error = f"{1e3 * record['mse']:.2f}"
+        return [*first, f"not run{reason}", *[""] * (len(COLUMNS) + 3)]
+    errors = [f"{1e3 * record['mse']:.2f}", f"{1e3 * record['strips_mse']:.2f}"]
     if record["row"] == FLOOR:
-        return [*first, error, *[""] * (len(COLUMNS) + 2)]
+        return [*first, *errors, *[""] * (len(COLUMNS) + 2)]
     shares = [f"{100 * record[key]:.1f}%" if key in record else "" for key in COLUMNS]
-    ratios = [f"{record[f'{split}_vectors'] / record['num_codes']:.3g}" for split in ("photographs", "strips")]
-    return [*first, error, f"{record['perplexity']:,.0f}", *shares, " and ".join(ratios)]
+    splits = ("train", "strips", "photographs")
+    ratios = [f"{record[f'{split}_vectors'] / record['num_codes']:.3g}" for split in splits]
+    return [*first, *errors, f"{record['perplexity']:,.0f}", *shares, ", ".join(ratios)]
 
 
 def tables(records: list[dict[str, Any]]) -> str:
     """Markdown of both parts."""
-    titles = {"table": "test photographs", "trials": "settings of the full method on the validation photographs"}
-    columns = ["codes", "", "MSE x1e-3", "perplexity", *COLUMNS.values(), "N / K"]
+    titles = {"table": "test photographs", "trials": "settings, on the validation photographs"}
+    columns = ["codes", "", "MSE x1e-3", "of strips", "perplexity", *COLUMNS.values(), "N / K"]
     lines = []
     for part, title in titles.items():
         shown = [record for record in records if record["part"] == part]
@@ -305,8 +316,8 @@ def tables(records: list[dict[str, Any]]) -> str:
         if shown:
             seeds = ", ".join(str(seed) for seed in sorted({record.get("seed", 0) for record in shown}))
             lines += [
-                f"`large_codebooks.py --part {part}`: {title}; {STEPS} steps of batch 32, {CHANNELS} channels, seed "
-                f"{seeds}. N / K: vectors for each code, of the other photographs and of the strips.",
+                f"`large_codebooks.py --part {part}`: {title}; {STEPS[part]} steps of batch 32, {CHANNELS} channels, "
+                f"seed {seeds}. N / K: vectors for each code, of the training tiles, the strips and the other photographs.",
                 "",
                 "| " + " | ".join(columns) + " |",
                 "|---" * len(columns) + "|",
@@ -331,7 +342,7 @@ def main() -> None:
     records = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
     for part, seed, num_codes in itertools.product(options.part, options.seeds, options.sizes):
         for name, row in PARTS[part](num_codes).items():
-            key = {"part": part, "num_codes": num_codes, "row": name, "seed": seed, "steps": STEPS}
+            key = {"part": part, "num_codes": num_codes, "row": name, "seed": seed, "steps": STEPS[part]}
             if not name.startswith(tuple(options.rows)) or any(key.items() <= record.items() for record in records):
                 continue
             if row.too_slow:
