@@ -28,6 +28,7 @@ NUM_CODES = 1024
 SIZE = 32
 TRAIN_PHOTOS = ("coffee.png", "chelsea.png", "rocket.jpg")
 VALIDATION_PHOTOS = ("flower.jpg", "astronaut.png")
+MAX_SIDE = 1536  # px, of photographs that others bring
 TEST_PHOTOS = ("china.jpg", "motorcycle_left.png")  # the most varied ones, so that usage means something
 
 
@@ -59,16 +60,22 @@ def overlapping() -> torch.Tensor:
     return _tiles(TEST_PHOTOS, 8)
 
 
-def _tiles(names: tuple[str, ...], stride: int) -> torch.Tensor:
+def photo(name: str) -> np.ndarray:
+    """Pixels `(H, W, 3)` of a photograph, by its path or its name in scikit-image or scikit-learn; shrunk if large."""
     import skimage
     import sklearn.datasets
 
     folders = (Path(skimage.__file__).parent / "data", Path(sklearn.datasets.__file__).parent / "images")
+    with Image.open(next(folder / name for folder in folders if (folder / name).exists())) as found:
+        image = found.convert("RGB")
+    image.thumbnail((MAX_SIDE, MAX_SIDE))
+    return np.asarray(image)
 
+
+def _tiles(names: tuple[str, ...], stride: int) -> torch.Tensor:
     found = []
     for name in names:
-        path = next(folder / name for folder in folders if (folder / name).exists())
-        image = np.asarray(Image.open(path).convert("RGB"))
+        image = photo(name)
         windows = np.lib.stride_tricks.sliding_window_view(image, (SIZE, SIZE), (0, 1))[::stride, ::stride]
         found.append(windows.reshape(-1, 3, SIZE, SIZE).transpose(0, 2, 3, 1))
     return _to_pixels(np.concatenate(found))

@@ -3,6 +3,7 @@
     python benchmarks/large_codebooks.py
     python benchmarks/large_codebooks.py --part trials
     python benchmarks/large_codebooks.py --part table --sizes 16384 65536 --rows "full method" FSQ
+    python benchmarks/large_codebooks.py --sizes 16384 --photos FOLDER
 
 Network, batches, optimizer and photographs are those of quality.py, but for 32 channels, 600 steps and a learning rate
 of 3e-3. Error is measured on photographs that did not train, and on strips left out of those that trained. So is use:
@@ -10,7 +11,8 @@ a code can be in use only if what it stands for is in the picture, and only if t
 (N / K in the tables), so all are cut in overlapping tiles. "k-means": what k-means on the training vectors would use.
 
 `trials` tries settings, in half the steps, on photographs that `table` does not measure. What
-results/large_codebooks.json already holds is not run again; `--fresh` runs all.
+results/large_codebooks.json already holds is not run again; `--fresh` runs all. `--photos` takes photographs of your
+own, of which every third does not train, and writes results/large_codebooks_photos.json.
 """
 
 from __future__ import annotations
@@ -29,13 +31,12 @@ from typing import Any
 import autoencoder
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
 from hf_vq import RECOMMENDED_QUANTIZER, VectorQuant, VQConfig, VQModel, no_vq
 from hf_vq.modeling.kmeans_vq import kmeans
 
-RESULTS = Path(__file__).parent / "results" / "large_codebooks.json"
+RESULTS = Path(__file__).parent / "results"
 SIZES = (1024, 16384, 256, 4096, 65536)  # in the order of what one wants to know first
 STEPS = {"trials": 300, "table": 600}
 LEARNING_RATE = 3e-3  # ten times that of quality.py for fewer steps
@@ -210,16 +211,11 @@ def usage(model: VQModel, tiles: torch.Tensor, num_codes: int) -> float:
 
 def strips(names: tuple[str, ...], stride: int, held_out: bool, count: int | None = None) -> torch.Tensor:
     """Tiles `(N, 3, 32, 32)` inside every fifth strip of these photographs, or those that touch none of them."""
-    import skimage
-    import sklearn.datasets
-
-    folders = (Path(skimage.__file__).parent / "data", Path(sklearn.datasets.__file__).parent / "images")
     size = autoencoder.SIZE
     found = []
     picks = np.random.default_rng(0)
     for name in names:
-        with Image.open(next(folder / name for folder in folders if (folder / name).exists())) as photo:
-            pixels = np.asarray(photo.convert("RGB"))
+        pixels = autoencoder.photo(name)
         left = np.arange(0, pixels.shape[1] - size + 1, stride)
         first, last = left // STRIP % 5 == 2, (left + size - 1) // STRIP % 5 == 2
         windows = np.lib.stride_tricks.sliding_window_view(pixels, (size, size), (0, 1))[::stride]
@@ -235,21 +231,27 @@ def _shuffled(tiles: torch.Tensor) -> torch.Tensor:
     return tiles[torch.randperm(len(tiles), generator=torch.Generator().manual_seed(0))]
 
 
-def images(part: str, num_codes: int) -> dict[str, torch.Tensor]:
+def images(part: str, num_codes: int, photos: Path | None = None) -> dict[str, torch.Tensor]:
     """Tiles: "train", "photographs" (others) and "strips" (of those that train)."""
-    train_names = autoencoder.TRAIN_PHOTOS + (autoencoder.VALIDATION_PHOTOS if part == "table" else ())
-    names = autoencoder.TEST_PHOTOS if part == "table" else autoencoder.VALIDATION_PHOTOS
     count = min(max(PHOTO_TILES, VECTORS_PER_CODE * num_codes // 64), MAX_STRIP_TILES)
+    if photos is not None:  # with enough of them for both, a third are the others
+        names = sorted(str(path.resolve()) for path in photos.iterdir())
+        others, train_names = tuple(names[::3]), tuple(name for i, name in enumerate(names) if i % 3)
+        train, tiles = strips(train_names, 16, held_out=False), _shuffled(autoencoder._tiles(others, 17))[:count]
+    else:
+        train_names = autoencoder.TRAIN_PHOTOS + (autoencoder.VALIDATION_PHOTOS if part == "table" else ())
+        others = autoencoder.TEST_PHOTOS if part == "table" else autoencoder.VALIDATION_PHOTOS
+        train, tiles = strips(train_names, 8, held_out=False), _shuffled(autoencoder._tiles(others, 9))[:PHOTO_TILES]
     return {
-        "train": strips(train_names, 8, held_out=False),
-        "photographs": _shuffled(autoencoder._tiles(names, 9))[:PHOTO_TILES],
+        "train": train,
+        "photographs": tiles,
         "strips": strips(train_names, 1, held_out=True, count=count),
     }
 
 
-def run(part: str, name: str, row: Row, num_codes: int, seed: int, device: str) -> dict[str, Any]:
+def run(part: str, name: str, row: Row, num_codes: int, seed: int, device: str, photos: Path | None) -> dict[str, Any]:
     """Trains and evaluates one row; returns its record."""
-    tiles = {split: found.to(device) for split, found in images(part, num_codes).items()}
+    tiles = {split: found.to(device) for split, found in images(part, num_codes, photos).items()}
     model = build(row, num_codes, seed).to(device)  # type: ignore[arg-type]
     size = row.num_codes or num_codes
     with no_vq(model) if name == FLOOR else nullcontext():
@@ -267,6 +269,7 @@ def run(part: str, name: str, row: Row, num_codes: int, seed: int, device: str) 
         metrics = autoencoder.evaluate(model, tiles["photographs"], size)
         metrics["strips_mse"] = autoencoder.evaluate(model, tiles["strips"][:PHOTO_TILES], size)["mse"]
     if name != FLOOR:
+        tiles["train"] = tiles["train"][:MAX_STRIP_TILES]
         metrics["train_usage"] = usage(model, tiles["train"], size)
         metrics["strips_usage"] = usage(model, tiles["strips"], size)
         if row.yardstick and num_codes <= MAX_YARDSTICK:
@@ -301,15 +304,16 @@ def cells(record: dict[str, Any]) -> list[str]:
     return [*first, *errors, f"{record['perplexity']:,.0f}", *shares, ", ".join(ratios)]
 
 
-def tables(records: list[dict[str, Any]]) -> str:
+def tables(records: list[dict[str, Any]], photos: Path | None = None) -> str:
     """Markdown of both parts."""
-    titles = {"table": "test photographs", "trials": "settings, on the validation photographs"}
+    of = f"{len(list(photos.iterdir()))} photographs, two thirds for training" if photos else "test photographs"
+    titles = {"table": of, "trials": "settings, on the validation photographs"}
     columns = ["codes", "", "MSE x1e-3", "of strips", "perplexity", *COLUMNS.values(), "N / K"]
     lines = []
     for part, title in titles.items():
         shown = [record for record in records if record["part"] == part]
         ran = {(record["num_codes"], record["row"]) for record in shown}
-        if part == "table":  # what is missing is said
+        if part == "table" and photos is None:  # what is missing is said
             every = ((num_codes, name) for num_codes in SIZES for name in table(num_codes))
             shown += [{"num_codes": size, "row": name} for size, name in every if (size, name) not in ran]
         shown.sort(key=lambda record: record["num_codes"])
@@ -317,7 +321,7 @@ def tables(records: list[dict[str, Any]]) -> str:
             seeds = ", ".join(str(seed) for seed in sorted({record.get("seed", 0) for record in shown}))
             lines += [
                 f"`large_codebooks.py --part {part}`: {title}; {STEPS[part]} steps of batch 32, {CHANNELS} channels, "
-                f"seed {seeds}. N / K: vectors for each code, of the training tiles, the strips and the other photographs.",
+                f"seed {seeds}. N / K: vectors for each code, of training tiles, strips and other photographs.",
                 "",
                 "| " + " | ".join(columns) + " |",
                 "|---" * len(columns) + "|",
@@ -334,12 +338,14 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", default=[""], metavar="START", help="those whose names start so")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--photos", type=Path, metavar="FOLDER", help="photographs in place of the five and two")
     parser.add_argument("--fresh", action="store_true", help="forget the results of earlier runs")
     options = parser.parse_args()
-    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / ("large_codebooks_photos.json" if options.photos else "large_codebooks.json")
     if options.fresh:
-        RESULTS.unlink(missing_ok=True)
-    records = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+        path.unlink(missing_ok=True)
+    records = json.loads(path.read_text()) if path.exists() else []
     for part, seed, num_codes in itertools.product(options.part, options.seeds, options.sizes):
         for name, row in PARTS[part](num_codes).items():
             key = {"part": part, "num_codes": num_codes, "row": name, "seed": seed, "steps": STEPS[part]}
@@ -348,12 +354,12 @@ def main() -> None:
             if row.too_slow:
                 records.append({**key, "too_slow": row.too_slow})
             else:
-                records.append({**key, **run(part, name, row, num_codes, seed, options.device)})
+                records.append({**key, **run(part, name, row, num_codes, seed, options.device, options.photos)})
             print(json.dumps(records[-1]), flush=True)
-            RESULTS.write_text(json.dumps(records, indent=1) + "\n")
-            RESULTS.with_suffix(".md").write_text(tables(records))
-    RESULTS.with_suffix(".md").write_text(tables(records))
-    print(tables(records))
+            path.write_text(json.dumps(records, indent=1) + "\n")
+            path.with_suffix(".md").write_text(tables(records, options.photos))
+    path.with_suffix(".md").write_text(tables(records, options.photos))
+    print(tables(records, options.photos))
 
 
 if __name__ == "__main__":
