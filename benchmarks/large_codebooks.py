@@ -30,10 +30,12 @@ from typing import Any
 
 import autoencoder
 import numpy as np
+import PIL.Image
 import torch
 from torch import nn
 
 from hf_vq import RECOMMENDED_QUANTIZER, VectorQuant, VQConfig, VQModel, no_vq
+from hf_vq.figures import INK, legend_above, new_figure, picture, run_colors
 from hf_vq.modeling.kmeans_vq import kmeans
 
 RESULTS = Path(__file__).parent / "results"
@@ -331,6 +333,36 @@ def tables(records: list[dict[str, Any]], photos: Path | None = None) -> str:
     return "\n".join(lines)
 
 
+def draw(records: list[dict[str, Any]]) -> PIL.Image.Image:
+    """Error, use by the held-out strips and perplexity against the number of codes, a line for each method."""
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for record in sorted(records, key=lambda record: record["num_codes"]):
+        few, usual = FSQ_LEVELS[record["num_codes"]]
+        names = {f"FSQ {few}": "FSQ, few dimensions", f"FSQ {usual}": "FSQ, usual levels"}
+        if record["part"] == "table" and "strips_usage" in record and "replace_freq" not in record["row"]:
+            lines.setdefault(names.get(record["row"], record["row"]), []).append(record)
+    figure, grid = new_figure(12, 4.2, columns=3)
+    best = min(record["mse"] for line in lines.values() for record in line)
+    panels: list[tuple[str, float, str, dict[str, Any]]] = [
+        ("mse", 1e3, "MSE x1e-3, other photographs", {"ylim": (0.97e3 * best, 1.25e3 * best)}),
+        ("strips_usage", 1, "share of the codes used by held-out strips", {"ylim": (0, 1.02)}),
+        ("perplexity", 1, "perplexity, other photographs", {"yscale": "log"}),
+    ]
+    colors = run_colors(len(lines) + 1)[1:]  # the grey is for baselines
+    for axes, (key, scale, label, limits) in zip(grid.flat, panels, strict=True):
+        for color, (name, line) in zip(colors, lines.items(), strict=True):
+            points = [(record["num_codes"], scale * record[key]) for record in line]
+            axes.plot(*np.array(points).T, "o-", color=color, lw=1.8, ms=4, label=name)
+        axes.set(xscale="log", xticks=sorted(SIZES), **limits)
+        axes.minorticks_off()
+        axes.set_xticklabels([f"{size:,}" for size in sorted(SIZES)], fontsize=9)
+        axes.yaxis.set_major_formatter("{x:,.6g}")  # a logarithmic scale brings its own
+        axes.set_title(label, fontsize=11, color=INK)
+        axes.set_xlabel("codes")
+    legend_above(figure, grid[0, 0], columns=len(lines))
+    return picture(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--part", nargs="*", default=["table"], choices=list(PARTS))
@@ -359,6 +391,8 @@ def main() -> None:
             path.write_text(json.dumps(records, indent=1) + "\n")
             path.with_suffix(".md").write_text(tables(records, options.photos))
     path.with_suffix(".md").write_text(tables(records, options.photos))
+    if options.photos is None and any(record["part"] == "table" for record in records):
+        draw(records).save(path.with_suffix(".png"))
     print(tables(records, options.photos))
 
 
