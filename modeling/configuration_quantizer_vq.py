@@ -50,7 +50,8 @@ class QuantizerConfig(PreTrainedConfig):
         affine_lr (`float`): Scale of the learned affine map of the codes, at least 0; 0 turns it off.
         affine_groups (`int`): Blocks of codes with an affine map of their own; must divide the codes of a codebook.
         affine_mode (`"learned"` or `"running"`): Whether the affine map is learned or follows running statistics.
-        replace_freq (`int`): Training batches without use after which a code is replaced; 0 never replaces.
+        replace_freq (`int`): Training batches without use after which a code is replaced; 0 never replaces. Large
+            codebooks want more of them, enough to bring ten vectors for each code, and policy "kmeans".
         replace_policy (`"input"`, `"kmeans"` or `"busy"`): What a replaced code becomes.
         kmeans_init (`bool`): Whether the first training batch initialises the codes by k-means++.
         norm (`"l2"`, `"clip"`, `"bn"`, `"gn"`, `"in"`, `"none"`, *optional*): Normalisation of the vectors.

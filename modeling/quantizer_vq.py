@@ -72,7 +72,8 @@ class VectorQuant(nn.Module):
         sync_nu: synchronized commitment: each code also receives `sync_nu` times the task gradient of its vectors.
         affine_lr: above 0, a learned affine map `(1 + affine_lr s) c + affine_lr b` in front of the codes.
         affine_groups: contiguous blocks of codes with a map of their own; divides the codes of a codebook.
-        replace_freq: a code unused for so many training forwards is replaced; 0 never.
+        replace_freq: a code unused for so many training forwards is replaced; 0 never. Large codebooks want more of
+            them, enough to bring ten vectors for each code, and policy "kmeans".
         kmeans_init: initialise the codes by k-means++ of the first training vectors, before they are first read.
         norm: of the inputs: None, "l2" (unit norm), "clip" (norm at most 10), "bn", "gn", "in" (batch, group,
             instance).
