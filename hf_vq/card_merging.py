@@ -109,7 +109,12 @@ def add_results(card: str, results: list[EvalResult], section: str) -> str:
     record = json.loads(part[1])
     name, old = _results(record)
     renewed = {(result.unique_identifier, result.metric_type) for result in results}
-    kept = [result for result in old if (result.unique_identifier, result.metric_type) not in renewed]
+    weights = set().union(*map(_measured_weights, results))
+    kept = [
+        result
+        for result in old
+        if (result.unique_identifier, result.metric_type) not in renewed and _measured_weights(result) <= weights
+    ]
     name = name or record.get("model_name") or "model"
     data = ModelCardData(**record | {"model-index": eval_results_to_model_index(name, kept + results)})
     section = section.strip() + "\n"
@@ -119,6 +124,11 @@ def add_results(card: str, results: list[EvalResult], section: str) -> str:
     end = text.rindex("<!-- hf_vq: end") if end < 0 else end + 1
     text = f"{text[:end]}{section}\n{text[end:]}".replace(part[1], metadata_record(data), 1)
     return f"---\n{data}\n---\n{text}\n"
+
+
+def _measured_weights(result: EvalResult) -> set[str]:
+    """The hashes of the weights that a measurement names; none if it names none."""
+    return set(re.findall(r"weights sha256 (\w+)", str(result.metric_args)))
 
 
 def merge_metadata(theirs: Metadata, record: Metadata, ours: Metadata) -> Metadata:

@@ -263,7 +263,7 @@ def kernel_distance(reference: torch.Tensor, generated: torch.Tensor, seed: int 
     subsets, size = _kernel_subsets(len(reference), len(generated))
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", message=".*will save all extracted features")
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators, too
         metric = KernelInceptionDistance(
             feature=_Given(reference.shape[1]), subsets=subsets, subset_size=size, sync_on_compute=False
         )

@@ -217,7 +217,7 @@ def table_cell(value: Any) -> str:
 
 def public_name(name: str | None) -> str | None:
     """Of a path only the last part: the rest says where somebody's files lie."""
-    return Path(name).name if name and not is_hub_id(name) else name
+    return Path(name).expanduser().resolve().name if name and not is_hub_id(name) else name
 
 
 def is_hub_id(name: str | None) -> bool:

@@ -63,19 +63,19 @@ def reconstruction_grid(
     if originals.ndim != 4 or originals.shape[0] == 0:
         raise ValueError(f"expected images (batch, channels, height, width), got shape {tuple(originals.shape)}")
     font = _font(17)
-    rows = {"original": originals, **reconstructions}
+    rows = [("original", originals), *((_shortened(name, 40), values) for name, values in reconstructions.items())]
     columns = min(max_images, originals.shape[0])
     gap, margin = 6, 14
-    label_width = max(int(font.getlength(name)) for name in rows) + 2 * margin
+    label_width = max(int(font.getlength(name)) for name, _ in rows) + 2 * margin
     height, side = originals.shape[-2:]
-    room = (width - label_width - margin) // columns - gap
+    room = max(1, (width - label_width - margin) // columns - gap)
     scale = round(room / side)
-    cell_height, cell_width = (height * scale, side * scale) if scale else (height * room // side, room)
+    cell_height, cell_width = (height * scale, side * scale) if scale else (max(1, height * room // side), room)
 
     canvas_width = label_width + columns * (cell_width + gap) - gap + margin
     canvas = PIL.Image.new("RGB", (canvas_width, len(rows) * (cell_height + gap) - gap + 2 * margin), PAPER)
     draw = PIL.ImageDraw.Draw(canvas)
-    for row, (name, values) in enumerate(rows.items()):
+    for row, (name, values) in enumerate(rows):
         top = margin + row * (cell_height + gap)
         draw.text((label_width - margin, top + cell_height // 2), name, fill=INK, font=font, anchor="rm")
         for column in range(columns):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from hf_vq.hub_files import CARD_FILE, fetch_file, publish_folder
 from hf_vq.model_card import METRICS, tokenizer_card
 from hf_vq.modeling.modeling_maskgit import MaskGitModel
 from hf_vq.modeling.modeling_vq import VQModel
+from hf_vq.training.checkpoint import atomic_file
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +31,8 @@ _TASKS = {
 def update_cards(report: Report, models: Sequence[tuple[str, VQModel | MaskGitModel]]) -> None:
     """Writes each model's numbers, with the protocol, into its card: one commit on the Hub, or a folder's README.md.
 
-    What a person wrote stays; numbers of the same data set and split from an earlier evaluation are replaced, and a
-    push of other weights drops them.
+    What a person wrote stays; numbers of the same data set and split from an earlier evaluation are replaced, those of
+    an evaluation of other weights are dropped. Values that are not finite are left out.
 
     Args:
         report: The numbers.
@@ -40,20 +42,30 @@ def update_cards(report: Report, models: Sequence[tuple[str, VQModel | MaskGitMo
         HubError: A card cannot be fetched or pushed.
         ValueError: A card cannot be filled in.
     """
-    for (name, model), result in zip(models, report.results, strict=True):
+    cards: list[tuple[str, str]] = []
+    for (name, model), result in zip(models, report.results, strict=True):  # all before the first is written
         folder = Path(name).expanduser()
         if folder.is_dir():
             path = folder / CARD_FILE
             existing = path.read_text(encoding="utf-8") if path.is_file() else ""
-            path.write_text(fill_card(existing, evaluated_card(existing, report, result, model)), encoding="utf-8")
-            logger.info("Updated %s", path)
+            try:
+                cards.append((name, fill_card(existing, evaluated_card(existing, report, result, model))))
+            except ValueError as error:
+                raise ValueError(f"{path} cannot be filled in: {error}") from error
             continue
         try:
             existing = fetch_file(name, CARD_FILE).read_text(encoding="utf-8")
         except FileNotFoundError:
             existing = ""
+        cards.append((name, evaluated_card(existing, report, result, model, repo_id=name)))
+    for name, card in cards:
+        folder = Path(name).expanduser()
+        if folder.is_dir():
+            with atomic_file(folder / CARD_FILE) as temporary_file:
+                temporary_file.write_text(card, encoding="utf-8")
+            logger.info("Updated %s", folder / CARD_FILE)
+            continue
         with tempfile.TemporaryDirectory() as temporary:
-            card = evaluated_card(existing, report, result, model, repo_id=name)
             (Path(temporary) / CARD_FILE).write_text(card, encoding="utf-8")
             logger.info("Updated %s", publish_folder(temporary, name, commit_message="Add evaluation results"))
 
@@ -87,7 +99,7 @@ def evaluated_card(
     results = []
     for key, value in result["metrics"].items():
         shown = metric(key, report.kind, report.protocol["features"]["name"])
-        if shown is not None:
+        if shown is not None and math.isfinite(value):
             results.append(
                 EvalResult(
                     task_type=task_type,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import platform
+from pathlib import Path
 from typing import Any
 
 import PIL.Image
@@ -14,6 +15,7 @@ import torch
 import torchmetrics
 import transformers
 from accelerate import PartialState
+from accelerate.utils import gather_object
 
 from hf_vq.evaluation.arguments import EvaluationArguments
 from hf_vq.evaluation.cards import update_cards
@@ -53,6 +55,8 @@ def evaluate(args: EvaluationArguments) -> Report:
             args.dataset, args.split, streaming=args.streaming, image_column=args.image_column, revision=revision
         )
         extractor = make_extractor(args.features, processor.num_channels, args.inception_weights)
+    if state.is_main_process:  # hours before the numbers go there
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     extractor.to(state.device)
     for subject in subjects:
         subject.model.to(state.device)
@@ -69,14 +73,15 @@ def evaluate(args: EvaluationArguments) -> Report:
     measure = evaluate_generators if subjects[0].kind == "generator" else evaluate_tokenizers
     metrics, details, picture = measure(subjects, batches, extractor, args)
     num_images, num_skipped = batches.count()
-    if batches.skipped:
-        names = shorten([f"{name} ({reason})" for name, reason in batches.skipped.items()])
-        logger.warning("skipped %d images that cannot be read: %s", len(batches.skipped), names)
-    if num_images < extractor.num_features:
+    skipped = gather_object([f"{name} ({reason})" for name, reason in batches.skipped.items()][:100])
+    if skipped:
+        logger.warning("skipped %d images that cannot be read: %s", num_skipped, shorten(skipped))
+    fewest = min(num_images, details.get("sampling", {}).get("num_images", num_images))
+    if fewest < extractor.num_features:
         logger.warning(
             "%d images are fewer than the %d features: the Fréchet distance says more about their number than about "
             "the models. Compare it with no other number of images",
-            num_images,
+            fewest,
             extractor.num_features,
         )
     protocol: dict[str, Any] = {

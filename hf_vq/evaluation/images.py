@@ -126,6 +126,12 @@ class ImageBatches:
             else:
                 kept.append((index, -1 if label is None else int(label), pixels))
         if kept:
+            shapes = sorted({tuple(pixels.shape[1:]) for _, _, pixels in kept})
+            if len(shapes) > 1:
+                raise ValueError(
+                    f"the image processor makes images of different sizes, {shapes[0]} and {shapes[-1]} among them: "
+                    "turn its centre crop on, or give an image_size"
+                )
             indices, labels, pixel_values = zip(*kept, strict=True)
             yield Batch(number, torch.tensor(indices), torch.stack(pixel_values), torch.tensor(labels))
 

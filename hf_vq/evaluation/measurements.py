@@ -40,6 +40,7 @@ def evaluate_tokenizers(
     metrics = [TokenizerMetrics(model.config.num_codes) for model in models]
     distances = [FrechetDistance(extractor.num_features) for _ in models]
     pictures: dict[str, torch.Tensor] = {}
+    originals: torch.Tensor | None = None
     for batch in _with_progress(batches, args):
         pixels = batch.pixel_values.to(models[0].device)
         reference = extractor(to_bytes(pixels)).values
@@ -49,9 +50,9 @@ def evaluate_tokenizers(
             metrics[number].update(pixels, decoded, output.image_tokens, output.quantization_error)
             distances[number].update(reference, generated=False)
             distances[number].update(extractor(to_bytes(decoded)).values, generated=True)
-            if batch.number == 0:
+            if originals is None:
                 pictures[subject.label] = decoded[:PICTURE_COLUMNS].cpu()
-        if batch.number == 0:
+        if originals is None:
             originals = pixels[:PICTURE_COLUMNS].cpu()
     _require_images(batches, args)
     results = []
@@ -68,7 +69,7 @@ def evaluate_tokenizers(
         "reference": "the same images as preprocessed; features of both rounded to 8 bits",
         "errors": "of pixels in [0, 1], reconstructions clamped and not rounded; PSNR is the mean of each image's",
     }
-    return results, details, reconstruction_grid(originals, pictures) if pictures else None
+    return results, details, None if originals is None else reconstruction_grid(originals, pictures)
 
 
 @torch.no_grad()
@@ -81,7 +82,7 @@ def evaluate_generators(
         for _ in subjects
     ]
     classes = torch.zeros(max(subject.model.config.num_classes for subject in subjects), dtype=torch.int64)
-    pictures: dict[str, list[PIL.Image.Image]] = {}
+    pictures: list[tuple[str, list[PIL.Image.Image]]] = []
     for batch in _with_progress(batches, args):
         images = to_bytes(batch.pixel_values)
         features = extractor(images.to(subjects[0].model.device))
@@ -91,9 +92,11 @@ def evaluate_generators(
         if len(classes) and len(labels):
             _check_labels(int(labels.max()), subjects, args)
             classes += torch.bincount(labels, minlength=len(classes))
-        if batch.number == 0:
-            pictures["data set"] = to_pil(images[:PICTURE_COLUMNS])
+        if not pictures:
+            pictures.append(("data set", to_pil(images[:PICTURE_COLUMNS])))
     num_images = _require_images(batches, args)
+    if num_images < 2:
+        raise ValueError("the features of generated images are compared with those of at least two images, got one")
     classes = sum_over_processes(classes)
     has_labels = bool(classes.any())
 
@@ -106,7 +109,7 @@ def evaluate_generators(
         for numbers, images in _samples(subject, shares, total, sampling, args):
             measured.update(extractor(images), numbers, generated=True)
             if numbers[0] == 0:
-                pictures[subject.label] = to_pil(images[:PICTURE_COLUMNS])
+                pictures.append((subject.label, to_pil(images[:PICTURE_COLUMNS])))
         values = measured.compute()
         estimators = measured.estimators(values)
         results.append(
@@ -124,10 +127,10 @@ def evaluate_generators(
         details["sampling"]["classes"] = "shares of the data set" if has_labels else "equal shares"
     if not extractor.num_classes:
         details["estimators"]["score"] = "none: these features give no probabilities of classes"
-    rows = list(pictures.values())
-    columns = min(map(len, rows), default=0)
-    sheet = [image for row in rows for image in row[:columns]]
-    return results, details, sample_sheet(sheet, row_labels=list(pictures), columns=columns) if columns else None
+    columns = min((len(row) for _, row in pictures), default=0)
+    labels = [label for label, _ in pictures]
+    sheet = [image for _, row in pictures for image in row[:columns]]
+    return results, details, sample_sheet(sheet, row_labels=labels, columns=columns) if columns else None
 
 
 def _samples(

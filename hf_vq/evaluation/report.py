@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,6 +154,7 @@ class Report:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / TABLE_FILE).write_text(self.to_markdown(), encoding="utf-8")
         write_json(self.to_dict(), folder / JSON_FILE)
+        (folder / PICTURE_FILE).unlink(missing_ok=True)  # an earlier one shows other images
         if self.picture is not None:
             self.picture.save(folder / PICTURE_FILE)
 
@@ -171,7 +173,7 @@ def flatten(values: Mapping[str, Any]) -> dict[str, str]:
 
 def _printed(values: list[float | None], shown: Metric) -> list[str]:
     texts = ["" if value is None else shown.format.format(value) for value in values]
-    known = [value for value in values if value is not None]
+    known = [value for value in values if value is not None and math.isfinite(value)]
     if len(values) < 2 or shown.more_is_better is None or not known:
         return texts
     best = shown.format.format(max(known) if shown.more_is_better else min(known))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -94,7 +95,7 @@ class CodebookMonitor(TrainerCallback):
             folder = trainer.output_dir / MONITOR_FOLDER
             folder.mkdir(parents=True, exist_ok=True)
             for path in folder.glob(PATTERN):
-                if path.name > CodebookSnapshot.file_name(trainer.step):
+                if int(re.findall(r"\d+", path.name)[-1]) > trainer.step:
                     path.unlink()
             for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
                 leftover.unlink()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from huggingface_hub import ModelCard, ModelCardData
 
 import hf_vq
@@ -86,6 +87,37 @@ def test_a_persons_card_is_kept(hub: HubServer, models: Path, images: Path, tmp_
     assert set(results(fresh)) == {f"{name}_8x8_pixels" for name in ("frechet", "kernel", "precision", "recall")}
     assert "11 samples, 11 images" in fresh and "arccos" in fresh
     assert fresh.index("## Evaluation") < fresh.index(HEADING) < fresh.index("## Limits")
+
+
+def test_no_card_is_written_when_one_cannot_be(models: Path, images: Path, tmp_path: Path) -> None:
+    """The metadata of the second card cannot be read: the first stays as it was."""
+    for name in "ab":
+        VQModel.from_pretrained(models / name).save_pretrained(tmp_path / name)
+        load_subjects([str(models / name)])[0].processor.save_pretrained(tmp_path / name)
+    (tmp_path / "a" / "README.md").write_text(PERSONS_CARD)
+    (tmp_path / "b" / "README.md").write_text("---\nlicense: [mit\n---\n")
+    with pytest.raises(ValueError, match="README"):
+        evaluate(arguments(tmp_path, "a b", images, tmp_path / "out", update_cards=True))
+    assert (tmp_path / "a" / "README.md").read_text() == PERSONS_CARD
+
+
+def test_other_weights_and_nan_leave_no_numbers_behind(models: Path, images: Path, tmp_path: Path) -> None:
+    """What was measured on weights that are no longer there goes; what is not finite never comes."""
+    model = VQModel.from_pretrained(models / "b")
+    load_subjects([str(models / "b")])[0].processor.save_pretrained(tmp_path / "b")
+    model.save_pretrained(tmp_path / "b")
+    evaluate(arguments(tmp_path, "b", images, tmp_path / "out", update_cards=True))
+    assert "frechet_8x8_pixels" in results((tmp_path / "b" / "README.md").read_text())
+    with torch.no_grad():
+        next(model.decoder.parameters()).add_(0.5)
+    model.save_pretrained(tmp_path / "b")
+    evaluate(arguments(tmp_path, "b", images, tmp_path / "out", update_cards=True, max_images=1))  # too few for it
+    assert set(results((tmp_path / "b" / "README.md").read_text())) & {"psnr", "frechet_8x8_pixels"} == {"psnr"}
+    with torch.no_grad():
+        next(model.decoder.parameters()).fill_(torch.nan)
+    model.save_pretrained(tmp_path / "b")
+    evaluate(arguments(tmp_path, "b", images, tmp_path / "out", update_cards=True))
+    assert "psnr" not in results((tmp_path / "b" / "README.md").read_text())
 
 
 def test_cards_of_others_are_refused(

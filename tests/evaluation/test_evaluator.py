@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -185,6 +187,26 @@ def test_inceptions_numbers_have_their_own_names(
     assert names < set(generator.results[0]["metrics"])
     assert f"11 samples, 11 images, inception {Colors().describe()['weights_sha256'][:8]} |" in generator.to_markdown()
     assert generator.protocol["estimators"]["score"] == {"splits": 10}
+
+
+def test_a_picture_of_the_first_images_that_can_be_read(models: Path, images: Path, tmp_path: Path) -> None:
+    """The first batch cannot be read; a later run without any picture leaves no earlier one behind."""
+    broken = tmp_path / "broken"
+    shutil.copytree(images, broken)
+    next(path for path in sorted(broken.rglob("*")) if path.is_file()).write_bytes(b"no image")
+    report = evaluate(arguments(models, "a", broken, tmp_path / "out", batch_size=1))
+    assert report.protocol["dataset"]["num_skipped"] == 1 and report.picture is not None
+    assert (tmp_path / "out" / "evaluation.png").is_file()
+    dataclasses.replace(report, picture=None).save(tmp_path / "out")
+    assert not (tmp_path / "out" / "evaluation.png").exists()
+
+
+def test_few_samples_are_warned_of(
+    models: Path, images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is the smaller of the two sets that counts."""
+    evaluate(arguments(models, "free", images, tmp_path, num_samples=4))
+    assert "4 images are fewer than the" in caplog.text
 
 
 def test_labels_are_spread_by_their_shares() -> None:

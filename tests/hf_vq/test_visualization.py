@@ -37,6 +37,13 @@ def test_grid_takes_grey_and_large_images():
     assert colored(grid, "#808080") > 2 * 4 * 100 * 100
 
 
+def test_grid_cuts_long_labels_and_keeps_every_row():
+    images = torch.zeros(8, 3, 16, 16)
+    short = reconstruction_grid(images, {"x" * 40: images})
+    assert reconstruction_grid(images, {"x" * 200: images}).height == short.height
+    assert reconstruction_grid(images, {"original": images}).size == reconstruction_grid(images, {"an": images}).size
+
+
 def test_grid_refuses_reconstructions_of_other_images():
     """A row of another shape is an error that names it, and so is an empty batch."""
     with pytest.raises(ValueError, match="'small' has shape"):
