@@ -333,14 +333,19 @@ def tables(records: list[dict[str, Any]], photos: Path | None = None) -> str:
     return "\n".join(lines)
 
 
+LATER = "full method, later k-means replacement"
+
+
 def draw(records: list[dict[str, Any]]) -> PIL.Image.Image:
     """Error, use by the held-out strips and perplexity against the number of codes, a line for each method."""
     lines: dict[str, list[dict[str, Any]]] = {}
     for record in sorted(records, key=lambda record: record["num_codes"]):
         few, usual = FSQ_LEVELS[record["num_codes"]]
         names = {f"FSQ {few}": "FSQ, few dimensions", f"FSQ {usual}": "FSQ, usual levels"}
-        if record["part"] == "table" and "strips_usage" in record and "replace_freq" not in record["row"]:
-            lines.setdefault(names.get(record["row"], record["row"]), []).append(record)
+        name = LATER if "replace_freq" in record["row"] else names.get(record["row"], record["row"])
+        if record["part"] == "table" and "strips_usage" in record:
+            lines.setdefault(name, []).append(record)
+    lines[LATER] = lines.pop(LATER, [])  # last, in the colour of the first
     figure, grid = new_figure(12, 4.2, columns=3)
     best = min(record["mse"] for line in lines.values() for record in line)
     panels: list[tuple[str, float, str, dict[str, Any]]] = [
@@ -348,18 +353,18 @@ def draw(records: list[dict[str, Any]]) -> PIL.Image.Image:
         ("strips_usage", 1, "share of the codes used by held-out strips", {"ylim": (0, 1.02)}),
         ("perplexity", 1, "perplexity, other photographs", {"yscale": "log"}),
     ]
-    colors = run_colors(len(lines) + 1)[1:]  # the grey is for baselines
+    colors = [*run_colors(len(lines))[1:], run_colors(len(lines))[1]]  # the grey is for baselines
     for axes, (key, scale, label, limits) in zip(grid.flat, panels, strict=True):
         for color, (name, line) in zip(colors, lines.items(), strict=True):
             points = [(record["num_codes"], scale * record[key]) for record in line]
-            axes.plot(*np.array(points).T, "o-", color=color, lw=1.8, ms=4, label=name)
+            axes.plot(*np.array(points).T, "o--" if name == LATER else "o-", color=color, lw=1.8, ms=4, label=name)
         axes.set(xscale="log", xticks=sorted(SIZES), **limits)
         axes.minorticks_off()
         axes.set_xticklabels([f"{size:,}" for size in sorted(SIZES)], fontsize=9)
         axes.yaxis.set_major_formatter("{x:,.6g}")  # a logarithmic scale brings its own
         axes.set_title(label, fontsize=11, color=INK)
         axes.set_xlabel("codes")
-    legend_above(figure, grid[0, 0], columns=len(lines))
+    legend_above(figure, grid[0, 0], columns=4)
     return picture(figure)
 
 
