@@ -345,7 +345,11 @@ def draw(records: list[dict[str, Any]]) -> PIL.Image.Image:
         name = LATER if "replace_freq" in record["row"] else names.get(record["row"], record["row"])
         if record["part"] == "table" and "strips_usage" in record:
             lines.setdefault(name, []).append(record)
-    lines[LATER] = lines.pop(LATER, [])  # last, in the colour of the first
+    later = lines.pop(LATER, None)
+    colors = list(run_colors(len(lines) + 1)[1:])  # the grey is for baselines
+    if later is not None:  # last, in the colour of the first
+        lines[LATER] = later
+        colors.append(colors[0])
     figure, grid = new_figure(12, 4.2, columns=3)
     best = min(record["mse"] for line in lines.values() for record in line)
     panels: list[tuple[str, float, str, dict[str, Any]]] = [
@@ -353,7 +357,6 @@ def draw(records: list[dict[str, Any]]) -> PIL.Image.Image:
         ("strips_usage", 1, "share of the codes used by held-out strips", {"ylim": (0, 1.02)}),
         ("perplexity", 1, "perplexity, other photographs", {"yscale": "log"}),
     ]
-    colors = [*run_colors(len(lines))[1:], run_colors(len(lines))[1]]  # the grey is for baselines
     for axes, (key, scale, label, limits) in zip(grid.flat, panels, strict=True):
         for color, (name, line) in zip(colors, lines.items(), strict=True):
             points = [(record["num_codes"], scale * record[key]) for record in line]
@@ -396,7 +399,7 @@ def main() -> None:
             path.write_text(json.dumps(records, indent=1) + "\n")
             path.with_suffix(".md").write_text(tables(records, options.photos))
     path.with_suffix(".md").write_text(tables(records, options.photos))
-    if options.photos is None and any(record["part"] == "table" for record in records):
+    if options.photos is None and any("full" in record["row"] and record["part"] == "table" for record in records):
         draw(records).save(path.with_suffix(".png"))
     print(tables(records, options.photos))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -217,7 +218,7 @@ def table_cell(value: Any) -> str:
 
 def public_name(name: str | None) -> str | None:
     """Of a path only the last part: the rest says where somebody's files lie."""
-    return Path(name).expanduser().resolve().name if name and not is_hub_id(name) else name
+    return Path(os.path.abspath(Path(name).expanduser())).name if name and not is_hub_id(name) else name
 
 
 def is_hub_id(name: str | None) -> bool:

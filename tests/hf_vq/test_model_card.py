@@ -8,7 +8,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from hf_vq.model_card import tokenizer_card
+from hf_vq.model_card import public_name, tokenizer_card
 from hf_vq.modeling.configuration_vq import VQConfig
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
 from hf_vq.modeling.modeling_vq import VQModel
@@ -146,3 +146,12 @@ def test_rfid_stands_beside_the_rest():
     assert "| rFID | 3.14 | held-out images |  | 206 | none |" in card.text
     result = next(result for result in card.data.eval_results if result.metric_type == "rfid")
     assert result.dataset_args == {"preprocessing": "none", "num_images": 206}
+
+
+def test_a_path_is_told_by_its_last_part(tmp_path, monkeypatch):
+    """Also where that part is not written out; the name of a link is its own."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path / "photos")
+    assert [public_name(name) for name in (".", "../photos/", str(tmp_path / "link"))] == ["photos", "photos", "link"]
+    assert public_name("alice/emoji") == "alice/emoji" and public_name(None) is None
