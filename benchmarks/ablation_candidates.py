@@ -8,7 +8,7 @@ from quality_candidates import FULL, PLAIN, Row
 
 RECIPE_DIM = 4  # of the recipes' codes; the paper's table has the network's 64
 
-# Four candidates for each row of the paper's table: two values of the part's own setting by two of alpha. The base has
+# Six candidates for each row of the paper's table: two values of the part's own setting by three of alpha. The base has
 # only alpha. With inner steps alpha = 0 is the reference code's variant: codes learn from those steps alone.
 _OWN: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "affine": [(f"affine_lr {rate:g}", {"affine_lr": rate}) for rate in (2.0, 10.0)],
@@ -22,12 +22,12 @@ _OWN["all"] = [
     (name, {"affine_lr": 2.0, "sync_nu": 0.2, "replace_freq": 20, **inner}) for name, inner in _OWN["alternating"]
 ]
 PAPER: dict[str, dict[str, Row]] = {
-    "base": {f"base: alpha {alpha:g}": Row(PLAIN, alpha) for alpha in (10.0, 5.0, 1.0, 0.25)}
+    "base": {f"base: alpha {alpha:g}": Row(PLAIN, alpha) for alpha in (10.0, 5.0, 1.0, 0.25, 0.05, 0.01)}
 } | {
     part: {
         f"{part}: {name}, alpha {alpha:g}": Row({**PLAIN, **setting}, alpha)
         for name, setting in settings
-        for alpha in ((0.0, 1.0) if part in ("alternating", "all") else (1.0, 0.25))
+        for alpha in ((0.0, 0.25, 1.0) if part in ("alternating", "all") else (1.0, 0.25, 0.05))
     }
     for part, settings in _OWN.items()
 }
