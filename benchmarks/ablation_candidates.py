@@ -8,8 +8,8 @@ from quality_candidates import FULL, PLAIN, Row
 
 RECIPE_DIM = 4  # of the recipes' codes; the paper's table has the network's 64
 
-# Six candidates for each row of the paper's table: two values of the part's own setting by three of alpha. The base has
-# only alpha. With inner steps alpha = 0 is the reference code's variant: codes learn from those steps alone.
+# Six candidates for each row of the paper's table: two values of the part's own setting by three of alpha. The base
+# has only alpha. With inner steps alpha = 0 is the reference code's variant: codes learn from those steps alone.
 _OWN: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "affine": [(f"affine_lr {rate:g}", {"affine_lr": rate}) for rate in (2.0, 10.0)],
     "synchronized": [(f"nu {nu:g}", {"sync_nu": nu}) for nu in (0.2, 1.0)],

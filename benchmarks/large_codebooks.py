@@ -7,8 +7,8 @@
 
 Network, batches, optimizer and photographs are those of quality.py, but for 32 channels, 600 steps and a learning rate
 of 3e-3. Error is measured on photographs that did not train, and on strips left out of those that trained. So is use:
-a code can be in use only if what it stands for is in the picture, and only if there are many vectors for each code
-(N / K in the tables), so all are cut in overlapping tiles. "k-means": what k-means on the training vectors would use.
+a code can be in use only if what it stands for is in the picture, and only if there are many vectors for each code, so
+all are cut in overlapping tiles. "k-means": what k-means on the training vectors would use.
 
 `trials` tries settings, in half the steps, on photographs that `table` does not measure. What
 results/large_codebooks.json already holds is not run again; `--fresh` runs all. `--photos` takes photographs of your
@@ -21,6 +21,7 @@ import argparse
 import itertools
 import json
 import math
+import statistics
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -288,66 +289,88 @@ COLUMNS = {
 }
 
 
-def cells(record: dict[str, Any]) -> list[str]:
-    """The line of a record."""
-    first = [f"{record['num_codes']:,}", record["row"]]
-    if "mse" not in record:
-        return [*first, "not run", *[""] * (len(COLUMNS) + 3)]
-    errors = [f"{1e3 * record['mse']:.2f}", f"{1e3 * record['strips_mse']:.2f}"]
-    if record["row"] == FLOOR:
-        return [*first, *errors, *[""] * (len(COLUMNS) + 2)]
-    shares = [f"{100 * record[key]:.1f}%" if key in record else "" for key in COLUMNS]
-    splits = ("train", "strips", "photographs")
-    ratios = [f"{record[f'{split}_vectors'] / record['num_codes']:.3g}" for split in splits]
-    return [*first, *errors, f"{record['perplexity']:,.0f}", *shares, ", ".join(ratios)]
+def cells(runs: list[dict[str, Any]]) -> list[str]:
+    """The line of the runs of a row."""
+
+    def mean(key: str, scale: float, digits: int) -> str:
+        values = [scale * run[key] for run in runs if key in run]
+        if not values or (runs[0]["row"] == FLOOR and "mse" not in key):
+            return ""
+        deviation = f" ± {statistics.stdev(values):,.{digits}f}" if len(values) > 1 else ""
+        return f"{statistics.mean(values):,.{digits}f}{deviation}"
+
+    first = runs[0]
+    shares = [mean(key, 100, 1) for key in COLUMNS]
+    return [
+        f"{first['num_codes']:,}",
+        first["row"],
+        mean("mse", 1e3, 2),
+        mean("strips_mse", 1e3, 2),
+        mean("perplexity", 1, 0),
+        *(f"{share}%" if share else "" for share in shares),
+        ", ".join(str(run["seed"]) for run in runs),
+    ]
 
 
 def tables(records: list[dict[str, Any]], photos: Path | None = None) -> str:
-    """Markdown of both parts."""
+    """Markdown of both parts, mean and deviation over the seeds."""
     of = f"{len(list(photos.iterdir()))} photographs, two thirds for training" if photos else "test photographs"
     titles = {"table": of, "trials": "settings, on the validation photographs"}
-    columns = ["codes", "", "MSE x1e-3", "of strips", "perplexity", *COLUMNS.values(), "N / K"]
+    columns = ["codes", "", "MSE x1e-3", "of strips", "perplexity", *COLUMNS.values(), "seeds"]
     lines = []
+
+    def place(record: dict[str, Any]) -> tuple[int, int, int]:
+        rows = list(PARTS[record["part"]](record["num_codes"]))
+        return record["num_codes"], rows.index(record["row"]) if record["row"] in rows else len(rows), record["seed"]
+
     for part, title in titles.items():
-        shown = [record for record in records if record["part"] == part]
-        ran = {(record["num_codes"], record["row"]) for record in shown}
-        if part == "table" and photos is None:  # what is missing is said
-            every = ((num_codes, name) for num_codes in SIZES for name in table(num_codes))
-            shown += [{"num_codes": size, "row": name} for size, name in every if (size, name) not in ran]
-        shown.sort(key=lambda record: record["num_codes"])
+        shown: dict[tuple[int, str], list[dict[str, Any]]] = {}
+        for record in sorted(records, key=place):
+            if record["part"] == part:
+                shown.setdefault((record["num_codes"], record["row"]), []).append(record)
         if shown:
-            seeds = ", ".join(str(seed) for seed in sorted({record.get("seed", 0) for record in shown}))
             lines += [
-                f"`large_codebooks.py --part {part}`: {title}; {STEPS[part]} steps of batch 32, {CHANNELS} channels, "
-                f"seed {seeds}. N / K: vectors for each code, of training tiles, strips and other photographs.",
+                f"`large_codebooks.py --part {part}`: {title}; {STEPS[part]} steps of batch 32, {CHANNELS} channels. "
+                f"Vectors for each code, of training tiles, strips and other photographs: {_densities(shown)}.",
                 "",
                 "| " + " | ".join(columns) + " |",
                 "|---" * len(columns) + "|",
-                *("| " + " | ".join(cells(record)) + " |" for record in shown),
+                *("| " + " | ".join(cells(runs)) + " |" for runs in shown.values()),
                 "",
             ]
     return "\n".join(lines)
+
+
+def _densities(shown: dict[tuple[int, str], list[dict[str, Any]]]) -> str:
+    """N / K of each size."""
+    of_sizes = {num_codes: runs[0] for (num_codes, _), runs in shown.items()}
+    return "; ".join(
+        f"{num_codes:,} codes: "
+        + ", ".join(f"{run[f'{split}_vectors'] / num_codes:,.0f}" for split in ("train", "strips", "photographs"))
+        for num_codes, run in of_sizes.items()
+    )
 
 
 LATER = "full method, later k-means replacement"
 
 
 def draw(records: list[dict[str, Any]]) -> PIL.Image.Image:
-    """Error, use by the held-out strips and perplexity against the number of codes, a line for each method."""
-    lines: dict[str, list[dict[str, Any]]] = {}
+    """Error, use by the held-out strips and perplexity against the number of codes: means, and the seeds' range."""
+    lines: dict[str, dict[int, list[dict[str, Any]]]] = {}
     for record in sorted(records, key=lambda record: record["num_codes"]):
+        if record["part"] != "table" or "strips_usage" not in record:
+            continue
         few, usual = FSQ_LEVELS[record["num_codes"]]
         names = {f"FSQ {few}": "FSQ, few dimensions", f"FSQ {usual}": "FSQ, usual levels"}
         name = LATER if "replace_freq" in record["row"] else names.get(record["row"], record["row"])
-        if record["part"] == "table" and "strips_usage" in record:
-            lines.setdefault(name, []).append(record)
+        lines.setdefault(name, {}).setdefault(record["num_codes"], []).append(record)
     later = lines.pop(LATER, None)
     colors = list(run_colors(len(lines) + 1)[1:])  # the grey is for baselines
     if later is not None:  # last, in the colour of the first
         lines[LATER] = later
         colors.append(colors[0])
     figure, grid = new_figure(12, 4.2, columns=3)
-    best = min(record["mse"] for line in lines.values() for record in line)
+    best = min(record["mse"] for line in lines.values() for runs in line.values() for record in runs)
     panels: list[tuple[str, float, str, dict[str, Any]]] = [
         ("mse", 1e3, "MSE x1e-3, other photographs", {"ylim": (0.97e3 * best, 1.25e3 * best)}),
         ("strips_usage", 1, "share of the codes used by held-out strips", {"ylim": (0, 1.02)}),
@@ -355,8 +378,12 @@ def draw(records: list[dict[str, Any]]) -> PIL.Image.Image:
     ]
     for axes, (key, scale, label, limits) in zip(grid.flat, panels, strict=True):
         for color, (name, line) in zip(colors, lines.items(), strict=True):
-            points = [(record["num_codes"], scale * record[key]) for record in line]
-            axes.plot(*np.array(points).T, "o--" if name == LATER else "o-", color=color, lw=1.8, ms=4, label=name)
+            values = [[scale * record[key] for record in runs] for runs in line.values()]
+            style = "o--" if name == LATER else "o-"
+            axes.plot(
+                list(line), [statistics.mean(runs) for runs in values], style, color=color, lw=1.8, ms=4, label=name
+            )
+            axes.vlines(list(line), [min(runs) for runs in values], [max(runs) for runs in values], color=color, lw=1)
         axes.set(xscale="log", xticks=sorted(SIZES), **limits)
         axes.minorticks_off()
         axes.set_xticklabels([f"{size:,}" for size in sorted(SIZES)], fontsize=9)
