@@ -7,7 +7,7 @@
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import CONFIG_MAPPING, AutoConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_quantizer_vq import QuantizerConfig
@@ -55,12 +55,19 @@ class VQImageClassificationConfig(QuantizerConfig):
         quantized_size (`int`, *optional*):
             Channels of that layer's output, the dimension of the codes. By default a blank image is sent through the
             network when the model is made, and what is found is recorded here.
+        quantized_axis (`int`, *optional*):
+            Their axis, found likewise: 1 in feature maps (batch, channels, height, width), else -1, the last.
         kwargs: `num_labels`, `id2label`, `label2id` and the rest of transformers' arguments.
 
     The fields of the quantizer and `commitment_weight` are those of [`QuantizerConfig`].
     """
 
     model_type = "hf_vq_classifier"
+    # Of the outputs `Trainer` predicts the logits alone; the others are no rows of a batch.
+    keys_to_ignore_at_inference = [
+        "classification_loss", "commitment_loss", "image_tokens", "perplexity", "usage", "quantization_error",
+        "replaced", "hidden_states", "attentions",
+    ]  # fmt: skip
     sub_configs_defaults = {
         "backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="resnet", optional=True)
     }
@@ -72,10 +79,16 @@ class VQImageClassificationConfig(QuantizerConfig):
     dropout: float | int = 0.5
     quantized_layer: int | str | None = None
     quantized_size: int | None = None
+    quantized_axis: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.backbone_config, str):
             self.backbone_config = self._named_backbone(self.backbone_config)
+        if not isinstance(self.backbone_config, dict | PreTrainedConfig | None):
+            raise ValueError(
+                "`backbone_config` must be a configuration of transformers, a `dict` of its fields or a name, got "
+                f"{self.backbone_config!r}."
+            )
         if isinstance(self.backbone_config, dict):
             if self.backbone_config.get("model_type") not in CONFIG_MAPPING:
                 raise ValueError(
@@ -115,6 +128,8 @@ class VQImageClassificationConfig(QuantizerConfig):
             raise ValueError(f"`dropout` must be in [0, 1), got {self.dropout}.")
         if self.quantized_size is not None:
             self._require_at_least("quantized_size", 1)
+        if self.quantized_axis not in (None, 1, -1):
+            raise ValueError(f"`quantized_axis` must be 1 or -1, got {self.quantized_axis}.")
         for name in ("image_size", "num_channels"):
             theirs = getattr(self.backbone_config, name, None)
             if theirs is not None and set(theirs if isinstance(theirs, list | tuple) else [theirs]) != {

@@ -43,9 +43,9 @@ class VQImageClassifierOutput(ModelOutput):
         classification_loss (`torch.FloatTensor`, *optional*): Scalar: cross entropy. `None` without labels.
         commitment_loss (`torch.FloatTensor`): Scalar. 0 under `no_vq`.
         image_tokens (`torch.LongTensor`, *optional*):
-            Ids of the codes in [0, num_codes): (batch, h, w) for feature maps, (batch, tokens) for sequences,
-            (batch,) for features without position, with a last axis of groups if there is more than one. `None` while
-            quantization is off (`no_vq`).
+            Ids of the codes in [0, num_codes): (batch, h, w) for feature maps, (batch, tokens) for sequences (those of
+            all windows, where a backbone puts windows in the place of images), (batch,) for features without position,
+            with a last axis of groups if there is more than one. `None` while quantization is off (`no_vq`).
         perplexity (`torch.FloatTensor`, *optional*): Scalar in [1, num_codes]: exponential of the ids' entropy.
         usage (`torch.FloatTensor`, *optional*): Scalar in [0, 1]: share of the codes that the batch uses.
         quantization_error (`torch.FloatTensor`, *optional*):
@@ -79,6 +79,9 @@ class VQModelForImageClassification(VQPreTrainedModel):
     Raises:
         `ValueError`: if there is no such backbone or layer, or if the layer's output cannot be quantized.
 
+    Trained with transformers' `Trainer`, leave its `label_smoothing_factor` at 0: it makes a loss of its own from the
+    logits, without the commitment.
+
     Example:
 
     ```python
@@ -93,14 +96,15 @@ class VQModelForImageClassification(VQPreTrainedModel):
 
     config: VQImageClassificationConfig  # type: ignore[assignment]
     _can_record_outputs = {}
+    accepts_loss_kwargs = False  # else `Trainer` would not divide the commitment loss by its accumulation steps
 
     def __init__(self, config: VQImageClassificationConfig) -> None:
         super().__init__(config)  # type: ignore[arg-type]
         self.num_labels: int = config.num_labels  # type: ignore[assignment]
         self.backbone = _build_backbone(config)
         layer = _find_layer(self.backbone, config.quantized_layer)
-        if config.quantized_size is None:
-            config.quantized_size = _output_size(self.backbone, layer, config)
+        if config.quantized_size is None or config.quantized_axis is None:
+            config.quantized_size, config.quantized_axis = _output_layout(self.backbone, layer, config)
         self.quantize = QUANTIZERS[config.quantizer_type](**config.quantizer_kwargs())
         self.classifier = nn.Linear(_num_features(self.backbone), self.num_labels)
         # A bound method: in a deep copy of the model it belongs to the copy. First of all hooks, since those of
@@ -126,13 +130,19 @@ class VQModelForImageClassification(VQPreTrainedModel):
 
     def _quantize_output(self, layer: nn.Module, args: Any, output: Any) -> Any:
         """Takes the place of the chosen layer's output."""
-        states = _states(output)
-        vectors = states.movedim(1, -1) if states.ndim == 4 else states
-        quantized, out = self.quantize(vectors)
-        if not in_backward():  # else a recomputation of a checkpointed layer around this one
+        states, axis = _states(output), self.config.quantized_axis
+        assert axis is not None
+        if states.shape[axis] != self.config.quantized_size:
+            raise ValueError(
+                f"The output of `quantized_layer={self.config.quantized_layer!r}` has {states.shape[axis]} channels, "
+                f"but the configuration says `quantized_size={self.config.quantized_size}`, of another layer. With "
+                "`quantized_size=None` it is found again."
+            )
+        quantized, out = self.quantize(states.movedim(axis, -1))
+        # In backward: a recomputation of a checkpointed layer around this one.
+        if not self.training or not in_backward():
             self._quantized, self._with_gradients = out, torch.is_grad_enabled()
-        quantized = quantized.movedim(-1, 1) if states.ndim == 4 else quantized
-        return (quantized, *output[1:]) if isinstance(output, tuple) else quantized
+        return _with_states(output, quantized.movedim(-1, axis))
 
     @can_return_tuple
     def forward(
@@ -165,7 +175,11 @@ class VQModelForImageClassification(VQPreTrainedModel):
             wanted[name] = getattr(self.config, name) if asked is None else asked
         outputs = self.backbone(pixel_values.to(self.dtype), **wanted, return_dict=True)
         out, self._quantized = self._quantized, None
-        assert out is not None and out.loss is not None
+        if out is None or out.loss is None:
+            raise ValueError(
+                "The backbone ran without its quantized layer: another backbone was put in the place of the one that "
+                "this model made. Give the new one as `backbone_config`, and load its weights into `model.backbone`."
+            )
         if torch.is_grad_enabled() and not self._with_gradients:
             raise ValueError(
                 "The quantized layer was run without gradients, so the commitment loss would have none. Gradient "
@@ -181,6 +195,8 @@ class VQModelForImageClassification(VQPreTrainedModel):
         if tokens is not None:
             assert out.z is not None and out.z_q is not None
             error = F.mse_loss(out.z_q.detach(), out.z.detach())
+            if len(tokens) != len(pixel_values):
+                tokens = tokens.reshape(len(pixel_values), -1, tokens.shape[-1])
             tokens = tokens.squeeze(-1) if self.config.num_groups == 1 else tokens
         return VQImageClassifierOutput(
             loss=loss,
@@ -236,7 +252,9 @@ def _pool(outputs: Any) -> torch.Tensor:
     if feature_maps is None:
         return outputs.last_hidden_state[:, 0]
     features = feature_maps[-1]
-    return features.mean((2, 3)) if features.ndim == 4 else features
+    if features.ndim == 4:
+        return features.mean((2, 3))
+    return features.mean(1) if features.ndim == 3 else features
 
 
 def _find_layer(backbone: nn.Module, which: int | str | None) -> nn.Module:
@@ -263,49 +281,67 @@ def _find_layer(backbone: nn.Module, which: int | str | None) -> nn.Module:
     return blocks[number]
 
 
-@torch.no_grad()
-def _output_size(backbone: nn.Module, layer: nn.Module, config: VQImageClassificationConfig) -> int:
-    """Channels of a layer's output, seen on two blank images; what the classifier sees must depend on it."""
-    sizes: list[int] = []
+def _output_layout(backbone: nn.Module, layer: nn.Module, config: VQImageClassificationConfig) -> tuple[int, int]:
+    """Channels of a layer's output and their axis, seen on a blank image; what the classifier sees must need it."""
+    found: list[torch.Tensor] = []
 
     def replace(module: nn.Module, args: Any, output: Any) -> Any:
-        states = _states(output)
-        sizes.append(states.shape[1 if states.ndim == 4 else -1])
-        other = torch.zeros_like(states)
-        other[1:] = torch.linspace(-1000, 1000, other[1:].numel()).view_as(other[1:])  # seen behind small layer scales
-        return (other, *output[1:]) if isinstance(output, tuple) else other
+        states = _states(output).detach().requires_grad_()
+        found.append(states)
+        return _with_states(output, states.clone())  # a clone may be changed in place
 
     hook = layer.register_forward_hook(replace, prepend=True)
     training = backbone.training
     backbone.eval()
     try:
-        images = next(backbone.parameters()).new_zeros(2, config.num_channels, config.image_size, config.image_size)
-        features = _pool(backbone(images))
+        with torch.enable_grad():
+            images = next(backbone.parameters()).new_zeros(
+                1, config.num_channels, config.image_size, config.image_size
+            )
+            features = _pool(backbone(images))
     finally:
         hook.remove()
         backbone.train(training)
-    if len(sizes) != 1:
+    name = f"`quantized_layer={config.quantized_layer!r}`"
+    if len(found) != 1:
+        raise ValueError(f"{name} runs {len(found)} times for an image; choose a layer that runs once.")
+    if features.ndim != 2 or features.shape[1] != _num_features(backbone):
         raise ValueError(
-            f"`quantized_layer={config.quantized_layer!r}` runs {len(sizes)} times for an image; choose a layer that "
-            "runs once."
+            f"The backbone says that its features have {_num_features(backbone)} channels, but returns "
+            f"{tuple(features.shape)} for an image: it cannot be used."
         )
-    if not features.is_meta and torch.allclose(features[0], features[1], rtol=1e-5, atol=1e-6):
-        raise ValueError(
-            f"The backbone's features do not depend on the output of `quantized_layer={config.quantized_layer!r}`. "
-            "Choose an earlier layer."
-        )
-    return sizes[0]
+    states = found[0]
+    seen = features.requires_grad and torch.autograd.grad(features.sum(), states, allow_unused=True)[0] is not None
+    if not seen:
+        raise ValueError(f"The backbone's features do not depend on the output of {name}. Choose an earlier layer.")
+    axis = -1
+    if states.ndim == 4:
+        square_last, square_first = states.shape[2] == states.shape[3], states.shape[1] == states.shape[2]
+        if square_last and square_first:  # as many channels as rows and columns
+            axis = -1 if isinstance(layer, nn.Linear | nn.LayerNorm) else 1
+        else:
+            axis = -1 if square_first else 1
+    return states.shape[axis], axis
 
 
 def _states(output: Any) -> torch.Tensor:
     """The hidden states in a layer's output: feature maps (batch, channels, h, w), or (batch, ..., channels)."""
-    states = output[0] if isinstance(output, tuple) else output
+    states = output
+    while isinstance(states, tuple) and states:
+        states = states[0]
     if not isinstance(states, torch.Tensor) or not 2 <= states.ndim <= 4:
+        got = tuple(states.shape) if isinstance(states, torch.Tensor) else type(states).__name__
         raise ValueError(
             "The output of `quantized_layer` must be, or begin with, a tensor (batch, channels, height, width), "
-            f"(batch, tokens, channels) or (batch, channels), got {type(states).__name__}. Choose another layer."
+            f"(batch, height, width, channels), (batch, tokens, channels) or (batch, channels), got {got}. Choose "
+            "another layer."
         )
     return states
+
+
+def _with_states(output: Any, states: torch.Tensor) -> Any:
+    """A layer's output with others in the place of its hidden states."""
+    return (_with_states(output[0], states), *output[1:]) if isinstance(output, tuple) else states
 
 
 VQModelForImageClassification.register_for_auto_class("AutoModelForImageClassification")

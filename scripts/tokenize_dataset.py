@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = sys.argv[1:] if argv is None else argv
     try:
         args, _ = parse_command_line(TokenizationArguments, None, words, __doc__)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
     logging.basicConfig(
         format="%(message)s", level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR

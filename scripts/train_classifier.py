@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         set_seed(args.seed)
         model = VQModelForImageClassification(config)
         trainer = ClassifierTrainer(model, args, train_images, eval_images)
-    except (ValueError, StrictDataclassError) as error:
+    except (ValueError, OSError, ImportError, StrictDataclassError) as error:
         raise SystemExit(f"error: {error}") from None
     trainer.train()
     trainer.close()

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         set_seed(args.seed)
         model = MaskGitModel(config, tokenizer=tokenizer)
         trainer = GeneratorTrainer(model, args, train_tokens, eval_tokens, processor)
-    except (ValueError, StrictDataclassError) as error:
+    except (ValueError, OSError, StrictDataclassError) as error:
         raise SystemExit(f"error: {error}") from None
     trainer.train()
     trainer.close()

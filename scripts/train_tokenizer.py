@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         args, model_fields = parse_command_line(TokenizerTrainingArguments, VQConfig, words, __doc__)
         config = VQConfig(**model_fields)
-    except (ValueError, StrictDataclassError) as error:
+    except (ValueError, OSError, StrictDataclassError) as error:
         raise SystemExit(f"error: {error}") from None
     logging.basicConfig(
         format="%(message)s", level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR

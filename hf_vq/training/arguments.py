@@ -35,7 +35,9 @@ class BaseTrainingArguments:
     max_steps: int = field(default=10_000, metadata={"help": "Optimizer steps of the run."})
     train_batch_size: int = field(default=32, metadata={"help": "Images per process and forward pass."})
     eval_batch_size: int = field(default=64, metadata={"help": "Images per process in evaluation."})
-    max_eval_images: int | None = field(default=None, metadata={"help": "Evaluate on at most so many images."})
+    max_eval_images: int | None = field(
+        default=None, metadata={"help": "Evaluate on at most so many images, evenly spaced."}
+    )
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Forward passes per optimizer step."})
 
     # Optimizer

@@ -12,7 +12,7 @@ from hf_vq.training.data_order import is_stream
 
 NO_LABELS = (
     "The {} set has no labels, nothing to learn: use a folder of images for each class, or a data set with a column "
-    "'label'."
+    "'label' of whole numbers (`dataset.class_encode_column('label')` of datasets makes them of names)."
 )
 
 
@@ -46,6 +46,19 @@ def classifier_config(config: VQImageClassificationConfig, dataset: Any) -> VQIm
     return config
 
 
+def check_problem(config: VQImageClassificationConfig) -> None:
+    """Makes sure that a classifier tells classes apart, of which an image has one.
+
+    Raises:
+        ValueError: It is made for another problem.
+    """
+    if config.problem_type not in (None, "single_label_classification"):
+        raise ValueError(
+            "ClassifierTrainer trains classifiers of one label for an image, but "
+            f"`problem_type={config.problem_type!r}`. transformers' Trainer trains the others."
+        )
+
+
 def check_labels(dataset: Any, num_labels: int, which: str) -> None:
     """Makes sure that the labels of a data set fit a classifier, before the first step.
 
@@ -66,7 +79,7 @@ def check_labels(dataset: Any, num_labels: int, which: str) -> None:
         first = dataset[0].get("label")
         if first is None:
             raise ValueError(NO_LABELS.format(which))
-        labels = np.asarray([int(first)])
+        labels = _whole_numbers([first])
     if labels.min() < 0 or labels.max() >= num_labels:
         raise ValueError(
             f"The {which} set has labels from {labels.min()} to {labels.max()}, but the model has the classes 0 to "
@@ -81,4 +94,14 @@ def _all_labels(dataset: Any) -> np.ndarray | None:
     labels = source.with_format(None)["label"][:]
     if not labels or any(label is None for label in labels):
         raise ValueError("A set is empty, or has images without a label. Leave these out.")
-    return np.asarray(labels)
+    return _whole_numbers(labels)
+
+
+def _whole_numbers(labels: list[Any]) -> np.ndarray:
+    found = np.asarray(labels)
+    if found.ndim != 1 or found.dtype.kind not in "iu":
+        raise ValueError(
+            f"Labels must be whole numbers, one for an image, got {labels[0]!r}. "
+            "`dataset.class_encode_column('label')` of datasets makes them of names."
+        )
+    return found

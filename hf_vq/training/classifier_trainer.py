@@ -18,7 +18,7 @@ from hf_vq.modeling.modeling_vq_classifier import VQModelForImageClassification
 from hf_vq.modeling.quantizer_vq import get_vq_layers
 from hf_vq.modeling.version_vq import __version__
 from hf_vq.training.arguments import ClassifierTrainingArguments
-from hf_vq.training.classifier_data import NO_LABELS, check_labels
+from hf_vq.training.classifier_data import NO_LABELS, check_labels, check_problem
 from hf_vq.training.data_order import Batch, evaluation_batches
 from hf_vq.training.optimization import forget_gradients, forget_moments, parameter_groups, rewritten_rows
 from hf_vq.training.recipe import measured_split, recipe_rows
@@ -67,12 +67,14 @@ class ClassifierTrainer(BaseTrainer):
     ) -> None:
         processor = image_processor or default_image_processor(model.config)
         super().__init__(model, args, train_dataset, eval_dataset, processor)
+        check_problem(model.config)
         check_labels(train_dataset, model.num_labels, "training")
         if eval_dataset is not None:
             check_labels(eval_dataset, model.num_labels, "held-out")
         # The first loss would write it, and the settings would seem to have changed when the run is resumed.
         model.config.problem_type = "single_label_classification"
         self.quantizers = get_vq_layers(model)
+        freeze_unused(model)
         codes = [weight for layer in self.quantizers for weight in layer.codebook.parameters()]
         self.add_network("model", model, parameter_groups(model, args.weight_decay, codes), args.learning_rate)
 
@@ -153,3 +155,22 @@ class ClassifierTrainer(BaseTrainer):
             versions={"torch": torch.__version__, "transformers": transformers.__version__, "hf_vq": __version__},
         )
         (folder / "README.md").write_text(str(card), encoding="utf-8")
+
+
+def freeze_unused(model: VQModelForImageClassification) -> None:
+    """Takes the gradient from what the logits do not depend on, such as mask tokens, which several processes await."""
+    config = model.config
+    training = model.training
+    model.eval()
+    try:
+        image = torch.zeros(1, config.num_channels, config.image_size, config.image_size, device=model.device)
+        trained = [parameter for parameter in model.backbone.parameters() if parameter.requires_grad]
+        with torch.enable_grad():
+            logits = model(image).logits
+        for parameter, gradient in zip(
+            trained, torch.autograd.grad(logits.sum(), trained, allow_unused=True), strict=True
+        ):
+            if gradient is None:
+                parameter.requires_grad_(False)
+    finally:
+        model.train(training)

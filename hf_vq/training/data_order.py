@@ -111,14 +111,15 @@ def evaluation_batches(
     Args:
         dataset: Map-style; or an iterable, of which every process reads its own part.
         batch_size: Samples per process and batch.
-        limit: Use only so many samples, counted over all processes.
+        limit: Use only so many samples, counted over all processes: evenly spaced ones, of an iterable the first.
         rank: This process.
         world_size: Number of processes.
         num_workers: Reading processes of a map-style data set.
     """
     if not is_stream(dataset):
-        end = len(dataset) if limit is None else min(limit, len(dataset))
-        mine = list(range(rank, end, world_size))
+        # Evenly spaced: many data sets are sorted, by class for one.
+        count = len(dataset) if limit is None else min(limit, len(dataset))
+        mine = [number * len(dataset) // count for number in range(rank, count, world_size)]
         batches = [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)]
         yield from _loader(dataset, batches, num_workers)
         return

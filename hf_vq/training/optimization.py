@@ -16,7 +16,10 @@ from hf_vq.training.arguments import BaseTrainingArguments
 def parameter_groups(
     model: nn.Module, weight_decay: float, undecayed: Iterable[nn.Parameter] = ()
 ) -> list[dict[str, object]]:
-    """Two groups: matrices and kernels with weight decay; codebooks, norms and biases without.
+    """Two groups: weights of two and more axes with weight decay; codebooks, embeddings, norms and biases without.
+
+    Embeddings are those of `nn.Embedding`, and parameters that are not called weights: class tokens, positions, tables
+    of relative positions.
 
     Args:
         model: The model to train.
@@ -26,7 +29,13 @@ def parameter_groups(
     """
     exempt = {id(parameter) for parameter in undecayed}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    decayed = [parameter for parameter in trained if parameter.ndim >= 2 and id(parameter) not in exempt]
+    exempt |= {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    weights = [parameter for name, parameter in model.named_parameters() if name.endswith("weight")]
+    decayed = [
+        parameter
+        for parameter in weights
+        if parameter.requires_grad and parameter.ndim >= 2 and id(parameter) not in exempt
+    ]
     chosen = {id(parameter) for parameter in decayed}
     others = [parameter for parameter in trained if id(parameter) not in chosen]
     groups: list[dict[str, object]] = [

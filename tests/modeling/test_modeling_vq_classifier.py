@@ -9,11 +9,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
-from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModelForImageClassification, pipeline
+from torch.utils.data import Dataset
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
 
 from hf_vq import VQImageClassificationConfig, VQImageProcessor, VQModelForImageClassification, get_vq_layers, no_vq
 
@@ -50,6 +60,23 @@ BACKBONES: dict[str, tuple[Any, int, tuple[int, ...]]] = {
     "dinov2": ({"model_type": "dinov2", **TOKENS, "patch_size": 4}, 16, (17,)),
     "vitdet": ({"model_type": "vitdet", **TOKENS, "patch_size": 4}, 16, (4, 4)),
     "swin": (SWIN, 16, (16,)),
+    "pvt_v2": (  # its blocks return tuples in tuples
+        {
+            "model_type": "pvt_v2",
+            "hidden_sizes": [8, 8, 16, 16],
+            "depths": [1] * 4,
+            "num_attention_heads": [1] * 4,
+            "sr_ratios": [1] * 4,
+        },
+        8,
+        (4,),
+    ),
+    "lw_detr_vit": (  # puts windows in the place of images
+        {**TOKENS, "model_type": "lw_detr_vit", "patch_size": 4, "num_windows": 4, "window_block_indices": [0]},
+        16,
+        (16,),
+    ),
+    "vitpose_backbone": ({"model_type": "vitpose_backbone", **TOKENS, "patch_size": 8}, 16, (4,)),
 }
 
 
@@ -139,6 +166,82 @@ def test_the_last_layer_is_quantized_before_it_is_recorded(kind: str) -> None:
         assert (model(images).logits - before).abs().max() > 1e-3
 
 
+def test_features_that_lie_last_are_the_channels() -> None:
+    """Inside its blocks ConvNeXt has them behind height and width; images of another shape keep them there."""
+    model = make(CONVNEXT, quantized_layer="encoder.stages.1.layers.0.act").eval()
+    assert (model.config.quantized_size, model.config.quantized_axis) == (32, -1)
+    assert model(pixels()).image_tokens.shape == (4, 4, 4)
+    assert model(torch.cat([pixels(), pixels()], -1)).image_tokens.shape == (4, 4, 8)
+    # As many channels as rows and columns: normalisation and linear layers have them last, convolutions do not.
+    square = {**CONVNEXT, "hidden_sizes": [8, 4, 16, 16]}
+    assert make(square, quantized_layer="encoder.stages.1.layers.0.layernorm").config.quantized_axis == -1
+    assert make(square, quantized_layer="encoder.stages.1.layers.0").config.quantized_axis == 1
+
+
+def test_a_layer_that_shrinks_everything_still_counts() -> None:
+    """Fresh PP-LCNets shrink their features to 1e-34 in evaluation, and still depend on their first blocks."""
+    assert make({"model_type": "pp_lcnet"}, image_size=32, quantized_layer=0).config.quantized_size == 32
+
+
+def test_the_size_of_another_layer_is_told_of() -> None:
+    """A configuration that a model was made of, with another layer chosen later."""
+    config = make().config
+    config.quantized_layer = 0
+    with pytest.raises(ValueError, match=r"quantized_layer=0` has 4 channels.*`quantized_size=24`.*`quantized_size=N"):
+        VQModelForImageClassification(config)(pixels())
+
+
+def test_another_backbone_in_its_place_is_told_of() -> None:
+    """It has no quantized layer."""
+    model = make(RESNET)
+    model.backbone = AutoBackbone.from_config(model.config.backbone_config)
+    with pytest.raises(ValueError, match=r"ran without its quantized layer.*`model.backbone`"):
+        model(pixels())
+
+
+class Labelled(Dataset[dict[str, Any]]):
+    """Random images of three classes."""
+
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(index)) * 2 - 1
+        return {"pixel_values": image, "labels": index % 3}
+
+
+def test_the_trainer_of_transformers_trains_and_measures_it(tmp_path: Path) -> None:
+    """With accumulation the whole loss is divided, and what is predicted are the logits alone."""
+    losses = []
+    for accumulated in (1, 4):
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path / str(accumulated)),
+            max_steps=1,
+            per_device_train_batch_size=16 // accumulated,
+            gradient_accumulation_steps=accumulated,
+            per_device_eval_batch_size=5,
+            learning_rate=0.0,
+            logging_steps=1,
+            use_cpu=True,
+            report_to=[],
+            disable_tqdm=True,
+            save_strategy="no",
+        )
+        trainer = Trainer(
+            make(dropout=0.0, kmeans_init=False, alternating_steps=0, replace_freq=0, commitment_weight=50.0),
+            arguments,
+            train_dataset=Labelled(),
+            eval_dataset=Labelled(),
+            compute_metrics=lambda found: {
+                "accuracy": float((np.argmax(found.predictions, axis=1) == found.label_ids).mean())
+            },
+        )
+        losses.append(trainer.train().training_loss)
+        assert 0 <= trainer.evaluate()["eval_accuracy"] <= 1
+        assert np.asarray(trainer.predict(Labelled()).predictions).shape == (16, 3)
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)  # but for the moments of smaller batches
+
+
 def test_a_layer_without_effect_is_refused() -> None:
     """The last stage of Swin hands its feature map out beside its output."""
     backbone = {"model_type": "swin", "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 1], "window_size": 2}
@@ -187,11 +290,11 @@ def test_a_deep_copy_uses_its_own_codes() -> None:
 
 
 def test_compiled_it_gives_the_same() -> None:
-    """torch.compile takes the hook along."""
+    """torch.compile takes the hook along, in one graph."""
     model = make().eval()
     with torch.no_grad():
         expected = model(pixels())
-        out = torch.compile(model, backend="eager")(pixels())
+        out = torch.compile(model, backend="eager", fullgraph=True)(pixels())
     assert torch.equal(out.logits, expected.logits) and torch.equal(out.image_tokens, expected.image_tokens)
 
 
@@ -295,6 +398,8 @@ def test_a_backbone_with_a_list_of_sides_takes_the_image_size() -> None:
         ({"image_size": 7}, r"`image_size` must be at least 8"),
         ({"dropout": 1.0}, r"`dropout` must be in \[0, 1\)"),
         ({"beta": 2.0}, r"`beta` must be in \[0, 1\]"),
+        ({"backbone_config": 5}, r"`backbone_config` must be a configuration of transformers.*got 5"),
+        ({"quantized_axis": 2}, r"`quantized_axis` must be 1 or -1, got 2"),
         ({"quantizer_type": "group", "num_groups": 3, "quantized_size": 8}, r"must divide the channels"),
     ],
 )
@@ -312,6 +417,7 @@ def test_bad_fields_are_refused(fields: dict[str, Any], message: str) -> None:
         ({"quantized_layer": "layers.9"}, r"'layers.9'` is no module of the backbone, whose blocks are layers.0"),
         ({"quantized_layer": "layers"}, r"'layers'` runs 0 times"),
         ({"backbone": SWIN, "quantized_layer": "swin.encoder"}, r"must be, or begin with, a tensor"),
+        ({"backbone": {"model_type": "uvdoc_backbone"}, "image_size": 32}, r"18 channels, but returns \(1, 128\)"),
     ],
 )
 def test_networks_that_cannot_be_quantized_so_are_refused(fields: dict[str, Any], message: str) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,6 +182,50 @@ def test_data_without_labels_are_refused(make_classifier: MakeTrainer, data: dic
     """Before the first step."""
     with pytest.raises(ValueError, match=message):
         make_classifier(**data)
+
+
+def test_other_problems_and_labels_are_refused(make_classifier: MakeTrainer) -> None:
+    """Numbers to predict, several labels for an image, names."""
+    with pytest.raises(ValueError, match=r"one label for an image, but `problem_type='regression'`"):
+        make_classifier(model={"problem_type": "regression"})
+    for label in (0.5, "cat", [0, 1]):
+        squares: Any = Squares(2)
+        squares.source = datasets.Dataset.from_dict({"label": [label, label]})
+        with pytest.raises(
+            ValueError, match="Labels must be whole numbers, one for an image, got .*class_encode_column"
+        ):
+            check_labels(squares, 2, "training")
+
+
+def test_what_nothing_depends_on_is_left_alone(make_classifier: MakeTrainer) -> None:
+    """The mask token of a DINOv2, without a gradient, is neither trained nor decayed; all else is."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 4}
+    trainer = make_classifier(model={"backbone_config": {"model_type": "dinov2", **sizes}}, weight_decay=0.5)
+    trained = {id(weight) for group in trainer.optimizers["model"].param_groups for weight in group["params"]}
+    left_out = {name for name, weight in trainer.model.named_parameters() if id(weight) not in trained}
+    assert left_out == {"backbone.embeddings.mask_token"}
+    mask_token = trainer.model.get_parameter("backbone.embeddings.mask_token")
+    before = mask_token.clone()
+    trainer.train()
+    assert torch.equal(mask_token, before)
+
+
+def test_two_processes_train_one_classifier(tmp_path: Path) -> None:
+    """Also of a backbone of which a part gets no gradient: the same weights on both ranks, and whole measures."""
+    process = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+         str(Path(__file__).with_name("classifier_processes.py")), str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr[-3000:]
+    ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    assert [rank["world_size"] for rank in ranks] == [2, 2]
+    assert ranks[0]["weights"] == ranks[1]["weights"] and ranks[0]["metrics"] == ranks[1]["metrics"]
+    assert ranks[0]["metrics"]["num_images"] == 7
 
 
 @pytest.mark.parametrize("labels", [[], [0, None]])

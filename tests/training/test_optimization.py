@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModel, BeitConfig
 
 from hf_vq import VectorQuant, VQModel, get_vq_layers
 from hf_vq.training.arguments import TokenizerTrainingArguments
@@ -27,6 +28,24 @@ def test_codebooks_norms_and_biases_do_not_decay(make_model: Callable[..., VQMod
     assert all(weight.ndim > 1 for weight in decayed["params"])  # type: ignore[attr-defined]
     grouped = [id(weight) for group in (decayed, others) for weight in group["params"]]  # type: ignore[attr-defined]
     assert sorted(grouped) == sorted(id(weight) for weight in model.parameters() if weight.requires_grad)
+
+
+def test_tokens_positions_and_tables_do_not_decay() -> None:
+    """They have two axes and are no weights of a layer."""
+    tokens: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "use_mask_token": True,
+    }
+    model = AutoModel.from_config(BeitConfig(**tokens, image_size=16, patch_size=4, use_relative_position_bias=True))
+    decayed, _ = parameter_groups(model, 0.1)
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    kept = {names[id(weight)] for weight in decayed["params"]}  # type: ignore[attr-defined]
+    assert "embeddings.patch_embeddings.projection.weight" in kept
+    assert all(name.endswith(".weight") for name in kept) and any(
+        "relative_position" in name for name in names.values()
+    )
 
 
 def factors(**fields: Any) -> list[float]:
