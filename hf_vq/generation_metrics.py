@@ -113,7 +113,7 @@ class FrechetDistance:
             setattr(metric, f"{name}_features_sum", total[-1, :-1])
             setattr(metric, f"{name}_features_cov_sum", total[:-1, :-1])
             setattr(metric, f"{name}_features_num_samples", torch.tensor(count))
-        return float(metric.compute())
+        return max(0.0, float(metric.compute()))  # that of a set to itself may be rounded below
 
 
 class FeatureSample:

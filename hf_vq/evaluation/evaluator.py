@@ -15,7 +15,6 @@ import torch
 import torchmetrics
 import transformers
 from accelerate import PartialState
-from accelerate.utils import gather_object
 
 from hf_vq.evaluation.arguments import EvaluationArguments
 from hf_vq.evaluation.cards import update_cards
@@ -73,8 +72,7 @@ def evaluate(args: EvaluationArguments) -> Report:
     measure = evaluate_generators if subjects[0].kind == "generator" else evaluate_tokenizers
     metrics, details, picture = measure(subjects, batches, extractor, args)
     num_images, num_skipped = batches.count()
-    skipped = gather_object([f"{name} ({reason})" for name, reason in batches.skipped.items()][:100])
-    if skipped:
+    if skipped := batches.all_skipped():
         logger.warning("skipped %d images that cannot be read: %s", num_skipped, shorten(skipped))
     fewest = min(num_images, details.get("sampling", {}).get("num_images", num_images))
     if fewest < extractor.num_features:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import datasets
 import PIL.Image
 import torch
+from accelerate.utils import gather_object
 
 from hf_vq.data import decode_image, error_reason
 from hf_vq.image_sources import AnyDataset
@@ -88,6 +89,10 @@ class ImageBatches:
         """Images read and images skipped so far, over all processes; a collective."""
         rows, skipped = sum_over_processes(torch.tensor([self.num_rows, len(self.skipped)])).tolist()
         return rows - skipped, skipped
+
+    def all_skipped(self) -> list[str]:
+        """Row and reason of images that processes skipped, at most a hundred of each process; a collective."""
+        return gather_object([f"{name} ({reason})" for name, reason in self.skipped.items()][:100])
 
     def __iter__(self) -> Iterator[Batch]:
         self.num_rows, self.skipped = 0, {}

@@ -83,6 +83,11 @@ def evaluate_generators(
     ]
     classes = torch.zeros(max(subject.model.config.num_classes for subject in subjects), dtype=torch.int64)
     pictures: list[tuple[str, list[PIL.Image.Image]]] = []
+    sampling = {name: getattr(args, name) for name in _SAMPLING}
+    sampling |= {name: getattr(args, name) for name in _OPTIONAL_SAMPLING if getattr(args, name) is not None}
+    for subject in subjects:  # wrong settings are told of before the data set is read
+        shares = torch.ones_like(classes)[: subject.model.config.num_classes]
+        _sample(subject, shares, torch.zeros(1, dtype=torch.int64), 1, sampling, args.seed)
     for batch in _with_progress(batches, args):
         images = to_bytes(batch.pixel_values)
         features = extractor(images.to(subjects[0].model.device))
@@ -100,8 +105,6 @@ def evaluate_generators(
     classes = sum_over_processes(classes)
     has_labels = bool(classes.any())
 
-    sampling = {name: getattr(args, name) for name in _SAMPLING}
-    sampling |= {name: getattr(args, name) for name in _OPTIONAL_SAMPLING if getattr(args, name) is not None}
     total = num_images if args.num_samples is None else args.num_samples
     results, estimators = [], {}
     for subject, measured in zip(subjects, metrics, strict=True):
@@ -137,20 +140,28 @@ def _samples(
     subject: Subject, shares: torch.Tensor, total: int, sampling: dict[str, Any], args: EvaluationArguments
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Numbers and uint8 images of this process's batches of samples; image i is drawn with a seed of its own."""
-    state, model = PartialState(), subject.model
-    assert isinstance(model, MaskGitModel)
+    state = PartialState()
     firsts = range(state.process_index * args.batch_size, total, state.num_processes * args.batch_size)
     for first in tqdm(firsts, unit="batch", desc=subject.label, disable=_is_quiet(args)):
         numbers = torch.arange(first, min(first + args.batch_size, total))
-        output = model.generate(
-            class_labels=spread_labels(shares, numbers, total) if len(shares) else None,
-            num_images=len(numbers),
-            generator=[torch.Generator().manual_seed(args.seed + number) for number in numbers.tolist()],
-            output_type="pt",
-            **sampling,
-        )
-        assert isinstance(output.images, torch.Tensor)
-        yield numbers, output.images
+        yield numbers, _sample(subject, shares, numbers, total, sampling, args.seed)
+
+
+def _sample(
+    subject: Subject, shares: torch.Tensor, numbers: torch.Tensor, total: int, sampling: dict[str, Any], seed: int
+) -> torch.Tensor:
+    """The images of these numbers, uint8."""
+    model = subject.model
+    assert isinstance(model, MaskGitModel)
+    output = model.generate(
+        class_labels=spread_labels(shares, numbers, total) if len(shares) else None,
+        num_images=len(numbers),
+        generator=[torch.Generator().manual_seed(seed + number) for number in numbers.tolist()],
+        output_type="pt",
+        **sampling,
+    )
+    assert isinstance(output.images, torch.Tensor)
+    return output.images
 
 
 def spread_labels(classes: torch.Tensor, numbers: torch.Tensor, total: int) -> torch.Tensor:
@@ -185,7 +196,7 @@ def _require_images(batches: ImageBatches, args: EvaluationArguments) -> int:
     """How many images all processes have read; a collective."""
     num_images, num_skipped = batches.count()
     if not num_images:
-        reasons = shorten([f"{name} ({reason})" for name, reason in batches.skipped.items()])
+        reasons = shorten(batches.all_skipped())
         why = f"none of its {num_skipped} images can be read: {reasons}" if num_skipped else "it is empty"
         raise ValueError(f"no images to measure in the split {args.split!r} of '{args.dataset}': {why}")
     return num_images

@@ -253,6 +253,16 @@ def test_slips_have_messages(
     assert not (tmp_path / "out").exists()
 
 
+def test_sampling_is_tried_before_the_images_are_read(models: Path, images: Path, tmp_path: Path) -> None:
+    """Wrong settings come first, also where the data set has no readable image; a single one is too few."""
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "x.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="`temperature` must be above 0"):
+        evaluate(arguments(models, "free", tmp_path / "bad", tmp_path, temperature=0.0))
+    with pytest.raises(ValueError, match="compared with those of at least two images, got one"):
+        evaluate(arguments(models, "free", images, tmp_path, max_images=1))
+
+
 def test_data_that_cannot_be_measured_have_messages(models: Path, images: Path, tmp_path: Path) -> None:
     """No readable image, another data set's classes, a run's folder instead of its model."""
     (tmp_path / "bad").mkdir()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
 import torch
 from accelerate.state import PartialState
@@ -92,6 +93,37 @@ def test_slips_end_with_a_line(
     assert not (tmp_path / "out").exists()
 
 
+def launch_two(*words: str) -> subprocess.CompletedProcess[str]:
+    """Runs the script in two real processes."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    launcher = f"torch.distributed.run --nproc_per_node 2 --master_port {port}".split()
+    return subprocess.run(
+        [sys.executable, "-m", *launcher, str(SCRIPT), *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def test_images_that_either_process_cannot_read_are_named(models: Path, tmp_path: Path) -> None:
+    """Of the rows 0 to 3, of two batches, each process meets one."""
+    (tmp_path / "bad").mkdir()
+    for number in range(4):
+        path = tmp_path / "bad" / f"{number}.png"
+        PIL.Image.new("RGB", (16, 16), (60 * number, 0, 0)).save(path)
+        if number in (0, 3):
+            path.write_bytes(b"no picture")
+    words = "--split train --batch_size 2 --use_cpu --disable_tqdm".split()
+    folders = ("--dataset", str(tmp_path / "bad"), "--output_dir", str(tmp_path / "out"))
+    process = launch_two("--model", str(models / "a"), *folders, *words)
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert "skipped 2 images that cannot be read: row 0 (" in process.stderr and "row 3 (" in process.stderr
+
+
 @pytest.mark.parametrize("names", ["a b", "generator"])
 def test_two_processes_give_the_numbers_of_one(
     main: Callable[[list[str]], None], models: Path, tmp_path: Path, names: str
@@ -99,18 +131,7 @@ def test_two_processes_give_the_numbers_of_one(
     """Two real processes write the same files as one, to the last bit of each number."""
     words = ["--compare", *(str(models / name) for name in names.split()), *WORDS, "--sample_size", "20"]
     main([*words, "--output_dir", str(tmp_path / "one")])
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = str(listener.getsockname()[1])
-    launcher = f"torch.distributed.run --nproc_per_node 2 --master_port {port}".split()
-    process = subprocess.run(
-        [sys.executable, "-m", *launcher, str(SCRIPT), *words, "--output_dir", str(tmp_path / "two")],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    process = launch_two(*words, "--output_dir", str(tmp_path / "two"))
     assert process.returncode == 0, process.stderr[-3000:]
     assert process.stdout.count("| metric") == 1
 
