@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-PATTERN = "step-*.safetensors"
+_NAME = re.compile(r"step-(\d+)\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,18 @@ class CodebookSnapshot:
 
     @classmethod
     def load(cls, path: Path) -> CodebookSnapshot:
-        """Reads what `save` wrote."""
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in ("embeddings", "codes", "code_ids", "uses")}
-        return cls(step=int(metadata["step"]), metrics=json.loads(metadata["metrics"]), **tensors)
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: The file is not such a one, or is cut off.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata()
+                tensors = {name: file.get_tensor(name) for name in ("embeddings", "codes", "code_ids", "uses")}
+            return cls(step=int(metadata["step"]), metrics=json.loads(metadata["metrics"]), **tensors)
+        except (SafetensorError, KeyError, TypeError) as reason:
+            raise ValueError(f"'{path}' is no whole snapshot of a codebook ({reason}): delete it") from reason
 
 
 def load_snapshots(folder: str | Path) -> list[CodebookSnapshot]:
@@ -68,13 +76,21 @@ def load_snapshots(folder: str | Path) -> list[CodebookSnapshot]:
 
     Raises:
         FileNotFoundError: There is none.
+        ValueError: A file cannot be read.
     """
-    paths = sorted(Path(folder).glob(PATTERN))
+    paths = snapshot_files(Path(folder))
     if not paths:
         raise FileNotFoundError(
-            f"'{folder}' holds no {PATTERN}: train with monitor_steps > 0, and name the folder `codebook` of the run."
+            f"'{folder}' holds no {CodebookSnapshot.file_name(1)} and so on: train with monitor_steps > 0, and name "
+            "the folder `codebook` of the run."
         )
     return sorted((CodebookSnapshot.load(path) for path in paths), key=lambda snapshot: snapshot.step)
+
+
+def snapshot_files(folder: Path, after: int = -1) -> list[Path]:
+    """The files of snapshots in a folder, of steps after `after`."""
+    names = ((path, _NAME.fullmatch(path.name)) for path in folder.glob("*"))
+    return [path for path, match in names if match and int(match[1]) > after]
 
 
 def moment_distances(p_mean: Tensor, p_covariance: Tensor, c_mean: Tensor, c_covariance: Tensor) -> dict[str, float]:
@@ -104,12 +120,14 @@ def moment_distances(p_mean: Tensor, p_covariance: Tensor, c_mean: Tensor, c_cov
         "spread": float(spread),
         "mean_distance": float((p_mean - c_mean).norm()) / unit,
         "std_distance": float((deviations[0] - deviations[1]).norm()) / unit,
-        "wasserstein_distance": max(0.0, float(squared)) ** 0.5 / unit,
+        "wasserstein_distance": max(float(squared), 0.0) ** 0.5 / unit,  # in this order NaN stays NaN
     }
 
 
 def _root_trace(first: Tensor, second: Tensor) -> Tensor:
     """`tr (A^(1/2) B A^(1/2))^(1/2)` of two covariances; eigenvalues below zero are rounding."""
+    if not (first.isfinite().all() and second.isfinite().all()):
+        return first.new_tensor(torch.nan)  # eigh would raise
     values, vectors = torch.linalg.eigh(first)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     return torch.linalg.eigvalsh(root @ second @ root).clamp(min=0).sqrt().sum()

@@ -23,7 +23,7 @@ from .figures import (
     legend_below,
     new_figure,
     picture,
-    run_colors,
+    run_styles,
 )
 from .metrics import perplexity
 
@@ -42,15 +42,16 @@ def usage_histogram(counts: Values, *, title: str | None = None) -> PIL.Image.Im
     """
     runs = _runs(counts)
     figure, ((axes,),) = new_figure(8, 3.6, title)
-    for color, (name, values) in zip(run_colors(len(runs)), runs.items(), strict=True):
+    for style, (name, values) in zip(run_styles(len(runs)), runs.items(), strict=True):
+        color = style["color"]
         ranked = np.sort(values.detach().cpu().double().numpy())[::-1]
         active = int((ranked > 0).sum())
         facts = f"{active:,} of {len(ranked):,} codes in use, perplexity {perplexity(values.detach().cpu()):,.0f}"
         axes.fill_between(np.arange(1, active + 1), ranked[:active], 0.5, step="mid", color=color, alpha=0.25, lw=0)
-        axes.step(np.arange(1, active + 1), ranked[:active], where="mid", color=color, lw=1.8,
-                  label=f"{name}: {facts}" if name else facts)  # fmt: skip
+        axes.step(np.arange(1, active + 1), ranked[:active], where="mid",
+                  label=f"{name}: {facts}" if name else facts, **style)  # fmt: skip
         if active < len(ranked):  # where the curve falls to zero, which a logarithmic axis cannot show
-            axes.vlines(active + 0.5, 0.5, ranked[max(active - 1, 0)], color=color, lw=1.8)
+            axes.vlines(active + 0.5, 0.5, ranked[max(active - 1, 0)], **style)
     axes.set(yscale="log", ylim=(0.5, None), xlabel="codes, sorted by use", ylabel="uses")
     axes.yaxis.set_major_formatter("{x:,.6g}")  # the logarithmic scale brought its own
     axes.set_xlim(0, max(len(values) for values in runs.values()) + 1)
@@ -83,11 +84,11 @@ def usage_curves(
         axes.axhline(maximum, color=INK, lw=1, ls=(0, (4, 4)), alpha=0.5)
         axes.annotate(f"{maximum:,.6g}", (1, maximum), (4, 0), ("axes fraction", "data"), "offset points",
                       va="center", color=INK, alpha=0.7)  # fmt: skip
-    for color, (name, curve) in zip(run_colors(len(curves)), curves.items(), strict=True):
+    for style, (name, curve) in zip(run_styles(len(curves)), curves.items(), strict=True):
         points = np.array(list(curve), dtype=float).reshape(-1, 2)
         if len(points) == 0:
             raise ValueError(f"the curve of '{name}' has no points: expected (step, {ylabel}) pairs")
-        axes.plot(*points.T, color=color, lw=2, label=name, marker="o" if len(points) < 15 else None, ms=4)
+        axes.plot(*points.T, label=name, marker="o" if len(points) < 15 else None, ms=4, **style)
     axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
     legend_above(figure, axes, columns=3)
     return picture(figure)
@@ -134,7 +135,7 @@ def scatter_codebook(
     axes: Axes, embeddings: np.ndarray, codes: np.ndarray, used: np.ndarray, scale: float = 1.0
 ) -> None:
     """Draws P, C and Q, flat vectors (N, 2), into a map; `used` is the mask of C that makes Q."""
-    size = float(np.clip(9000 / max(used.sum(), 1), 14, 36))  # a few codes must be seen, many not hide the rest
+    size = float(np.clip(9000 / max(used.sum(), 1), 9, 36))  # a few codes must be seen, many not hide the rest
     (px, py), (cx, cy), (qx, qy) = embeddings.T, codes.T, codes[used].T
     # C lies lowest: embeddings that have not spread yet would vanish under it.
     axes.scatter(px, py, s=9 * scale, color=EMBEDDINGS, lw=0, alpha=0.6, zorder=2, label="P: embeddings")

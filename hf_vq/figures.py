@@ -27,6 +27,18 @@ def run_colors(count: int) -> Sequence[str]:
     return RUN_COLORS[1:2] if count == 1 else [RUN_COLORS[index % len(RUN_COLORS)] for index in range(count)]
 
 
+def run_styles(count: int) -> list[dict[str, object]]:
+    """How lines of runs are drawn: a baseline dashed and above the others, which may cover it; colours come again with
+    other dashes."""
+    styles: list[dict[str, object]] = [
+        {"color": color, "lw": 1.8, "ls": ("-", ":", "-.")[index // len(RUN_COLORS) % 3]}
+        for index, color in enumerate(run_colors(count))
+    ]
+    if count > 1:
+        styles[0] |= {"ls": (0, (3, 2)), "zorder": 5}
+    return styles
+
+
 def new_figure(
     width: float, height: float, title: str | None = None, rows: int = 1, columns: int = 1
 ) -> tuple[Figure, np.ndarray]:
@@ -55,6 +67,15 @@ def style(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
+def log_ticks(axes: Axes) -> None:
+    """Plain numbers on a logarithmic axis; those between powers of ten only where less than a decade is seen."""
+    from matplotlib.ticker import NullFormatter
+
+    axes.yaxis.set_major_formatter("{x:,.6g}")  # a logarithmic scale brings its own
+    low, high = axes.get_ylim()
+    axes.yaxis.set_minor_formatter("{x:,.2g}" if axes.get_yscale() == "log" and high < 10 * low else NullFormatter())
+
+
 def as_map(axes: Axes) -> None:
     """Axes of a projection: a box without ticks, in which distances are distances."""
     axes.set(xticks=[], yticks=[])
@@ -64,12 +85,16 @@ def as_map(axes: Axes) -> None:
 
 
 def legend_above(figure: Figure, axes: Axes, columns: int) -> None:
-    """A legend of one of the axes over the whole figure, if there is anything in it."""
+    """A legend of one of the axes over the whole figure, if anything is in it; in fewer columns if it is wide."""
     handles, labels = axes.get_legend_handles_labels()
     if any(labels):
+        inches = 0.7 + 0.08 * max(map(len, labels))
+        columns = max(1, min(columns, int(figure.get_figwidth() / inches)))
         figure.legend(
             handles, labels, loc="outside upper left", ncols=columns, frameon=False, fontsize=10.5, labelcolor=INK
         )
+        rows = -(-len(labels) // columns)
+        figure.set_figheight(figure.get_figheight() + 0.2 * max(0, rows - 2))  # it shall not take the axes' place
 
 
 def legend_below(figure: Figure, axes: Axes, markerscale: float = 1.0) -> None:

@@ -23,9 +23,10 @@ from .figures import (
     USED,
     legend_above,
     legend_below,
+    log_ticks,
     new_figure,
     picture,
-    run_colors,
+    run_styles,
 )
 
 Runs = Mapping[str, Sequence[CodebookSnapshot]]
@@ -71,7 +72,9 @@ def projection_panels(
     if steps is None:
         first = next(iter(runs.values()))
         steps = [first[round(place)].step for place in np.linspace(0, len(first) - 1, min(5, len(first)))]
-    figure, grid = new_figure(2.6 * len(steps) + 0.4, 2.75 * len(runs) + 0.5, title, len(runs), len(steps))
+    if not len(steps):
+        raise ValueError("`steps` is empty: there is no panel to draw")
+    figure, grid = new_figure(max(5.2, 2.6 * len(steps) + 0.4), 2.75 * len(runs) + 0.5, title, len(runs), len(steps))
     titles: list[int] = []
     for row, (name, snapshots) in zip(grid, runs.items(), strict=True):
         shown = [min(snapshots, key=lambda snapshot: abs(snapshot.step - step)) for step in steps]
@@ -81,9 +84,12 @@ def projection_panels(
             for axes, step in zip(row, titles, strict=True):
                 axes.set_title(f"step {step:,}", fontsize=10.5, color=INK)
         row[0].set_ylabel(name, fontsize=12, color=INK)
-        if shares is not None:
+        variance = "" if shares is None else f"{shares[0]:.0%} and {shares[1]:.0%} of the variance"
+        if len(row) == 1:  # its left side has the run's name
+            row[0].set_xlabel(variance, fontsize=8.5, color=INK)
+        elif variance:
             row[-1].yaxis.set_label_position("right")
-            row[-1].set_ylabel(f"{shares[0]:.0%} and {shares[1]:.0%} of the variance", fontsize=8.5, color=INK)
+            row[-1].set_ylabel(variance, fontsize=8.5, color=INK)
     legend_below(figure, grid[0, 0], markerscale=2)
     return picture(figure)
 
@@ -108,12 +114,13 @@ def projection_animation(
         raise ValueError("the runs have no step in common, so there is no frame to show them together")
     places = np.linspace(0, len(common) - 1, min(len(common), max_frames)).round().astype(int)
     chosen = [common[place] for place in places]
-    shown = {name: [s for s in snapshots if s.step in set(chosen)] for name, snapshots in runs.items()}
+    of_steps = {name: {snapshot.step: snapshot for snapshot in snapshots} for name, snapshots in runs.items()}
+    shown = {name: [found[step] for step in chosen] for name, found in of_steps.items()}
     clouds = {name: _project(runs[name], shown[name], "pca", max_points)[0] for name in runs}
     limits = {name: _limits(cloud) for name, cloud in clouds.items()}
     frames = []
     for number, step in enumerate(chosen):
-        figure, grid = new_figure(3.4 * len(runs), 4.1, columns=len(runs))
+        figure, grid = new_figure(max(5.2, 3.4 * len(runs)), 4.1, columns=len(runs))
         figure.set_dpi(dpi)
         for axes, name in zip(grid[0], runs, strict=True):
             _draw_row([axes], [shown[name][number]], [clouds[name][number]], scale=0.5, limits=limits[name])
@@ -159,7 +166,7 @@ def density_ridges(runs: Runs, *, max_ridges: int = 12, title: str | None = None
         ValueError: A run has no snapshots.
     """
     _check(runs)
-    figure, grid = new_figure(4.2 * len(runs), 6, title, columns=len(runs))
+    figure, grid = new_figure(max(5.2, 4.2 * len(runs)), 6, title, columns=len(runs))
     for axes, (name, snapshots) in zip(grid[0], runs.items(), strict=True):
         places = np.linspace(0, len(snapshots) - 1, min(len(snapshots), max_ridges)).round().astype(int)
         shown = [snapshots[place] for place in places]
@@ -193,7 +200,7 @@ def codebook_curves(runs: Runs, *, title: str | None = None) -> PIL.Image.Image:
     The metrics are those of `CodebookMonitor`; distances are in units of P's spread.
 
     Args:
-        runs: Run -> snapshots; the first in grey.
+        runs: Run -> snapshots; the first in grey and dashed.
         title: A line above the picture.
 
     Raises:
@@ -202,11 +209,11 @@ def codebook_curves(runs: Runs, *, title: str | None = None) -> PIL.Image.Image:
     _check(runs)
     figure, grid = new_figure(12, 6.2, title, rows=2, columns=3)
     for axes, (metric, (label, axis)) in zip(grid.flat, _CURVES.items(), strict=True):
-        for color, (name, snapshots) in zip(run_colors(len(runs)), runs.items(), strict=True):
+        for style, (name, snapshots) in zip(run_styles(len(runs)), runs.items(), strict=True):
             points = [(snapshot.step, snapshot.metrics[metric]) for snapshot in snapshots]
-            axes.plot(*np.array(points).T, color=color, lw=1.8, label=name)
+            axes.plot(*np.array(points).T, label=name, marker="o" if len(points) < 15 else None, ms=4, **style)
         axes.set(**axis)
-        axes.yaxis.set_major_formatter("{x:,.6g}")  # a logarithmic scale brings its own
+        log_ticks(axes)
         axes.set_title(label, fontsize=11, color=INK)
     for axes in grid[-1]:
         axes.set_xlabel("training step")
@@ -218,6 +225,13 @@ def _check(runs: Runs) -> None:
     empty = [name for name, snapshots in runs.items() if not snapshots]
     if empty or not runs:
         raise ValueError(f"no snapshots{f' of {empty[0]!r}' if empty else ''}: see load_snapshots")
+    for name, snapshots in runs.items():
+        for snapshot in snapshots:
+            if not (snapshot.embeddings.isfinite().all() and snapshot.codes.isfinite().all()):
+                raise ValueError(
+                    f"the run {name!r} has embeddings or codes at step {snapshot.step:,} that are not finite: it "
+                    "diverged, give its snapshots up to there"
+                )
 
 
 def _thin(vectors: torch.Tensor, limit: int | None) -> torch.Tensor:

@@ -207,15 +207,16 @@ class TokenizerTrainingArguments(ImageTrainingArguments):
     monitor_images: int = field(default=64, metadata={"help": "Held-out images of which the snapshots are."})
 
     free_on_resume: ClassVar[frozenset[str]] = ImageTrainingArguments.free_on_resume | {
-        "num_grid_images", "monitor_steps", "monitor_images",
+        "num_grid_images", "monitor_steps",
     }  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("perceptual_weight", "adversarial_weight", "adversarial_start", "monitor_steps"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("discriminator_channels", "discriminator_layers", "num_grid_images", "monitor_images"):
+        for name in ("discriminator_channels", "discriminator_layers", "num_grid_images"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
+        self._require("monitor_images", 1 <= self.monitor_images <= 2048, "from 1 to 2048")
         self._require(
             "discriminator_loss", self.discriminator_loss in ("hinge", "nonsaturating"), "hinge or nonsaturating"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hf_vq.codebook_record import PATTERN, CodebookSnapshot, moment_distances
+from hf_vq.codebook_record import CodebookSnapshot, moment_distances
 from hf_vq.metrics import perplexity, sum_over_processes
 from hf_vq.modeling.quantizer_vq import QuantizerOutput, VectorQuant, get_vq_layers, no_vq
 from hf_vq.training.callbacks import TrainerCallback
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
 
 class CodebookMonitor(TrainerCallback):
     """Writes a `CodebookSnapshot` of one quantizer layer in `output_dir/codebook`, always of the same images.
+
+    These are held-out ones, evenly spaced.
 
     The snapshots are of step 1 (before it, a k-means codebook does not exist), of every `every` steps and of the last
     one. Each is a file of its own that appears whole or not at all, and nothing is kept in memory. A resumed run goes
@@ -40,22 +41,23 @@ class CodebookMonitor(TrainerCallback):
     - `quantization_error`: mean of `|z - z_q|^2` in units of P's total variance; 1 is what P's mean alone would do;
     - `spread`, `mean_distance`, `std_distance`, `wasserstein_distance` of P and C, see `moment_distances`;
     - `gradient_gap`: `|g_q - g| / |g|`, with g the gradient of the trainer's `task_loss` at the layer's input without
-      quantization (`no_vq`) and g_q the one that the gradient estimator gives, over all images together;
+      quantization (with its `norm`) and g_q the one that the gradient estimator gives, over all images together;
     - `gradient_cosine`: `g_q . g / (|g_q| |g|)`;
     - `task_loss`, `unquantized_task_loss`: means over the images.
 
     A grouped layer's groups are pooled. P of a residual layer are its inputs, not the residuals of its levels, so its
-    distances say little. With `norm`, `no_vq` leaves the norm out as well, and the gap contains what that changes.
+    distances say little. What is not finite makes the numbers that it is part of NaN.
 
     Args:
         every: Steps between two snapshots.
         num_images: Held-out images, over all ranks.
         max_points: At most so many embeddings, and codes, are kept for pictures, chosen by their places alone.
         layer: The layer to watch, for models with several.
+        name: Of a sub-folder for the snapshots, for trainers with several monitors.
 
     Raises:
-        ValueError: A number is out of range, or (when training begins) the model has no such layer or the trainer no
-            held-out images.
+        ValueError: A number is out of range, or (when training begins) the model has no such layer, the trainer no
+            held-out images, or another monitor the same folder.
 
     Example:
 
@@ -65,38 +67,46 @@ class CodebookMonitor(TrainerCallback):
     """
 
     def __init__(
-        self, every: int, num_images: int = 64, max_points: int = 2048, layer: VectorQuant | None = None
+        self,
+        every: int,
+        num_images: int = 64,
+        max_points: int = 2048,
+        layer: VectorQuant | None = None,
+        name: str = "",
     ) -> None:
-        if every < 1 or not 1 <= num_images <= max_points:
+        if every < 1 or int(every) != every or not 1 <= num_images <= max_points:
             raise ValueError(
                 f"expected every >= 1 and 1 <= num_images <= max_points, got {every}, {num_images} and {max_points}"
             )
         self.every, self.num_images, self.max_points = every, num_images, max_points
-        self.layer = layer
+        self.layer, self.name = layer, name
+        self.watched: VectorQuant | None = None
         self.batches: list[Batch] = []
+        self.batch_size = 0
 
     def on_train_begin(self, trainer: BaseTrainer) -> None:
-        """Reads the images, and drops the snapshots after the step that the run goes on from."""
-        self.layer = self.layer or _only_layer(trainer.model)
+        """Reads the images."""
+        self.watched = _watched_layer(trainer.model, self.layer)
         if trainer.eval_dataset is None:
             raise ValueError("a codebook monitor needs held-out images: give the trainer an eval_dataset.")
+        others = [other for other in trainer.callbacks if isinstance(other, CodebookMonitor) and other is not self]
+        if any(other.name == self.name for other in others):
+            raise ValueError(f"two codebook monitors would write into one folder: both have the name {self.name!r}.")
         accelerator = trainer.accelerator
+        self.batch_size = min(trainer.args.eval_batch_size, trainer.args.train_batch_size)  # training has room for it
         with preserved_random_state():
             self.batches = list(
                 evaluation_batches(
                     trainer.eval_dataset,
-                    trainer.args.eval_batch_size,
+                    self.batch_size,
                     self.num_images,
                     accelerator.process_index,
                     accelerator.num_processes,
                 )
             )
         if accelerator.is_main_process:
-            folder = trainer.output_dir / MONITOR_FOLDER
+            folder = trainer.output_dir / MONITOR_FOLDER / self.name
             folder.mkdir(parents=True, exist_ok=True)
-            for path in folder.glob(PATTERN):
-                if int(re.findall(r"\d+", path.name)[-1]) > trainer.step:
-                    path.unlink()
             for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
                 leftover.unlink()
 
@@ -108,7 +118,7 @@ class CodebookMonitor(TrainerCallback):
         snapshot = self.observe(trainer)
         error = None
         if trainer.accelerator.is_main_process:
-            path = trainer.output_dir / MONITOR_FOLDER / CodebookSnapshot.file_name(step)
+            path = trainer.output_dir / MONITOR_FOLDER / self.name / CodebookSnapshot.file_name(step)
             try:
                 with atomic_file(path) as temporary:
                     snapshot.save(temporary)
@@ -118,19 +128,18 @@ class CodebookMonitor(TrainerCallback):
 
     def observe(self, trainer: BaseTrainer) -> CodebookSnapshot:
         """The snapshot of this moment; every rank must call it, and gets the same."""
-        assert self.layer is not None
+        if self.watched is None:
+            raise ValueError("a codebook monitor observes after on_train_begin, which reads its images.")
         accelerator = trainer.accelerator
-        sums = _Sums(self.layer, self.num_images, self.max_points)
+        sums = _Sums(self.watched, self.num_images, self.max_points)
         with _as_in_evaluation(trainer), preserved_random_state():
             for number, batch in enumerate(self.batches):
-                quantized = _look(trainer, self.layer, batch)
-                with no_vq(trainer.model):
-                    plain = _look(trainer, self.layer, batch)
-                first = number * trainer.args.eval_batch_size  # dealt out like cards, see evaluation_batches
-                places = (
-                    first + torch.arange(len(plain.gradient))
-                ) * accelerator.num_processes + accelerator.process_index
-                sums.add(places, quantized, plain)
+                quantized = _look(trainer, self.watched, batch)
+                with no_vq(self.watched):
+                    plain = _look(trainer, self.watched, batch)
+                first = number * self.batch_size  # dealt out like cards, see evaluation_batches
+                images = first + torch.arange(len(batch["pixel_values"]))
+                sums.add(images * accelerator.num_processes + accelerator.process_index, quantized, plain)
         return sums.snapshot(trainer)
 
 
@@ -151,8 +160,10 @@ class _Sums:
     def add(self, places: Tensor, quantized: _Look, plain: _Look) -> None:
         """Adds a batch whose images have these places among all."""
         seen = quantized.output
-        assert seen.z is not None and seen.z_q is not None and seen.q is not None
-        z = seen.z.detach().cpu().flatten(1, -2)  # (batch, vectors of an image, code_dim)
+        if seen.z is None or seen.z_q is None or seen.q is None:
+            raise ValueError("the watched layer is switched off, by no_vq or `enabled`: there is nothing to observe.")
+        # (images, vectors of an image, code_dim), also where windows have the place of images.
+        z = seen.z.detach().cpu().reshape(len(places), -1, self.layer.code_dim)
         self.uses += torch.bincount(seen.q.flatten(), minlength=self.layer.num_codes).cpu()
         x = nn.functional.pad(z.flatten(0, 1).double(), (0, 1), value=1.0)
         self.products += x.T @ x
@@ -182,20 +193,22 @@ class _Sums:
         distances = moment_distances(
             mean, covariance, doubles.mean(0), doubles.T.cov(correction=0).reshape_as(covariance)
         )
-        tiny = 1e-30
+        if not images:
+            raise ValueError("a codebook monitor needs held-out images: the eval_dataset is empty.")
+        tiny = 1e-150
         metrics = {
             "perplexity": perplexity(uses),
             "usage": float((uses > 0).double().mean()),
             "active_codes": float((uses > 0).sum()),
-            "quantization_error": error / float(count) / max(tiny, distances["spread"] ** 2),
+            "quantization_error": error / float(count) / max(distances["spread"] ** 2, tiny),
             **distances,
-            # |g_q - g|^2 from the products; rounding may take it below zero.
-            "gradient_gap": (max(0.0, quantized - 2 * dot + plain) / max(tiny, plain)) ** 0.5,
-            "gradient_cosine": dot / max(tiny, (quantized * plain) ** 0.5),
-            "task_loss": loss / max(1.0, images),
-            "unquantized_task_loss": plain_loss / max(1.0, images),
+            # |g_q - g|^2 from the products; rounding may take it below zero. In this order NaN stays NaN.
+            "gradient_gap": (max(quantized - 2 * dot + plain, 0.0) / max(plain, tiny)) ** 0.5,
+            "gradient_cosine": dot / max((quantized * plain) ** 0.5, tiny),
+            "task_loss": loss / images,
+            "unquantized_task_loss": plain_loss / images,
         }
-        shown = torch.linspace(0, len(codes) - 1, min(len(codes), self.max_points)).round().long()
+        shown = _shown(uses, self.max_points)
         return CodebookSnapshot(
             step=trainer.step,
             metrics=metrics,
@@ -204,6 +217,19 @@ class _Sums:
             code_ids=shown,
             uses=uses,
         )
+
+
+def _shown(uses: Tensor, limit: int) -> Tensor:
+    """Ids of at most `limit` codes, evenly spaced, of which up to a quarter are used ones, however few these are."""
+
+    def spaced(ids: Tensor, count: int) -> Tensor:
+        return ids[torch.linspace(0, len(ids) - 1, min(len(ids), count)).round().long()]
+
+    ids = torch.arange(len(uses))
+    if len(ids) <= limit:
+        return ids
+    used = spaced(uses.nonzero().flatten(), limit // 4)
+    return torch.cat([used, spaced(ids, limit - len(used))]).unique()
 
 
 class _Look(NamedTuple):
@@ -219,17 +245,24 @@ def _look(trainer: BaseTrainer, layer: VectorQuant, batch: Batch) -> _Look:
     outputs: list[QuantizerOutput] = []
 
     def cut(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        torch.set_grad_enabled(True)  # from here on: the graph of what lies before would be of no use
         inputs.append(arguments[0].detach().requires_grad_())  # a leaf: no gradient goes further, or into weights
         return (inputs[-1], *arguments[1:])
 
-    def keep(_: nn.Module, __: Any, result: tuple[Tensor, QuantizerOutput]) -> None:
+    def keep(_: nn.Module, __: Any, result: tuple[Tensor, QuantizerOutput]) -> tuple[Tensor, QuantizerOutput]:
         outputs.append(result[1])
+        if layer.enabled:
+            return result
+        z = inputs[-1]  # a layer that is switched off leaves its norm out as well; here the codes alone are missing
+        return layer._restore(layer._prepare(z)).to(z.dtype), result[1]
 
     hooks = [layer.register_forward_pre_hook(cut), layer.register_forward_hook(keep)]
     try:
-        with torch.enable_grad():
+        with torch.no_grad():
             loss = trainer.task_loss(batch)
-            loss = loss * len(inputs[-1])
+            if not inputs:
+                raise ValueError("the watched layer was not run on the task loss: watch another one.")
+            loss = loss * len(batch["pixel_values"])
             (gradient,) = torch.autograd.grad(loss, inputs[-1])
     finally:
         for hook in hooks:
@@ -257,8 +290,12 @@ def _as_in_evaluation(trainer: BaseTrainer) -> Iterator[None]:
             trainer.ema.copy_buffers(trainer.model)
 
 
-def _only_layer(model: nn.Module) -> VectorQuant:
+def _watched_layer(model: nn.Module, layer: VectorQuant | None) -> VectorQuant:
     layers = get_vq_layers(model)
+    if layer is not None:
+        if all(layer is not other for other in layers):
+            raise ValueError("the `layer` of a codebook monitor is not the trainer's model's: see get_vq_layers.")
+        return layer
     if len(layers) != 1:
         raise ValueError(
             f"the model has {len(layers)} quantizer layers: a codebook monitor watches one, name it with its `layer`."

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import PreTrainedModel
 
+from hf_vq.codebook_record import snapshot_files
 from hf_vq.hub import create_repository, publish_folder
 from hf_vq.training import checkpoint as ckpt
 from hf_vq.training.arguments import BaseTrainingArguments
@@ -33,6 +34,7 @@ from hf_vq.training.run_checkpoint import load_checkpoint, save_checkpoint
 from hf_vq.training.run_state import (
     FINAL_FOLDER,
     LOGGING_FOLDER,
+    MONITOR_FOLDER,
     batch_norm_statistics,
     choose_start,
     preserved_random_state,
@@ -361,6 +363,10 @@ class BaseTrainer:
         if accelerator.is_main_process:
             for folder in ckpt.set_aside_later_checkpoints(self.output_dir, self.step):
                 logger.warning("A checkpoint after step %d was set aside as '%s'.", self.step, folder)
+            monitored = self.output_dir / MONITOR_FOLDER
+            for folder in (monitored, *monitored.glob("*/")):  # those of a stretch that this run repeats
+                for path in snapshot_files(folder, self.step):
+                    path.unlink()
         self.reporter.start(self.settings(), self.step)
         for callback in self.callbacks:
             callback.on_train_begin(self)

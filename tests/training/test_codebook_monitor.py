@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,14 @@ import torch
 from torch.nn.functional import mse_loss
 
 from hf_vq.codebook_record import CodebookSnapshot, load_snapshots
-from hf_vq.training.codebook_monitor import CodebookMonitor
+from hf_vq.modeling.quantizer_vq import VectorQuant, no_vq
+from hf_vq.training.codebook_monitor import CodebookMonitor, _shown
 from hf_vq.training.run_state import random_state
 
 MakeTrainer = Callable[..., Any]
+
+
+SEEN = (0, 1, 2, 4, 5)  # five of seven images, evenly spaced
 
 
 class Stopped(Exception):
@@ -122,7 +127,7 @@ def test_metrics_are_what_they_say(make_trainer: MakeTrainer, images: Any) -> No
     trainer.train()
     (snapshot,) = [found for found in load_snapshots(trainer.output_dir / "codebook") if found.step == 3]
     model = trainer.model.eval()
-    pixels = torch.stack([images(7)[index]["pixel_values"] for index in range(5)])
+    pixels = torch.stack([images(7)[index]["pixel_values"] for index in SEEN])
 
     latents = model.quant_conv(model.encoder(pixels)).detach().requires_grad_()
     quantized, out = model.quantize(latents)
@@ -156,15 +161,18 @@ def test_metrics_are_what_they_say(make_trainer: MakeTrainer, images: Any) -> No
     assert torch.equal(snapshot.uses, torch.bincount(out.q.flatten(), minlength=16))
 
 
-def test_without_quantization_error_there_is_no_gap(make_trainer: MakeTrainer, images: Any) -> None:
+@pytest.mark.parametrize("norm", ["none", "l2"])
+def test_without_quantization_error_there_is_no_gap(make_trainer: MakeTrainer, images: Any, norm: str) -> None:
     """Codes that are the embeddings themselves leave the gradient as it is, and the moments of P and C equal."""
-    trainer = make_trainer(model={"num_codes": 80}, max_steps=1, monitor_images=5)
+    trainer = make_trainer(model={"num_codes": 80, "norm": norm, "cb_norm": norm}, max_steps=1, monitor_images=5)
     trainer.train()
-    pixels = torch.stack([images(7)[index]["pixel_values"] for index in range(5)])
+    pixels = torch.stack([images(7)[index]["pixel_values"] for index in SEEN])
     with torch.no_grad():
         trainer.model.eval()
         vectors = trainer.model.encode(pixels).last_hidden_state.movedim(1, -1).flatten(0, -2)
         assert len(vectors) == 80
+        if norm == "l2":
+            vectors = torch.nn.functional.normalize(vectors, dim=-1)
         trainer.model.quantize.codebook.rewrite(vectors, torch.ones(80, dtype=torch.bool))
     monitor = CodebookMonitor(every=1, num_images=5)
     monitor.on_train_begin(trainer)
@@ -184,20 +192,103 @@ def test_what_is_kept_has_a_bound_and_comes_from_everywhere(make_trainer: MakeTr
     first, second = monitor.observe(trainer), monitor.observe(trainer)
 
     assert_same_snapshots([first], [second])
-    assert first.embeddings.shape == (10, 4) and first.codes.shape == (10, 4)
+    assert first.embeddings.shape == (10, 4) and 8 <= len(first.codes) <= 10
     assert first.code_ids.tolist() == sorted({*first.code_ids.tolist()}) and first.code_ids[-1] == 15
     assert first.uses.shape == (16,) and first.uses.sum() == 5 * 16
     assert first.used.tolist() == (first.uses[first.code_ids] > 0).tolist()
-    pixels = torch.stack([images(7)[index]["pixel_values"] for index in range(5)])
+    pixels = torch.stack([images(7)[index]["pixel_values"] for index in SEEN])
     with torch.no_grad():
         latents = trainer.model.eval().encode(pixels).last_hidden_state.movedim(1, -1).flatten(1, 2)
     places = [[(image + offset) % 16 for offset in (0, 8)] for image in range(5)]
     torch.testing.assert_close(first.embeddings, torch.cat([latents[i, place] for i, place in enumerate(places)]))
 
 
+def test_codes_in_use_are_kept_however_few_they_are() -> None:
+    """Of a large codebook that has collapsed."""
+    uses = torch.zeros(100, dtype=torch.int64)
+    uses[[7, 8, 93]] = 5
+    shown = _shown(uses, 20)
+    assert {0, 7, 8, 93, 99} <= {*shown.tolist()} and 17 <= len(shown) <= 20
+    assert shown.tolist() == sorted({*shown.tolist()})
+
+
+def test_what_is_not_finite_is_no_perfect_gap(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    """A decoder of NaN makes the gap NaN; an embedding of NaN the moments, and neither stops the run."""
+    trainer = make_trainer(max_steps=1)
+    trainer.train()
+    monitor = CodebookMonitor(every=1, num_images=5)
+    monitor.on_train_begin(trainer)
+    with torch.no_grad():
+        next(iter(trainer.model.decoder.parameters())).fill_(torch.nan)
+    metrics = monitor.observe(trainer).metrics
+    assert math.isnan(metrics["gradient_gap"]) and math.isnan(metrics["task_loss"]) and metrics["spread"] > 0
+    monitor.batches[0]["pixel_values"][0] = torch.nan
+    assert math.isnan(monitor.observe(trainer).metrics["wasserstein_distance"])
+
+
+def test_only_the_watched_layer_is_switched_off(make_trainer: MakeTrainer) -> None:
+    """A layer before it quantizes in both passes, so that both have one input."""
+    trainer = make_trainer(max_steps=1)
+    trainer.train()
+    model = trainer.model
+    before = model.quant_conv
+    before.add_module("inner", VectorQuant(4, 16, dim=1, kmeans_init=False))
+    before.register_forward_hook(lambda module, _, out: module.inner(out)[0])
+    seen: list[torch.Tensor] = []
+    model.quantize.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].detach().clone()))
+    monitor = CodebookMonitor(every=1, num_images=1, layer=model.quantize)
+    monitor.on_train_begin(trainer)
+    monitor.observe(trainer)
+    assert torch.equal(seen[0], seen[1])
+
+
+def test_one_monitor_watches_one_trainer_after_another(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    """Each trainer's own layer; a second monitor of the same trainer needs a name."""
+    monitor = CodebookMonitor(every=1, num_images=2)
+    for name in ("first", "second"):
+        trainer = make_trainer(name, max_steps=1)
+        trainer.callbacks += [monitor, CodebookMonitor(every=1, num_images=5, name="more")]
+        trainer.train()
+        folder = tmp_path / name / "codebook"
+        assert [int(s.uses.sum()) for path in (folder, folder / "more") for s in load_snapshots(path)] == [32, 80]
+    trainer = make_trainer("third", max_steps=1)
+    trainer.callbacks += [monitor, CodebookMonitor(every=1)]
+    with pytest.raises(ValueError, match="would write into one folder: both have the name ''"):
+        trainer.train()
+
+
+def test_a_resume_without_a_monitor_leaves_no_steps_of_the_abandoned_stretch(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    """Which the resumed run goes through again, on other ways perhaps."""
+    stop_after(make_trainer(max_steps=6, save_steps=2, monitor_steps=1), step=3)
+    make_trainer(max_steps=6, save_steps=2, resume_from_checkpoint="latest").train()
+    assert [snapshot.step for snapshot in load_snapshots(tmp_path / "out" / "codebook")] == [1, 2]
+
+
+def test_a_look_keeps_no_graph_of_the_encoder(make_trainer: MakeTrainer) -> None:
+    """The gradient ends at the layer, so what lies before it runs without, in batches that training has room for."""
+    trainer = make_trainer(max_steps=1, eval_batch_size=5, train_batch_size=2)
+    trainer.train()
+    seen: list[tuple[int, bool]] = []
+    trainer.model.encoder.register_forward_hook(lambda _, __, out: seen.append((len(out), out.requires_grad)))
+    monitor = CodebookMonitor(every=1, num_images=5)
+    monitor.on_train_begin(trainer)
+    monitor.observe(trainer)
+    assert seen == [(2, False)] * 4 + [(1, False)] * 2
+
+
 def test_what_cannot_be_watched_is_refused(make_trainer: MakeTrainer) -> None:
     """No held-out images, no layer or several, and numbers out of range are errors that say what to do."""
     trainer = make_trainer()
+    with pytest.raises(ValueError, match="observes after on_train_begin"):
+        CodebookMonitor(10).observe(trainer)
+    with pytest.raises(ValueError, match="not the trainer's model's"):
+        CodebookMonitor(10, layer=VectorQuant(4, 16)).on_train_begin(trainer)
+    monitor = CodebookMonitor(10)
+    monitor.on_train_begin(trainer)
+    with no_vq(trainer.model), pytest.raises(ValueError, match="the watched layer is switched off"):
+        monitor.observe(trainer)
     trainer.eval_dataset = None
     with pytest.raises(ValueError, match="give the trainer an eval_dataset"):
         CodebookMonitor(10).on_train_begin(trainer)
@@ -208,6 +299,8 @@ def test_what_cannot_be_watched_is_refused(make_trainer: MakeTrainer) -> None:
         CodebookMonitor(0)
     with pytest.raises(ValueError, match="got 1, 65 and 64"):
         CodebookMonitor(1, num_images=65, max_points=64)
+    with pytest.raises(ValueError, match="monitor_images must be from 1 to 2048"):
+        make_trainer(monitor_images=3000)
     with pytest.raises(ValueError, match="monitor_steps must be 0 or more"):
         make_trainer(monitor_steps=-1)
 
