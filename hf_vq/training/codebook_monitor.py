@@ -86,6 +86,12 @@ class CodebookMonitor(TrainerCallback):
 
     def on_train_begin(self, trainer: BaseTrainer) -> None:
         """Reads the images."""
+        from hf_vq.training.trainer import BaseTrainer  # which imports this module's users
+
+        if type(trainer).task_loss is BaseTrainer.task_loss:
+            raise ValueError(
+                f"a codebook monitor needs a trainer's `task_loss`, which {type(trainer).__name__} lacks."
+            )
         self.watched = _watched_layer(trainer.model, self.layer)
         if trainer.eval_dataset is None:
             raise ValueError("a codebook monitor needs held-out images: give the trainer an eval_dataset.")
