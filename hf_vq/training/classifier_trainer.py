@@ -76,7 +76,10 @@ class ClassifierTrainer(BaseTrainer):
         self.quantizers = get_vq_layers(model)
         freeze_unused(model)
         codes = [weight for layer in self.quantizers for weight in layer.codebook.parameters()]
-        self.add_network("model", model, parameter_groups(model, args.weight_decay, codes), args.learning_rate)
+        tables = (module for module in model.modules() if isinstance(module, nn.Embedding))
+        undecayed = codes + [weight for table in tables for weight in table.parameters()]
+        groups = parameter_groups(model, args.weight_decay, undecayed)
+        self.add_network("model", model, groups, args.learning_rate)
 
     def train_step(self, batches: list[Batch]) -> dict[str, Tensor]:
         """One optimizer step on the loss of the model."""

@@ -16,10 +16,9 @@ from hf_vq.training.arguments import BaseTrainingArguments
 def parameter_groups(
     model: nn.Module, weight_decay: float, undecayed: Iterable[nn.Parameter] = ()
 ) -> list[dict[str, object]]:
-    """Two groups: weights of two and more axes with weight decay; codebooks, embeddings, norms and biases without.
+    """Two groups: weights of two and more axes with weight decay; codebooks, norms, biases and the rest without.
 
-    Embeddings are those of `nn.Embedding`, and parameters that are not called weights: class tokens, positions, tables
-    of relative positions.
+    The rest are parameters that are not called weights: class tokens, positions, tables of relative positions.
 
     Args:
         model: The model to train.
@@ -29,7 +28,6 @@ def parameter_groups(
     """
     exempt = {id(parameter) for parameter in undecayed}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    exempt |= {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     weights = [parameter for name, parameter in model.named_parameters() if name.endswith("weight")]
     decayed = [
         parameter
