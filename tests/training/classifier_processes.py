@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import set_seed
-from test_classifier_trainer import Squares  # type: ignore[import-not-found]
+from torch.utils.data import Dataset
 
 from hf_vq import (
     ClassifierTrainer,
@@ -16,6 +17,20 @@ from hf_vq import (
     VQImageClassificationConfig,
     VQModelForImageClassification,
 )
+
+
+class Noise(Dataset[dict[str, Any]]):
+    """Random images of three classes, the same for the same index."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(index)
+        return {"pixel_values": torch.rand(3, 16, 16, generator=generator) * 2 - 1, "label": index % 3}
 
 
 def main(folder: Path) -> None:
@@ -33,7 +48,7 @@ def main(folder: Path) -> None:
         disable_tqdm=True,
         use_cpu=True,
     )
-    trainer = ClassifierTrainer(VQModelForImageClassification(config), args, Squares(), Squares(7))
+    trainer = ClassifierTrainer(VQModelForImageClassification(config), args, Noise(24), Noise(7))
     metrics = trainer.train()
     accelerator = trainer.accelerator
     weights = [weight.double().sum().item() for weight in trainer.model.state_dict().values()]
