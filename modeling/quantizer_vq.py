@@ -230,7 +230,10 @@ class VectorQuant(nn.Module):
         if not z.is_floating_point():
             raise ValueError(f"expected a floating point tensor, got {z.dtype}")
         if not self.enabled:
-            return z, QuantizerOutput(loss=z.new_zeros((), dtype=torch.promote_types(z.dtype, torch.float32)))
+            loss = z.new_zeros((), dtype=torch.promote_types(z.dtype, torch.float32))
+            if torch.is_grad_enabled() and self.training:  # several processes await a gradient of every parameter
+                loss = loss + sum(weight.flatten()[:0].sum() for weight in self.parameters() if weight.requires_grad)
+            return z, QuantizerOutput(loss=loss)
         with torch.autocast(z.device.type, enabled=False):
             return self._quantize(z)
 

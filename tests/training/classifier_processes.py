@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hf_vq import (
     ClassifierTrainingArguments,
     VQImageClassificationConfig,
     VQModelForImageClassification,
+    no_vq,
 )
 
 
@@ -33,7 +35,7 @@ class Noise(Dataset[dict[str, Any]]):
         return {"pixel_values": torch.rand(3, 16, 16, generator=generator) * 2 - 1, "label": index % 3}
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, quantized: bool) -> None:
     """Four steps, and one file of what this rank has at the end."""
     set_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 4}
@@ -48,8 +50,10 @@ def main(folder: Path) -> None:
         disable_tqdm=True,
         use_cpu=True,
     )
-    trainer = ClassifierTrainer(VQModelForImageClassification(config), args, Noise(24), Noise(7))
-    metrics = trainer.train()
+    model = VQModelForImageClassification(config)
+    with nullcontext() if quantized else no_vq(model):
+        trainer = ClassifierTrainer(model, args, Noise(24), Noise(7))
+        metrics = trainer.train()
     accelerator = trainer.accelerator
     weights = [weight.double().sum().item() for weight in trainer.model.state_dict().values()]
     found = {"world_size": accelerator.num_processes, "metrics": metrics, "weights": weights}
@@ -58,4 +62,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), quantized=sys.argv[2] == "quantized")

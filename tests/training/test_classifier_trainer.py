@@ -210,11 +210,12 @@ def test_what_nothing_depends_on_is_left_alone(make_classifier: MakeTrainer) -> 
     assert torch.equal(mask_token, before)
 
 
-def test_two_processes_train_one_classifier(tmp_path: Path) -> None:
-    """Also of a backbone of which a part gets no gradient: the same weights on both ranks, and whole measures."""
+@pytest.mark.parametrize("layer", ["quantized", "switched-off"])
+def test_two_processes_train_one_classifier(layer: str, tmp_path: Path) -> None:
+    """Also where parts get no gradient, of the backbone or under `no_vq`: equal weights on both, whole measures."""
     process = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-         str(Path(__file__).with_name("classifier_processes.py")), str(tmp_path)],
+         str(Path(__file__).with_name("classifier_processes.py")), str(tmp_path), layer],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
