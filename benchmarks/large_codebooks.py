@@ -12,7 +12,7 @@ all are cut in overlapping tiles. "k-means": what k-means on the training vector
 
 `trials` tries settings, in half the steps, on photographs that `table` does not measure. What
 results/large_codebooks.json already holds is not run again; `--fresh` runs all. `--photos` takes photographs of your
-own, of which every third does not train, and writes results/large_codebooks_photos.json.
+own, of which every third does not train, and writes results/large_codebooks_photos.*.
 """
 
 from __future__ import annotations
@@ -133,26 +133,32 @@ def table(num_codes: int) -> dict[str, Row]:
         "EMA, 4-d": Row(ema(4, num_codes), 4),
     }
     if num_codes > 4096:  # 20 batches hold fewer than 10 vectors for each code
-        clock = 10 * num_codes // VECTORS
-        late = {"replace_freq": clock, "replace_policy": "kmeans"}
-        rows[f"full method, 4-d, replace_freq {clock}, kmeans"] = Row(late, 4)
+        rows["full method, 4-d, later k-means replacement"] = Row(later(num_codes), 4)
     if num_codes == min(SIZES):
         rows[FLOOR] = Row({}, 4)
     return rows
 
 
+def later(num_codes: int) -> dict[str, Any]:
+    """Replacement after as many batches as hold ten vectors for each code."""
+    return {"replace_freq": 10 * num_codes // VECTORS, "replace_policy": "kmeans"}
+
+
 def trials(num_codes: int) -> dict[str, Row]:
     """Settings of the full method, and weights of LFQ's loss, which quality.py did not choose."""
-    late = {"replace_freq": 80}
+    late = later(num_codes)
     settings: dict[str, tuple[int, dict[str, Any]]] = {
-        "4-d": (4, {}),
-        "6-d": (6, {}),
-        "8-d": (8, {}),
-        "4-d, replace_freq 80": (4, late),
-        "4-d, replace_freq 80, kmeans": (4, {**late, "replace_policy": "kmeans"}),
-        "4-d, replace_freq 80, kmeans, SGD step": (4, {**late, "replace_policy": "kmeans", "alternating_kind": "sgd"}),
+        **{f"{dim}-d": (dim, {}) for dim in (4, 6, 8)},
+        "4-d, later replacement": (4, {"replace_freq": late["replace_freq"]}),
+        **{f"{dim}-d, later k-means replacement": (dim, late) for dim in (4, 5, 6, 8)},
+        "4-d, later k-means replacement, SGD step": (4, {**late, "alternating_kind": "sgd"}),
         "4-d, SGD step": (4, {"alternating_kind": "sgd"}),
         "4-d, centroid rate 0.1": (4, {"alternating_lr": 0.1}),
+        "4-d, later replacement by busy codes": (4, {**late, "replace_policy": "busy"}),
+        "4-d, affine_lr 2": (4, {"affine_lr": 2.0}),
+        "4-d, moments matched by a running affine map": (4, {"affine_mode": "running"}),
+        "4-d, unit norm": (4, {"norm": "l2", "cb_norm": "l2"}),
+        "4-d, EMA update": (4, {"codebook_update": "ema", "alternating_steps": 0, "sync_nu": 0.0}),
     }
     rows = {f"full method, {name}": Row(quantizer, dim) for name, (dim, quantizer) in settings.items()}
     return rows | {f"LFQ, loss weight {weight:g}": Row(lfq(num_codes), 64, weight) for weight in (1.0, 0.1, 0.01)}
@@ -362,12 +368,12 @@ def draw(records: list[dict[str, Any]]) -> PIL.Image.Image:
             continue
         few, usual = FSQ_LEVELS[record["num_codes"]]
         names = {f"FSQ {few}": "FSQ, few dimensions", f"FSQ {usual}": "FSQ, usual levels"}
-        name = LATER if "replace_freq" in record["row"] else names.get(record["row"], record["row"])
+        name = LATER if "later" in record["row"] else names.get(record["row"], record["row"])
         lines.setdefault(name, {}).setdefault(record["num_codes"], []).append(record)
-    later = lines.pop(LATER, None)
+    last = lines.pop(LATER, None)
     colors = list(run_colors(len(lines) + 1)[1:])  # the grey is for baselines
-    if later is not None:  # last, in the colour of the first
-        lines[LATER] = later
+    if last is not None:  # at the end, in the colour of the first
+        lines[LATER] = last
         colors.append(colors[0])
     figure, grid = new_figure(12, 4.2, columns=3)
     best = min(record["mse"] for line in lines.values() for runs in line.values() for record in runs)
@@ -419,7 +425,7 @@ def main() -> None:
             path.write_text(json.dumps(records, indent=1) + "\n")
             path.with_suffix(".md").write_text(tables(records, options.photos))
     path.with_suffix(".md").write_text(tables(records, options.photos))
-    if options.photos is None and any("full" in record["row"] and record["part"] == "table" for record in records):
+    if any("full" in record["row"] and record["part"] == "table" for record in records):
         draw(records).save(path.with_suffix(".png"))
     print(tables(records, options.photos))
 
