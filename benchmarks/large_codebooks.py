@@ -33,6 +33,7 @@ import autoencoder
 import numpy as np
 import PIL.Image
 import torch
+from scipy.spatial import cKDTree
 from torch import nn
 
 from hf_vq import RECOMMENDED_QUANTIZER, VectorQuant, VQConfig, VQModel, no_vq
@@ -50,6 +51,7 @@ PHOTO_TILES = 2560
 VECTORS_PER_CODE, MAX_STRIP_TILES = 160, 40960  # of the held-out strips
 MAX_YARDSTICK = 16384  # k-means on the training vectors takes minutes beyond
 KMEANS_ITERATIONS = 3
+MAX_TREE_DIMENSIONS = 4
 FLOOR = "no quantization"
 
 
@@ -188,11 +190,20 @@ def build(row: Row, num_codes: int, seed: int) -> VQModel:
 
 @torch.no_grad()
 def use_fast_search(model: VQModel) -> None:
-    """Moves the codes of a foreign layer to a `VectorQuant`: the same nearest codes in a tenth of the time."""
+    """The same nearest codes sooner: foreign codes go to a `VectorQuant`, and a tree searches in few dimensions."""
     codes = getattr(getattr(model.quantize, "layer", None), "codebook", None)
     if codes is not None and codes.shape[1] == model.config.embed_dim:  # not those behind a projection
         model.quantize = VectorQuant(codes.shape[1], codes.shape[0]).to(codes.device)
         model.quantize.codebook.weight.copy_(codes)
+    if not isinstance(model.quantize, VectorQuant) or model.config.embed_dim > MAX_TREE_DIMENSIONS:
+        return
+    tree = cKDTree(model.quantize.codebook.effective().cpu())
+
+    def assign(x: torch.Tensor, observe: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        nearest = torch.from_numpy(tree.query(x.flatten(0, 1).cpu())[1])
+        return x, nearest.to(x.device).unflatten(0, x.shape[:2])
+
+    model.quantize._assign = assign  # type: ignore[method-assign]
 
 
 @torch.no_grad()
@@ -204,6 +215,7 @@ def use_kmeans(model: VQModel, tiles: torch.Tensor) -> None:
     torch.manual_seed(0)
     codebook = model.quantize.codebook
     codebook.weight.copy_(kmeans(vectors, codebook.num_codes, KMEANS_ITERATIONS))
+    use_fast_search(model)
 
 
 @torch.no_grad()
