@@ -21,10 +21,10 @@ from typing import Any
 import datasets
 import torch
 from huggingface_hub import CommitInfo, DatasetCardData
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel
 
 from .card_merging import metadata_record
-from .hub import CONFIG_FILE, PROCESSOR_FILE, default_image_processor, from_hub
+from .hub import CONFIG_FILE, MODELS, PROCESSOR_FILE, default_image_processor, from_hub
 from .hub_files import CARD_FILE, branch_to_push, create_repository, fetch_file, publish_folder
 from .modeling.image_processing_vq import VQImageProcessor
 from .modeling.modeling_vq import VQModel
@@ -210,7 +210,8 @@ def load_model(name: str | Path, revision: str | None = None, *, kind: str = "mo
     if not (folder / CONFIG_FILE).is_file():
         inner = f". A finished run has its model in '{folder / 'final'}'" if (folder / "final").is_dir() else ""
         raise FileNotFoundError(f"no {kind} in '{name}': the folder has no {CONFIG_FILE}{inner}")
-    model = AutoModel.from_pretrained(folder)
+    kind_of_model: Any = MODELS.get(AutoConfig.from_pretrained(folder).model_type, AutoModel)
+    model = kind_of_model.from_pretrained(folder)
     if (folder / PROCESSOR_FILE).is_file():
         return model, VQImageProcessor.from_pretrained(folder)
     return model, default_image_processor(model.config)

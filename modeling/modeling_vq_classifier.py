@@ -36,12 +36,14 @@ from .quantizer_vq import QuantizerOutput
 class VQImageClassifierOutput(ModelOutput):
     r"""What [`VQModelForImageClassification.forward`] returns.
 
+    What is one number for the batch comes in training or with labels: pipelines slice all that a forward returns.
+
     Args:
         loss (`torch.FloatTensor`, *optional*):
             Scalar: `classification_loss + commitment_weight * commitment_loss`. `None` without labels.
         logits (`torch.FloatTensor`): (batch, num_labels).
         classification_loss (`torch.FloatTensor`, *optional*): Scalar: cross entropy. `None` without labels.
-        commitment_loss (`torch.FloatTensor`): Scalar. 0 under `no_vq`.
+        commitment_loss (`torch.FloatTensor`, *optional*): Scalar. 0 under `no_vq`.
         image_tokens (`torch.LongTensor`, *optional*):
             Ids of the codes in [0, num_codes): (batch, h, w) for feature maps, (batch, tokens) for sequences (those of
             all windows, where a backbone puts windows in the place of images), (batch,) for features without position,
@@ -198,16 +200,21 @@ class VQModelForImageClassification(VQPreTrainedModel):
             if len(tokens) != len(pixel_values):
                 tokens = tokens.reshape(len(pixel_values), -1, tokens.shape[-1])
             tokens = tokens.squeeze(-1) if self.config.num_groups == 1 else tokens
+        scalars = {}
+        if self.training or labels is not None:
+            scalars = {
+                "commitment_loss": out.loss,
+                "perplexity": out.perplexity,
+                "usage": out.usage,
+                "quantization_error": error,
+            }
         return VQImageClassifierOutput(
             loss=loss,
             logits=logits,
             classification_loss=classification_loss,
-            commitment_loss=out.loss,
             image_tokens=tokens,
-            perplexity=out.perplexity,
-            usage=out.usage,
-            quantization_error=error,
             replaced=out.replaced,
+            **scalars,
             hidden_states=outputs.hidden_states,
             attentions=outputs.get("attentions"),
         )

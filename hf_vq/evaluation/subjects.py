@@ -48,11 +48,16 @@ def load_subjects(names: Sequence[str]) -> list[Subject]:
     """Loads models of one kind.
 
     Raises:
-        ValueError: Some are tokenizers and some generators.
+        ValueError: Some are tokenizers and some generators, or one is neither.
     """
     subjects = []
     for name, label in zip(names, short_names(names), strict=True):
         model, processor = load_model(*split_revision(name))
+        if not isinstance(model, VQModel | MaskGitModel):
+            raise ValueError(
+                f"'{name}' is neither a tokenizer nor a generator but a {type(model).__name__}, whose numbers its "
+                "training writes into its card"
+            )
         subjects.append(Subject(name, label, model.eval(), processor))
     kinds = {subject.kind for subject in subjects}
     if len(kinds) > 1:

@@ -163,12 +163,21 @@ class ImageTrainingArguments(BaseTrainingArguments):
     random_flip: bool = field(default=True, metadata={"help": "Mirror half of the training images."})
     random_crop: bool = field(default=False, metadata={"help": "Crop training images at random, not in the centre."})
 
-    free_on_resume: ClassVar[frozenset[str]] = BaseTrainingArguments.free_on_resume | {"check_images_up_to"}
+    # The codebook's record
+    monitor_steps: int = field(
+        default=0, metadata={"help": "Steps between two snapshots of the codebook in output_dir/codebook (0 = none)."}
+    )
+    monitor_images: int = field(default=64, metadata={"help": "Held-out images of which the snapshots are."})
+
+    free_on_resume: ClassVar[frozenset[str]] = BaseTrainingArguments.free_on_resume | {
+        "check_images_up_to", "monitor_steps",
+    }  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("check_images_up_to", "shuffle_buffer"):
+        for name in ("check_images_up_to", "shuffle_buffer", "monitor_steps"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
+        self._require("monitor_images", 1 <= self.monitor_images <= 2048, "from 1 to 2048")
 
 
 @dataclass
@@ -199,24 +208,17 @@ class TokenizerTrainingArguments(ImageTrainingArguments):
         default="hinge", metadata={"help": "Loss of the discriminator.", "choices": ["hinge", "nonsaturating"]}
     )
 
-    # Pictures and the codebook's record
+    # Pictures
     num_grid_images: int = field(default=8, metadata={"help": "Images in the picture of reconstructions."})
-    monitor_steps: int = field(
-        default=0, metadata={"help": "Steps between two snapshots of the codebook in output_dir/codebook (0 = none)."}
-    )
-    monitor_images: int = field(default=64, metadata={"help": "Held-out images of which the snapshots are."})
 
-    free_on_resume: ClassVar[frozenset[str]] = ImageTrainingArguments.free_on_resume | {
-        "num_grid_images", "monitor_steps",
-    }  # fmt: skip
+    free_on_resume: ClassVar[frozenset[str]] = ImageTrainingArguments.free_on_resume | {"num_grid_images"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("perceptual_weight", "adversarial_weight", "adversarial_start", "monitor_steps"):
+        for name in ("perceptual_weight", "adversarial_weight", "adversarial_start"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
         for name in ("discriminator_channels", "discriminator_layers", "num_grid_images"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
-        self._require("monitor_images", 1 <= self.monitor_images <= 2048, "from 1 to 2048")
         self._require(
             "discriminator_loss", self.discriminator_loss in ("hinge", "nonsaturating"), "hinge or nonsaturating"
         )

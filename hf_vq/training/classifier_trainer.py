@@ -19,6 +19,7 @@ from hf_vq.modeling.quantizer_vq import get_vq_layers
 from hf_vq.modeling.version_vq import __version__
 from hf_vq.training.arguments import ClassifierTrainingArguments
 from hf_vq.training.classifier_data import NO_LABELS, check_labels, check_problem
+from hf_vq.training.codebook_monitor import CodebookMonitor
 from hf_vq.training.data_order import Batch, evaluation_batches
 from hf_vq.training.optimization import forget_gradients, forget_moments, parameter_groups, rewritten_rows
 from hf_vq.training.recipe import measured_split, recipe_rows
@@ -80,6 +81,8 @@ class ClassifierTrainer(BaseTrainer):
         undecayed = codes + [weight for table in tables for weight in table.parameters()]
         groups = parameter_groups(model, args.weight_decay, undecayed)
         self.add_network("model", model, groups, args.learning_rate)
+        if args.monitor_steps:
+            self.callbacks.append(CodebookMonitor(args.monitor_steps, args.monitor_images))
 
     def train_step(self, batches: list[Batch]) -> dict[str, Tensor]:
         """One optimizer step on the loss of the model."""
@@ -138,7 +141,7 @@ class ClassifierTrainer(BaseTrainer):
             args.dataloader_num_workers,
         ):
             # The class's own forward: Accelerate's autocast is on the instance, and users load the model without it.
-            out = type(model).forward(model, self.to_device(batch))
+            out = type(model).forward(model, self.to_device(batch), labels=self._labels(batch))
             metrics.update(out.logits, self._labels(batch), out.image_tokens, out.quantization_error)
         return metrics.compute(accelerator), {}
 

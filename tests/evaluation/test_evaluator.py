@@ -14,7 +14,13 @@ import PIL.Image
 import pytest
 import torch
 
-from hf_vq import MaskGitModel, VQImageProcessor, VQModel
+from hf_vq import (
+    MaskGitModel,
+    VQImageClassificationConfig,
+    VQImageProcessor,
+    VQModel,
+    VQModelForImageClassification,
+)
 from hf_vq.data import ImageDataset, load_images
 from hf_vq.evaluation.arguments import EvaluationArguments
 from hf_vq.evaluation.evaluator import evaluate
@@ -251,6 +257,14 @@ def test_slips_have_messages(
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         evaluate(arguments(models, names, images, tmp_path / "out", **fields))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_classifier_is_told_of(models: Path, images: Path, tmp_path: Path) -> None:
+    """In a line, not in the names of all models that there are."""
+    config = VQImageClassificationConfig(image_size=16, base_channels=4, num_codes=8, num_labels=2)
+    VQModelForImageClassification(config).save_pretrained(models / "classifier")
+    with pytest.raises(ValueError, match="classifier' is neither a tokenizer nor a generator but a VQModelForImageC"):
+        evaluate(arguments(models, "a classifier", images, tmp_path))
 
 
 def test_sampling_is_tried_before_the_images_are_read(models: Path, images: Path, tmp_path: Path) -> None:

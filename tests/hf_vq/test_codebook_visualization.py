@@ -80,6 +80,14 @@ def test_components_are_those_of_greatest_variance_and_have_a_sign():
     assert project(codes, center, axes).shape == (50, 2)
 
 
+def test_each_cloud_weighs_the_same():
+    """Many codes along one axis do not hide fewer embeddings that spread further along another."""
+    few, many = torch.zeros(10, 3), torch.zeros(10_000, 3)
+    few[:, 0], many[:, 1] = torch.linspace(-2, 2, 10), torch.linspace(-1, 1, 10_000)
+    axes = principal_components([few, many])[1]
+    np.testing.assert_allclose(axes.abs(), [[1, 0, 0], [0, 1, 0]], atol=1e-9)
+
+
 def test_projection_draws_one_panel_for_each_run(monkeypatch: pytest.MonkeyPatch):
     """Several runs stand side by side with their use of the codes; the codes in use are visible on top."""
     embeddings, codes, used = cloud()

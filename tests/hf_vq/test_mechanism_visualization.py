@@ -82,6 +82,15 @@ def test_panels_show_motion_on_common_axes(drawn: list[Figure]):
     assert {"10 of 24 codes in use", "P: embeddings", "C: all codes", "Q: codes in use"} <= found
 
 
+def test_rows_of_other_steps_have_titles_of_their_own(drawn: list[Figure]):
+    """A column whose runs have snapshots of different steps says so in each row; else once, on top."""
+    projection_panels({"a": run(), "b": run((1, 12, 50)), "c": run((1, 12, 50))}, steps=[1, 11, 50])
+
+    panels = [axes for axes in drawn[0].axes if axes.collections]
+    titles = [axes.get_title() for axes in panels]
+    assert titles == ["step 1", "step 10", "step 50", "step 1", "step 12", "step 50", "", "", ""]
+
+
 def test_panels_hold_every_point(drawn: list[Figure]):
     """Nothing lies outside of the axes, and a unit is as long on both of them."""
     projection_panels({"a": run()})

@@ -127,7 +127,7 @@ def test_without_quantization_the_backbone_is_as_it_is(name: str) -> None:
     model = make(backbone).eval()
     with torch.no_grad():
         with no_vq(model):
-            out = model(pixels())
+            out = model(pixels(), labels=torch.zeros(len(pixels()), dtype=torch.long))
         quantized = model(pixels())
     assert out.image_tokens is None and out.perplexity is None and out.commitment_loss == 0
     assert not torch.equal(out.logits, quantized.logits)
@@ -330,19 +330,22 @@ def test_the_quantizer_stays_in_float32(tmp_path: Path) -> None:
 
 
 def test_grey_images_and_the_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The task image-classification takes any picture for a network of one channel, and asks no questions."""
+    """The task image-classification takes any picture for a network of one channel, also in batches; asks nothing."""
     model = make({**VIT, "num_channels": 1}, num_channels=1).eval()
     model.save_pretrained(tmp_path)
     VQImageProcessor(image_size=16, num_channels=1).save_pretrained(tmp_path)
     monkeypatch.setattr(builtins, "input", lambda *args: pytest.fail("asked whether to run code"))
     picture = Image.effect_noise((24, 20), 80).convert("RGB")
-    (best, *others) = pipeline("image-classification", model=str(tmp_path))(picture)
+    pipe = pipeline("image-classification", model=str(tmp_path))
+    (best, *others) = pipe(picture)
 
     processor = AutoImageProcessor.from_pretrained(tmp_path)
     with torch.no_grad():
         chances = model(processor(picture, return_tensors="pt").pixel_values).logits.softmax(-1)[0]
     assert best["label"] == f"LABEL_{int(chances.argmax())}" and len(others) == 2
     assert best["score"] == pytest.approx(float(chances.max()), rel=1e-5)
+    answers = pipe([picture.rotate(90), picture, picture.rotate(90)], batch_size=2)
+    assert [answer[0]["score"] == pytest.approx(best["score"], rel=1e-5) for answer in answers] == [False, True, False]
 
 
 ELSEWHERE = """

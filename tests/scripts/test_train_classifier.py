@@ -13,6 +13,7 @@ from PIL import Image
 from transformers import AutoModelForImageClassification, pipeline
 
 from hf_vq import VQImageClassificationConfig
+from hf_vq.codebook_record import load_snapshots
 from hf_vq.training.arguments import ClassifierTrainingArguments
 from hf_vq.training.command_line import parse_command_line
 
@@ -47,7 +48,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_folder_becomes_a_classifier(main: Main, folder: Path, tmp_path: Path) -> None:
     """The sub-folders are the classes, and the final folder works in the pipeline; the layer can be chosen."""
     words = [*TINY, "--dataset", str(folder), "--output_dir", str(tmp_path / "out"), "--eval_fraction", "0.25"]
-    main([*words, "--quantized_layer", "layers.1.norm"])
+    main([*words, "--quantized_layer", "layers.1.norm", "--monitor_steps", "1"])
 
     final = tmp_path / "out" / "final"
     model = AutoModelForImageClassification.from_pretrained(final)
@@ -56,6 +57,8 @@ def test_a_folder_becomes_a_classifier(main: Main, folder: Path, tmp_path: Path)
     assert {answer["label"] for answer in answers} == {"cats", "dogs"}
     card = (final / "README.md").read_text()
     assert " | images | 25% of train, held out | 3 |" in card and str(folder) not in card
+    snapshots = load_snapshots(tmp_path / "out" / "codebook")
+    assert [snapshot.step for snapshot in snapshots] == [1, 2] and "gradient_gap" in snapshots[1].metrics
 
 
 def test_the_recipe_is_whole() -> None:

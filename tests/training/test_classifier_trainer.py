@@ -103,9 +103,10 @@ def test_it_learns_with_a_quantized_layer(make_classifier: MakeTrainer, tmp_path
     assert metrics["accuracy"] > 0.9 and metrics["num_images"] == 30
     final = VQModelForImageClassification.from_pretrained(tmp_path / "out" / "final")
     items = [Squares(30)[index] for index in range(30)]
+    labels = torch.tensor([item["label"] for item in items])
     with torch.no_grad():
-        out = final(torch.stack([item["pixel_values"] for item in items]))
-    right = out.logits.argmax(-1) == torch.tensor([item["label"] for item in items])
+        out = final(torch.stack([item["pixel_values"] for item in items]), labels=labels)
+    right = out.logits.argmax(-1) == labels
     assert metrics["accuracy"] == pytest.approx(right.float().mean().item())
     assert metrics["perplexity"] == pytest.approx(out.perplexity.item(), rel=1e-4)
     assert metrics["active_codes"] == len(out.image_tokens.unique())
