@@ -389,8 +389,9 @@ def draw(records: list[dict[str, Any]]) -> PIL.Image.Image:
         colors.append(colors[0])
     figure, grid = new_figure(12, 4.2, columns=3)
     best = min(record["mse"] for line in lines.values() for runs in line.values() for record in runs)
+    ours = max(record["mse"] for name in lines if "full" in name for runs in lines[name].values() for record in runs)
     panels: list[tuple[str, float, str, dict[str, Any]]] = [
-        ("mse", 1e3, "MSE x1e-3, other photographs", {"ylim": (0.97e3 * best, 1.25e3 * best)}),
+        ("mse", 1e3, "MSE x1e-3, other photographs", {"ylim": (0.97e3 * best, 1.2e3 * ours)}),
         ("strips_usage", 1, "share of the codes used by held-out strips", {"ylim": (0, 1.02)}),
         ("perplexity", 1, "perplexity, other photographs", {"yscale": "log"}),
     ]

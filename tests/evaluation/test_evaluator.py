@@ -261,8 +261,8 @@ def test_slips_have_messages(
 
 def test_a_classifier_is_told_of(models: Path, images: Path, tmp_path: Path) -> None:
     """In a line, not in the names of all models that there are."""
-    config = VQImageClassificationConfig(image_size=16, base_channels=4, num_codes=8, num_labels=2)
-    VQModelForImageClassification(config).save_pretrained(models / "classifier")
+    fields: dict[str, Any] = {"image_size": 16, "base_channels": 4, "num_codes": 8, "num_labels": 2}
+    VQModelForImageClassification(VQImageClassificationConfig(**fields)).save_pretrained(models / "classifier")
     with pytest.raises(ValueError, match="classifier' is neither a tokenizer nor a generator but a VQModelForImageC"):
         evaluate(arguments(models, "a classifier", images, tmp_path))
 
