@@ -12,7 +12,7 @@ all are cut in overlapping tiles. "k-means": what k-means on the training vector
 
 `trials` tries settings, in half the steps, on photographs that `table` does not measure. What
 results/large_codebooks.json already holds is not run again; `--fresh` runs all. `--photos` takes photographs of your
-own, of which every third does not train, and writes results/large_codebooks_photos.*.
+own, of which every third does not train, and writes results/large_codebooks_photos.*; another folder wants `--fresh`.
 """
 
 from __future__ import annotations
@@ -399,9 +399,9 @@ def draw(records: list[dict[str, Any]]) -> PIL.Image.Image:
         for color, (name, line) in zip(colors, lines.items(), strict=True):
             values = [[scale * record[key] for record in runs] for runs in line.values()]
             style = "o--" if name == LATER else "o-"
-            axes.plot(
-                list(line), [statistics.mean(runs) for runs in values], style, color=color, lw=1.8, ms=4, label=name
-            )
+            means = [statistics.mean(runs) for runs in values]
+            told = f"{name} (error above)" if key == "mse" and min(means) > limits["ylim"][1] else name
+            axes.plot(list(line), means, style, color=color, lw=1.8, ms=4, label=told)
             axes.vlines(list(line), [min(runs) for runs in values], [max(runs) for runs in values], color=color, lw=1)
         axes.set(xscale="log", xticks=sorted(SIZES), **limits)
         axes.minorticks_off()
