@@ -28,13 +28,12 @@ _GREY = 0.0  # of the model's pixels in [-1, 1]
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses the command line, generates, and writes."""
     options = parse(argv)
-    config = AutoConfig.from_pretrained(options.model, revision=options.revision)
-    if not isinstance(config, MaskGitConfig):
-        raise SystemExit(
-            f"error: {options.model} is a {config.model_type} model, not a {MaskGitConfig.model_type} one"
-        )
-    model: MaskGitModel = AutoModel.from_pretrained(options.model, revision=options.revision).to(options.device)
     try:
+        config = AutoConfig.from_pretrained(options.model, revision=options.revision)
+        if not isinstance(config, MaskGitConfig):
+            kind = f"a {config.model_type} model"
+            raise ValueError(f"{options.model} is {kind}, not a {MaskGitConfig.model_type} one")
+        model: MaskGitModel = AutoModel.from_pretrained(options.model, revision=options.revision).to(options.device)
         labels = to_numbers(options.class_labels, config)
         count = len(labels) if labels is not None and options.num_images is None else options.num_images or 1
         if labels is not None and len(labels) not in (1, count):

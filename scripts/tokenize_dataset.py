@@ -21,14 +21,14 @@ from hf_vq.training.command_line import parse_command_line
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses the command line and tokenizes."""
     words = sys.argv[1:] if argv is None else argv
-    try:
-        args, _ = parse_command_line(TokenizationArguments, None, words, __doc__)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
     logging.basicConfig(
         format="%(message)s", level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
     )
-    tokenize_dataset(args)
+    try:
+        args, _ = parse_command_line(TokenizationArguments, None, words, __doc__)
+        tokenize_dataset(args)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":

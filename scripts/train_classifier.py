@@ -25,6 +25,7 @@ from hf_vq.training.classifier_data import classifier_config
 from hf_vq.training.classifier_trainer import ClassifierTrainer
 from hf_vq.training.command_line import parse_command_line
 from hf_vq.training.image_data import build_image_datasets
+from hf_vq.training.trainer import train_to_the_end
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,8 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         trainer = ClassifierTrainer(model, args, train_images, eval_images)
     except (ValueError, OSError, ImportError, StrictDataclassError) as error:
         raise SystemExit(f"error: {error}") from None
-    trainer.train()
-    trainer.close()
+    train_to_the_end(trainer)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from hf_vq.training.arguments import GeneratorTrainingArguments
 from hf_vq.training.command_line import parse_command_line
 from hf_vq.training.generator_data import build_token_datasets, generator_config, load_run_tokenizer
 from hf_vq.training.generator_trainer import GeneratorTrainer
+from hf_vq.training.trainer import train_to_the_end
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -44,8 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         trainer = GeneratorTrainer(model, args, train_tokens, eval_tokens, processor)
     except (ValueError, OSError, StrictDataclassError) as error:
         raise SystemExit(f"error: {error}") from None
-    trainer.train()
-    trainer.close()
+    train_to_the_end(trainer)
 
 
 if __name__ == "__main__":

@@ -22,25 +22,25 @@ from hf_vq.training.arguments import TokenizerTrainingArguments
 from hf_vq.training.command_line import parse_command_line
 from hf_vq.training.image_data import build_image_datasets
 from hf_vq.training.tokenizer_trainer import TokenizerTrainer
+from hf_vq.training.trainer import train_to_the_end
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses the command line, builds data and model, and trains."""
     words = sys.argv[1:] if argv is None else argv
-    try:
-        args, model_fields = parse_command_line(TokenizerTrainingArguments, VQConfig, words, __doc__)
-        config = VQConfig(**model_fields)
-    except (ValueError, OSError, StrictDataclassError) as error:
-        raise SystemExit(f"error: {error}") from None
     logging.basicConfig(
         format="%(message)s", level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
     )
-    set_seed(args.seed)
-    train_images, eval_images = build_image_datasets(args, config.image_size, config.num_channels)
-    processor = VQImageProcessor(image_size=config.image_size, num_channels=config.num_channels)
-    trainer = TokenizerTrainer(VQModel(config), args, train_images, eval_images, processor)
-    trainer.train()
-    trainer.close()
+    try:
+        args, model_fields = parse_command_line(TokenizerTrainingArguments, VQConfig, words, __doc__)
+        config = VQConfig(**model_fields)
+        set_seed(args.seed)
+        train_images, eval_images = build_image_datasets(args, config.image_size, config.num_channels)
+        processor = VQImageProcessor(image_size=config.image_size, num_channels=config.num_channels)
+        trainer = TokenizerTrainer(VQModel(config), args, train_images, eval_images, processor)
+    except (ValueError, OSError, ImportError, StrictDataclassError) as error:
+        raise SystemExit(f"error: {error}") from None
+    train_to_the_end(trainer)
 
 
 if __name__ == "__main__":

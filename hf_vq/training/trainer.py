@@ -35,6 +35,7 @@ from hf_vq.training.run_state import (
     FINAL_FOLDER,
     LOGGING_FOLDER,
     MONITOR_FOLDER,
+    OutputFolderInUseError,
     batch_norm_statistics,
     choose_start,
     preserved_random_state,
@@ -428,3 +429,12 @@ def _due(step: int, every: int) -> bool:
 def _place(network: nn.Module, device: torch.device, memory_format: torch.memory_format) -> None:
     network.to(device)
     nn.Module.to(network, memory_format=memory_format)  # type: ignore[call-overload]
+
+
+def train_to_the_end(trainer: BaseTrainer) -> None:
+    """What a script does with its trainer: trains and closes it; what a user can mend ends it with one line."""
+    try:
+        trainer.train()
+    except (OutputFolderInUseError, ckpt.CheckpointError, NonFiniteLossError) as error:
+        raise SystemExit(f"error: {error}") from None
+    trainer.close()

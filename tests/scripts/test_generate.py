@@ -124,3 +124,6 @@ def test_a_tokenizer_is_no_generator(main: Callable[[list[str]], None], tmp_path
     VQModel(VQConfig(architecture="sqvae", image_size=16, base_channels=8)).save_pretrained(tmp_path / "vq")
     with pytest.raises(SystemExit, match="is a hf_vq model, not a hf_maskgit one"):
         run(main, tmp_path / "vq", tmp_path / "grid.png")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match="error: .*empty"):
+        run(main, tmp_path / "empty", tmp_path / "grid.png")

@@ -203,8 +203,8 @@ def test_a_missing_tokenizer_or_data_set_is_named(
     """Nothing is written when there is nothing to tokenize, or nothing to do it with."""
     output = ["--output_dir", str(tmp_path / "out"), "--use_cpu"]
 
-    with pytest.raises(FileNotFoundError, match="no tokenizer in '/nowhere/final'"):
+    with pytest.raises(SystemExit, match="error: no tokenizer in '/nowhere/final'"):
         main(["--tokenizer", "/nowhere/final", "--dataset", "noto-emoji-32", *output])
-    with pytest.raises(FileNotFoundError, match="no images found in '/nowhere/images'"):
+    with pytest.raises(SystemExit, match="error: no images found in '/nowhere/images'"):
         main(["--tokenizer", tokenizer, "--dataset", "/nowhere/images", *output])
     assert not (tmp_path / "out").exists()

@@ -78,7 +78,7 @@ def test_strict_stops_at_a_broken_image(main: Callable[[list[str]], None], folde
     """With --strict a file that is no image ends the run before it begins, and is named."""
     (folder / "text.png").write_text("not an image")
 
-    with pytest.raises(ValueError, match="text.png"):
+    with pytest.raises(SystemExit, match="error: .*text.png"):
         main([*TINY, "--dataset", str(folder), "--output_dir", str(tmp_path / "out"), "--strict"])
     assert not (tmp_path / "out").exists()
 
@@ -87,10 +87,23 @@ def test_a_folder_without_images_is_an_error(main: Callable[[list[str]], None], 
     """No images found is said with the place that was searched, and so is no data set at all."""
     (tmp_path / "empty").mkdir()
 
-    with pytest.raises(FileNotFoundError, match="no images found in .*empty"):
+    with pytest.raises(SystemExit, match="error: no images found in .*empty"):
         main([*TINY, "--dataset", str(tmp_path / "empty"), "--output_dir", str(tmp_path / "out")])
-    with pytest.raises(ValueError, match="No data set is named"):
+    with pytest.raises(SystemExit, match="error: No data set is named"):
         main([*TINY, "--output_dir", str(tmp_path / "out")])
+
+
+def test_a_folder_with_another_run_is_told_of_in_a_line(
+    main: Callable[[list[str]], None], folder: Path, tmp_path: Path
+) -> None:
+    """And its files stay; so with a checkpoint of other settings, named line by line."""
+    words = [*TINY, "--dataset", str(folder), "--output_dir", str(tmp_path / "out"), "--eval_split", "none"]
+    main([*words, "--max_steps", "2"])
+    with pytest.raises(SystemExit, match=r"error: '.*out' already holds a run"):
+        main([*words, "--max_steps", "2"])
+    with pytest.raises(SystemExit, match=r"error: .*belongs to a run with other settings:\n  learning_rate"):
+        main([*words, "--max_steps", "2", "--learning_rate", "0.5", "--resume_from_checkpoint", "latest"])
+    assert AutoModel.from_pretrained(tmp_path / "out" / "final").config.num_codes == 8
 
 
 def test_it_trains_and_resumes_on_a_stream(
