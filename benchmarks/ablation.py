@@ -5,7 +5,7 @@
 
 Parts, each with its files results/ablation_PART*.{json,md}:
 
-- tuning: six candidates (ablation_candidates.py) for each row of the paper's table, at half its budget, on
+- tuning: ten candidates (ablation_candidates.py) for each row of the paper's table, at half its budget, on
   photographs that the tables do not measure; the best ones serve for both data sets.
 - table: base, base with one part, base with all, with 64-d codes as in the paper (Huh et al., ICML 2023).
 - leave_one_out: our recipe (4-d codes), without one part at a time.
@@ -39,7 +39,7 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     steps = {part: options.steps or steps for part, steps in STEPS.items()}
     several, one = options.seeds or [0, 1, 2], options.seeds or [0]
-    tuned = f"the best of six candidates ({steps['tuning']} steps, validation photographs)"
+    tuned = f"the best of ten candidates ({STEPS['tuning']} steps, validation photographs)"
     if "tuning" in options.part:
         every = {name: row for candidates in PAPER.values() for name, row in candidates.items()}
         title = "`ablation.py --part tuning`: 64-d codes, validation photographs"

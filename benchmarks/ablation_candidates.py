@@ -8,8 +8,13 @@ from quality_candidates import FULL, PLAIN, Row
 
 RECIPE_DIM = 4  # of the recipes' codes; the paper's table has the network's 64
 
-# Six candidates for each row of the paper's table: two values of the part's own setting by three of alpha. The base
-# has only alpha. With inner steps alpha = 0 is the reference code's variant: codes learn from those steps alone.
+# Ten candidates for each row of the paper's table: two values of the part's own setting by five of alpha; the base
+# has only alpha. "all" takes of each part the setting that won alone, but tries both kinds of inner steps again. With
+# alpha = 0 codes learn from inner steps (the reference code's variant) or replacement alone, or not at all.
+ALPHAS = (1.0, 0.25, 0.05, 0.01, 0.0)
+BASE_ALPHAS = (10.0, 5.0, 2.5, 1.0, 0.5, 0.25, 0.05, 0.01, 0.002, 0.0)
+WON_ALONE = {"affine_lr": 2.0, "sync_nu": 0.2, "replace_freq": 5}
+
 _OWN: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "affine": [(f"affine_lr {rate:g}", {"affine_lr": rate}) for rate in (2.0, 10.0)],
     "synchronized": [(f"nu {nu:g}", {"sync_nu": nu}) for nu in (0.2, 1.0)],
@@ -18,16 +23,12 @@ _OWN: dict[str, list[tuple[str, dict[str, Any]]]] = {
     ],
     "replacement": [(f"replace_freq {freq}", {"replace_freq": freq}) for freq in (20, 5)],
 }
-_OWN["all"] = [
-    (name, {"affine_lr": 2.0, "sync_nu": 0.2, "replace_freq": 20, **inner}) for name, inner in _OWN["alternating"]
-]
-PAPER: dict[str, dict[str, Row]] = {
-    "base": {f"base: alpha {alpha:g}": Row(PLAIN, alpha) for alpha in (10.0, 5.0, 1.0, 0.25, 0.05, 0.01)}
-} | {
+_OWN["all"] = [(name, {**WON_ALONE, **inner}) for name, inner in _OWN["alternating"]]
+PAPER: dict[str, dict[str, Row]] = {"base": {f"base: alpha {alpha:g}": Row(PLAIN, alpha) for alpha in BASE_ALPHAS}} | {
     part: {
         f"{part}: {name}, alpha {alpha:g}": Row({**PLAIN, **setting}, alpha)
         for name, setting in settings
-        for alpha in ((0.0, 0.25, 1.0) if part in ("alternating", "all") else (1.0, 0.25, 0.05))
+        for alpha in ALPHAS
     }
     for part, settings in _OWN.items()
 }

@@ -11,6 +11,7 @@ import io
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet
@@ -62,11 +63,14 @@ def overlapping() -> torch.Tensor:
 
 def photo(name: str) -> np.ndarray:
     """Pixels `(H, W, 3)` of a photograph, by its path or its name in scikit-image or scikit-learn; shrunk if large."""
-    import skimage
-    import sklearn.datasets
+    path = Path(name)
+    if not path.is_absolute():
+        import skimage
+        import sklearn.datasets
 
-    folders = (Path(skimage.__file__).parent / "data", Path(sklearn.datasets.__file__).parent / "images")
-    with Image.open(next(folder / name for folder in folders if (folder / name).exists())) as found:
+        folders = (Path(skimage.__file__).parent / "data", Path(sklearn.datasets.__file__).parent / "images")
+        path = next(folder / name for folder in folders if (folder / name).exists())
+    with Image.open(path) as found:
         image = found.convert("RGB")
     image.thumbnail((MAX_SIDE, MAX_SIDE))
     return np.asarray(image)
@@ -86,6 +90,19 @@ def _to_pixels(images: np.ndarray) -> torch.Tensor:
 
 
 DATA = {"emoji": emoji, "photographs": photographs, "validation": validation}
+
+
+SPLITS: dict[str, Any] = {
+    "emoji": "the shipped sample, as it is split",
+    "photographs": {"train": TRAIN_PHOTOS + VALIDATION_PHOTOS, "test": TEST_PHOTOS, "tiles": "stride 16; 32 in test"},
+    "validation": {"train": TRAIN_PHOTOS, "test": VALIDATION_PHOTOS, "tiles": "stride 16; 32 in test"},
+}
+PROTOCOL = {
+    "network": "SQ-VAE, 64 channels, 32 px, 8 x 8 tokens",
+    "optimizer": "AdamW, one-cycle learning rate with a peak of 3e-4, betas 0.9 and 0.95, weight decay 1e-4",
+    "batch_size": 32,
+    "loss": "mean squared error, and the row's weight times the quantizer's loss",
+}
 
 
 class Foreign(nn.Module):

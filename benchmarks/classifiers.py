@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 from classification_data import DATA, VALIDATION_SHARE, Task, examples, held_out
+from run_records import holds, load_records, mean_deviation, save_records
 
 from hf_vq import (
     RECOMMENDED_QUANTIZER,
@@ -95,6 +96,19 @@ NETWORKS: dict[str, Any] = {
     "ViT-Tiny": vit(192, 12),
 }
 SMALL = [name for name in NETWORKS if name.startswith("small")]
+
+
+PROTOCOL = {
+    "data": {name: make.__doc__ for name, make in DATA.items()},
+    "quantized": "what comes out of the block in the middle of the network",
+    "methods": METHODS,
+    "num_codes": NUM_CODES,
+    "batch_size": BATCH_SIZE,
+    "optimizer": f"AdamW {LEARNING_RATE:g}, weight decay 0.05, a tenth of the steps warm-up, then cosine",
+    "commitment_weights": COMMITMENT_WEIGHTS,
+    "tuning": f"each weight, {TUNING} times fewer steps, on {VALIDATION_SHARE:g} of the training images, which are "
+    "held out; the highest accuracy, then the lowest cross entropy",
+}
 
 
 def run(key: dict[str, Any], task: Task, train: list[dict], test: list[dict], use_cpu: bool) -> dict[str, Any]:
@@ -178,30 +192,23 @@ def table(records: list[dict[str, Any]]) -> str:
 def _cell(runs: list[dict[str, Any]]) -> str:
     if not runs:
         return ""
-    text = _mean([100 * run["accuracy"] for run in runs], 1)
+    text = mean_deviation([100 * run["accuracy"] for run in runs], 1)
     if "perplexity" in runs[0]:
         used = statistics.mean(run["active_codes"] for run in runs)
-        text += f" / {_mean([run['perplexity'] for run in runs], 1)} ({used:.0f})"
+        text += f" / {mean_deviation([run['perplexity'] for run in runs], 1)} ({used:.0f})"
     return text
-
-
-def _mean(values: list[float], digits: int) -> str:
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
 def fill(path: Path, options: argparse.Namespace) -> None:
     """Runs what the file lacks, and writes it, with its table, after every run."""
-    records: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    records = load_records(path)
 
     def fill_in(key: dict[str, Any], task: Task, train: list[dict], test: list[dict]) -> None:
-        if any(key.items() <= record.items() for record in records):
+        if holds(records, key):
             return
         records.append(run(key, task, train, test, options.device == "cpu"))
         print(json.dumps(records[-1]), flush=True)
-        path.write_text(json.dumps(records, indent=1) + "\n")
-        if any(not record["tuning"] for record in records):
-            path.with_suffix(".md").write_text(table(records))
+        save_records(path, PROTOCOL, records, table(records))
 
     for data in options.data:
         task = DATA[data]()
@@ -219,6 +226,7 @@ def fill(path: Path, options: argparse.Namespace) -> None:
                     weight = best_weight(records, method, network, data, fewer_steps)
                     chosen = {"method": method, "commitment_weight": weight, "seed": seed, "steps": options.steps}
                     fill_in({**key, **chosen, "tuning": False}, task, train, test)
+    save_records(path, PROTOCOL, records, table(records))
     print(table(records))
 
 

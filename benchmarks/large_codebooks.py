@@ -25,7 +25,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ import autoencoder
 import numpy as np
 import PIL.Image
 import torch
+from run_records import holds, load_records, mean_deviation, save_records
 from scipy.spatial import cKDTree
 from torch import nn
 
@@ -72,6 +73,11 @@ class Row:
     commitment_weight: float = 1.0
     num_codes: int | None = None
     yardstick: bool = False
+
+    def facts(self) -> dict[str, Any]:
+        """The settings, for a protocol."""
+        known = self.quantizer if isinstance(self.quantizer, dict) else "the row's name tells it"
+        return {**asdict(self), "quantizer": known}
 
 
 def ema(dim: int, num_codes: int) -> Callable[[], nn.Module]:
@@ -249,12 +255,17 @@ def _shuffled(tiles: torch.Tensor) -> torch.Tensor:
     return tiles[torch.randperm(len(tiles), generator=torch.Generator().manual_seed(0))]
 
 
+def own_split(photos: Path) -> tuple[list[Path], list[Path]]:
+    """The photographs of a folder that train, and every third, which does not."""
+    paths = sorted(path.resolve() for path in photos.iterdir())
+    return [path for index, path in enumerate(paths) if index % 3], paths[::3]
+
+
 def images(part: str, num_codes: int, photos: Path | None = None) -> dict[str, torch.Tensor]:
     """Tiles: "train", "photographs" (others) and "strips" (of those that train)."""
     count = min(max(PHOTO_TILES, VECTORS_PER_CODE * num_codes // 64), MAX_STRIP_TILES)
     if photos is not None:  # with enough of them for both, a third are the others
-        names = sorted(str(path.resolve()) for path in photos.iterdir())
-        others, train_names = tuple(names[::3]), tuple(name for i, name in enumerate(names) if i % 3)
+        train_names, others = (tuple(str(path) for path in split) for split in own_split(photos))
         train, tiles = strips(train_names, 16, held_out=False), _shuffled(autoencoder._tiles(others, 17))[:count]
     else:
         train_names = autoencoder.TRAIN_PHOTOS + (autoencoder.VALIDATION_PHOTOS if part == "table" else ())
@@ -267,9 +278,10 @@ def images(part: str, num_codes: int, photos: Path | None = None) -> dict[str, t
     }
 
 
-def run(part: str, name: str, row: Row, num_codes: int, seed: int, device: str, photos: Path | None) -> dict[str, Any]:
-    """Trains and evaluates one row; returns its record."""
-    tiles = {split: found.to(device) for split, found in images(part, num_codes, photos).items()}
+def run(key: dict[str, Any], row: Row, device: str, photos: Path | None) -> dict[str, Any]:
+    """Trains and evaluates the row that a key names; returns its record."""
+    num_codes, seed, name = key["num_codes"], key["seed"], key["row"]
+    tiles = {split: found.to(device) for split, found in images(key["part"], num_codes, photos).items()}
     model = build(row, num_codes, seed).to(device)  # type: ignore[arg-type]
     size = row.num_codes or num_codes
     with no_vq(model) if name == FLOOR else nullcontext():
@@ -278,7 +290,7 @@ def run(part: str, name: str, row: Row, num_codes: int, seed: int, device: str, 
             model,
             tiles["train"],
             commitment_weight=row.commitment_weight,
-            steps=STEPS[part],
+            steps=key["steps"],
             learning_rate=LEARNING_RATE,
             seed=seed,
         )
@@ -295,7 +307,32 @@ def run(part: str, name: str, row: Row, num_codes: int, seed: int, device: str, 
             metrics["kmeans_usage"] = usage(model, tiles["photographs"], size)
             metrics["kmeans_strips_usage"] = usage(model, tiles["strips"], size)
     vectors = {f"{split}_vectors": len(tiles[split]) * 64 for split in tiles}
-    return {**metrics, **vectors, "cpu_seconds": cpu, "device": device}
+    return {**key, **metrics, **vectors, "cpu_seconds": cpu, "device": device}
+
+
+def protocol(photos: Path | None) -> dict[str, Any]:
+    """What the numbers of a file are of."""
+    rows = {part: {size: make(size) for size in sorted(SIZES)} for part, make in PARTS.items()}
+    data = {"table": autoencoder.SPLITS["photographs"], "trials": autoencoder.SPLITS["validation"]}
+    data = {part: {"train": found["train"], "test": found["test"]} for part, found in data.items()}
+    if photos is not None:
+        train, test = own_split(photos)
+        data = dict.fromkeys(data, {"train": [path.name for path in train], "test": [path.name for path in test]})
+    return {
+        **autoencoder.PROTOCOL,
+        "network": f"SQ-VAE, {CHANNELS} channels, 32 px, 8 x 8 tokens",
+        "optimizer": f"AdamW, one-cycle learning rate with a peak of {LEARNING_RATE:g}, betas 0.9 and 0.95, "
+        "weight decay 1e-4",
+        "data": data,
+        "steps": STEPS,
+        "full_method": RECOMMENDED_QUANTIZER,
+        "foreign": "of vector-quantize-pytorch: EMA with k-means initialisation, commitment 0.25 and replacement of "
+        "codes with less than 2 vectors; SimVQ and FSQ with their defaults; LFQ with entropies of some of the vectors",
+        "rows": {
+            part: {size: {name: row.facts() for name, row in of_size.items()} for size, of_size in sizes.items()}
+            for part, sizes in rows.items()
+        },
+    }
 
 
 COLUMNS = {
@@ -314,8 +351,7 @@ def cells(runs: list[dict[str, Any]]) -> list[str]:
         values = [scale * run[key] for run in runs if key in run]
         if not values or (runs[0]["row"] == FLOOR and "mse" not in key):
             return ""
-        deviation = f" ± {statistics.stdev(values):,.{digits}f}" if len(values) > 1 else ""
-        return f"{statistics.mean(values):,.{digits}f}{deviation}"
+        return mean_deviation(values, digits)
 
     first = runs[0]
     shares = [mean(key, 100, 1) for key in COLUMNS]
@@ -341,21 +377,20 @@ def tables(records: list[dict[str, Any]], photos: Path | None = None) -> str:
         rows = list(PARTS[record["part"]](record["num_codes"]))
         return record["num_codes"], rows.index(record["row"]) if record["row"] in rows else len(rows), record["seed"]
 
-    for part, title in titles.items():
+    for part, steps in sorted({(record["part"], record["steps"]) for record in records}):
         shown: dict[tuple[int, str], list[dict[str, Any]]] = {}
         for record in sorted(records, key=place):
-            if record["part"] == part:
+            if (record["part"], record["steps"]) == (part, steps):
                 shown.setdefault((record["num_codes"], record["row"]), []).append(record)
-        if shown:
-            lines += [
-                f"`large_codebooks.py --part {part}`: {title}; {STEPS[part]} steps of batch 32, {CHANNELS} channels. "
-                f"Vectors for each code, of training tiles, strips and other photographs: {_densities(shown)}.",
-                "",
-                "| " + " | ".join(columns) + " |",
-                "|---" * len(columns) + "|",
-                *("| " + " | ".join(cells(runs)) + " |" for runs in shown.values()),
-                "",
-            ]
+        lines += [
+            f"`large_codebooks.py --part {part}`: {titles[part]}; {steps} steps of batch 32, {CHANNELS} channels. "
+            f"Vectors for each code, of training tiles, strips and other photographs: {_densities(shown)}.",
+            "",
+            "| " + " | ".join(columns) + " |",
+            "|---" * len(columns) + "|",
+            *("| " + " | ".join(cells(runs)) + " |" for runs in shown.values()),
+            "",
+        ]
     return "\n".join(lines)
 
 
@@ -373,10 +408,10 @@ LATER = "full method, later k-means replacement"
 
 
 def draw(records: list[dict[str, Any]]) -> PIL.Image.Image:
-    """Error, use by the held-out strips and perplexity against the number of codes: means, and the seeds' range."""
+    """Error, use by the held-out strips and perplexity of "table" against the number of codes: mean, seeds' range."""
     lines: dict[str, dict[int, list[dict[str, Any]]]] = {}
     for record in sorted(records, key=lambda record: record["num_codes"]):
-        if record["part"] != "table" or "strips_usage" not in record:
+        if "strips_usage" not in record:  # without quantization
             continue
         few, usual = FSQ_LEVELS[record["num_codes"]]
         names = {f"FSQ {few}": "FSQ, few dimensions", f"FSQ {usual}": "FSQ, usual levels"}
@@ -419,6 +454,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="*", type=int, default=SIZES, metavar="K", choices=SIZES)
     parser.add_argument("--rows", nargs="*", default=[""], metavar="START", help="those whose names start so")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
+    parser.add_argument("--steps", type=int, help=", ".join(f"{steps} for {part}" for part, steps in STEPS.items()))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--photos", type=Path, metavar="FOLDER", help="photographs in place of the five and two")
     parser.add_argument("--fresh", action="store_true", help="forget the results of earlier runs")
@@ -427,19 +463,21 @@ def main() -> None:
     path = RESULTS / ("large_codebooks_photos.json" if options.photos else "large_codebooks.json")
     if options.fresh:
         path.unlink(missing_ok=True)
-    records = json.loads(path.read_text()) if path.exists() else []
+    records = load_records(path)
+    facts = protocol(options.photos)
     for part, seed, num_codes in itertools.product(options.part, options.seeds, options.sizes):
         for name, row in PARTS[part](num_codes).items():
-            key = {"part": part, "num_codes": num_codes, "row": name, "seed": seed, "steps": STEPS[part]}
-            if not name.startswith(tuple(options.rows)) or any(key.items() <= record.items() for record in records):
+            steps = options.steps or STEPS[part]
+            key = {"part": part, "num_codes": num_codes, "row": name, "seed": seed, "steps": steps}
+            if not name.startswith(tuple(options.rows)) or holds(records, key):
                 continue
-            records.append({**key, **run(part, name, row, num_codes, seed, options.device, options.photos)})
+            records.append(run(key, row, options.device, options.photos))
             print(json.dumps(records[-1]), flush=True)
-            path.write_text(json.dumps(records, indent=1) + "\n")
-            path.with_suffix(".md").write_text(tables(records, options.photos))
-    path.with_suffix(".md").write_text(tables(records, options.photos))
-    if any("full" in record["row"] and record["part"] == "table" for record in records):
-        draw(records).save(path.with_suffix(".png"))
+            save_records(path, facts, records, tables(records, options.photos))
+    save_records(path, facts, records, tables(records, options.photos))
+    drawn = [r for r in records if r["part"] == "table" and r["steps"] == (options.steps or STEPS["table"])]
+    if any("full" in record["row"] for record in drawn):
+        draw(drawn).save(path.with_suffix(".png"))
     print(tables(records, options.photos))
 
 

@@ -10,13 +10,13 @@ is drawn. A run that `--output_dir` already holds is not trained again, and one 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from run_records import mean_deviation, save_records
 
 from hf_vq import TokenizerTrainer, TokenizerTrainingArguments, VQConfig, VQModel
 from hf_vq.codebook_record import CodebookSnapshot, load_snapshots
@@ -117,7 +117,6 @@ def protocol(options: argparse.Namespace, num_train: int, num_test: int) -> dict
         "seeds": options.seeds,
         "monitored_images": MONITORED_IMAGES,
         "methods": METHODS,
-        "torch": torch.__version__,
     }
 
 
@@ -126,7 +125,7 @@ def table(records: list[dict[str, Any]], facts: dict[str, Any]) -> str:
     lines = [
         f"`{facts['command']}`",
         "",
-        f"{facts['data']}; {facts['network']}; {facts['budget']}; torch {facts['torch']}. The rows differ in the "
+        f"{facts['data']}; {facts['network']}; {facts['budget']}; torch {torch.__version__}. The rows differ in the "
         "quantizer and the weight of its loss alone; the settings are in mechanism.json. MSE on all held-out images; "
         f"the rest after the last step on {facts['monitored_images']} of them: use of the codes; quantization error "
         "in units of the embeddings' variance; distances of the moments of embeddings P and codes C in units of P's "
@@ -139,15 +138,10 @@ def table(records: list[dict[str, Any]], facts: dict[str, Any]) -> str:
     ]
     for method in dict.fromkeys(record["method"] for record in records):
         rows = [record for record in records if record["method"] == method]
-        cells = [method, _mean([1e3 * row["mse"] for row in rows], 2)]
-        cells += [_mean([row[name] for row in rows], digits) for name, (_, digits) in COLUMNS.items()]
+        cells = [method, mean_deviation([1e3 * row["mse"] for row in rows], 2)]
+        cells += [mean_deviation([row[name] for row in rows], digits) for name, (_, digits) in COLUMNS.items()]
         lines.append("| " + " | ".join([*cells, ", ".join(str(row["seed"]) for row in rows)]) + " |")
     return "\n".join(lines) + "\n"
-
-
-def _mean(values: list[float], digits: int) -> str:
-    mean = f"{statistics.mean(values):,.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
 def draw(runs: dict[str, list[CodebookSnapshot]], options: argparse.Namespace) -> None:
@@ -184,10 +178,7 @@ def main() -> None:
     ]
     facts = protocol(options, len(train_images), len(test_images))
     text = table(records, facts)
-    (options.results / "mechanism.json").write_text(
-        json.dumps({"protocol": facts, "records": records}, indent=1) + "\n"
-    )
-    (options.results / "mechanism.md").write_text(text)
+    save_records(options.results / "mechanism.json", facts, records, text)
     first = options.seeds[0]
     draw(
         {

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from collections.abc import Container, Iterable
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 import autoencoder
 import torch
 from quality_candidates import CANDIDATES, FIXED, Row
+from run_records import holds, load_records, mean_deviation, save_records
 
 from hf_vq import no_vq
 
@@ -34,7 +34,7 @@ FLOOR = "no quantization"
 
 def chosen(path: Path, candidates: dict[str, dict[str, Row]]) -> dict[str, Row]:
     """The candidate of each method with the least error in the trials at `path`, by its name."""
-    records = json.loads(path.read_text()) if path.exists() else []
+    records = load_records(path)
     best = {}
     for method, rows in candidates.items():
         tried = [record for record in records if record["row"] in rows]
@@ -82,25 +82,31 @@ def table(records: list[dict[str, Any]], names: Iterable[str], title: str, steps
         "|---" * len(columns) + "|",
     ]
     for name in names:
-        runs = [record for record in shown if record["row"] == name]
-        if not runs:
+        of_row = [record for record in shown if record["row"] == name]
+        if not of_row:
             continue
-        cells = [name, _mean([1e3 * r["mse"] for r in runs], 2)]
+        cells = [name, mean_deviation([1e3 * r["mse"] for r in of_row], 2)]
         if name == FLOOR:
             cells += [""] * (len(columns) - 3)
         else:
-            cells.append(_mean([r["perplexity"] for r in runs], 0))
+            cells.append(mean_deviation([r["perplexity"] for r in of_row], 0))
             for key in usages:
-                seen = [100 * r[key] for r in runs if key in r]
-                cells.append(_mean(seen, 1) + "%" if seen else "")
-        cells.append(", ".join(str(r["seed"]) for r in runs))
+                seen = [100 * r[key] for r in of_row if key in r]
+                cells.append(mean_deviation(seen, 1) + "%" if seen else "")
+        cells.append(", ".join(str(r["seed"]) for r in of_row))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _mean(values: list[float], digits: int) -> str:
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+def protocol(rows: dict[str, Row], data: str, title: str, steps: int) -> dict[str, Any]:
+    """What the numbers of a file are of."""
+    return {
+        "title": title,
+        **autoencoder.PROTOCOL,
+        "data": autoencoder.SPLITS[data],
+        "steps": steps,
+        "rows": {name: row.facts() for name, row in rows.items()},
+    }
 
 
 def fill(
@@ -114,18 +120,18 @@ def fill(
     only: Container[str] | None = None,
 ) -> None:
     """Runs what the file lacks of `rows`, or of `only` those named, and writes it, with its table, after every row."""
-    records: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    records = load_records(path)
     names = dict.fromkeys([*rows, *(record["row"] for record in records)])
+    facts = protocol(rows, data, title, steps)
     for seed in seeds:
         for name, row in rows.items():
             key = {"row": name, "data": data, "seed": seed, "steps": steps}
-            if (only is not None and name not in only) or any(key.items() <= record.items() for record in records):
+            if (only is not None and name not in only) or holds(records, key):
                 continue
             records.append(run(name, row, data, seed, steps, device))
             print(json.dumps(records[-1]), flush=True)
-            path.write_text(json.dumps(records, indent=1) + "\n")
-            path.with_suffix(".md").write_text(table(records, names, title, steps))
-    path.with_suffix(".md").write_text(table(records, names, title, steps))
+            save_records(path, facts, records, table(records, names, title, steps))
+    save_records(path, facts, records, table(records, names, title, steps))
     print(table(records, names, title, steps))
 
 
