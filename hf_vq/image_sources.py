@@ -111,6 +111,10 @@ def pinned_revision(dataset: str, revision: str | None = None) -> str | None:
         ) from error
 
 
+class UnknownSplitError(ValueError):
+    """The data set has no split of that name."""
+
+
 class _Files(NamedTuple):
     """The files of each split, of one of the two kinds; images with their paths below the split's folder."""
 
@@ -232,7 +236,9 @@ def _split_of(path: Path) -> str:
 def _check_split(split: str, available: list[str], where: str) -> None:
     for part in split.split("+"):
         if part.split("[")[0].strip() not in available:
-            raise ValueError(f"unknown split {split!r} of {where}: available are {', '.join(sorted(available))}")
+            raise UnknownSplitError(
+                f"unknown split {split!r} of {where}: available are {', '.join(sorted(available))}"
+            )
 
 
 def _standard_columns(found: Any, image_column: str | None, where: str) -> AnyDataset:

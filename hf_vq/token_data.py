@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModel
 
 from .card_merging import metadata_record
 from .hub import CONFIG_FILE, MODELS, PROCESSOR_FILE, default_image_processor, from_hub
-from .hub_files import CARD_FILE, branch_to_push, create_repository, fetch_file, publish_folder
+from .hub_files import CARD_FILE, HubError, branch_to_push, create_repository, fetch_file, publish_folder
 from .modeling.image_processing_vq import VQImageProcessor
 from .modeling.modeling_vq import VQModel
 
@@ -204,7 +204,12 @@ def load_model(name: str | Path, revision: str | None = None, *, kind: str = "mo
     folder = Path(name).expanduser()
     if not folder.is_dir():
         _require_hub_id(name, f"no {kind}")
-        return from_hub(str(name), revision=revision)
+        try:
+            return from_hub(str(name), revision=revision)
+        except HubError as error:
+            if not folder.parent.is_dir() or folder.parent == Path():
+                raise
+            raise HubError(f"{error} Nor is there a folder '{name}', though there is '{folder.parent}'.") from error
     if revision is not None:
         raise ValueError(f"'{name}' is a folder, which has no revision {revision!r}: leave it out")
     if not (folder / CONFIG_FILE).is_file():

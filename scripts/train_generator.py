@@ -18,8 +18,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from accelerate.utils import set_seed
 from huggingface_hub.errors import StrictDataclassError
+from transformers import set_seed
 
 from hf_vq import MaskGitConfig, MaskGitModel
 from hf_vq.training.arguments import GeneratorTrainingArguments

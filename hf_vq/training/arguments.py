@@ -24,7 +24,7 @@ class BaseTrainingArguments:
     # Data
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str | None = field(
-        default=None, metadata={"help": "Held-out split; without one, eval_fraction of the train split is held out."}
+        default=None, metadata={"help": "Held-out split; with none, eval_fraction of the train split is held out."}
     )
     eval_fraction: float = field(
         default=0.05, metadata={"help": "Part of the train split held out when there is no eval_split (0 = none)."}
@@ -121,7 +121,7 @@ class BaseTrainingArguments:
         if self.warmup_steps >= self.max_steps and self.warmup_steps > 0:
             raise ValueError(
                 f"warmup_steps ({self.warmup_steps}) must be smaller than max_steps ({self.max_steps}), or the "
-                "learning rate never arrives."
+                "learning rate never arrives; with 0 there is no warm-up."
             )
 
     def _require(self, name: str, holds: bool, expectation: str) -> None:

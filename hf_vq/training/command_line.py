@@ -51,7 +51,7 @@ def parse_command_line(
         arguments_class,  # type: ignore[arg-type]
         description=description,
         epilog=f"{model_help}{', '.join(sorted(model_names))}." if model_help else None,
-        formatter_class=argparse.RawDescriptionHelpFormatter if description else argparse.HelpFormatter,
+        formatter_class=_HelpFormatter,
         allow_abbrev=False,
         conflict_handler="resolve",
     )
@@ -194,6 +194,10 @@ def _number_if_written_so(value: Any) -> Any:
         except ValueError:
             return value
     return value
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Descriptions as they are written, and the default of every field."""
 
 
 class _ArgumentParser(HfArgumentParser):

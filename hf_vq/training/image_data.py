@@ -9,6 +9,7 @@ import torch
 from accelerate import PartialState
 
 from hf_vq.data import ImageDataset, ImageStream, load_images
+from hf_vq.image_sources import UnknownSplitError
 from hf_vq.training.arguments import ImageTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,10 @@ def build_image_datasets(args: ImageTrainingArguments, image_size: int, num_chan
     state = PartialState(cpu=args.use_cpu or not torch.accelerator.is_available())
     with state.main_process_first():  # one process downloads and converts, the others read its cache
         train = _load(args, args.train_split)
-        held_out = _load(args, args.eval_split) if args.eval_split is not None else None
+        try:
+            held_out = _load(args, args.eval_split) if args.eval_split is not None else None
+        except UnknownSplitError as error:
+            raise ValueError(f"{error}; with --eval_split none, a part of the train split is held out") from None
     if held_out is None and args.eval_fraction > 0 and not args.streaming and len(train) > 1:
         parts = train.train_test_split(max(1, round(args.eval_fraction * len(train))), seed=args.seed)
         train, held_out = parts["train"], parts["test"]

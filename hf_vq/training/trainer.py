@@ -438,3 +438,4 @@ def train_to_the_end(trainer: BaseTrainer) -> None:
     except (OutputFolderInUseError, ckpt.CheckpointError, NonFiniteLossError) as error:
         raise SystemExit(f"error: {error}") from None
     trainer.close()
+    logger.info("The finished model is in %s", trainer.output_dir / FINAL_FOLDER)

@@ -19,6 +19,7 @@ import hf_vq
 from hf_vq import VQConfig, VQImageProcessor, VQModel
 from hf_vq import hub as hub_module
 from hf_vq.hub_files import HubError
+from hf_vq.token_data import load_model
 
 if TYPE_CHECKING:
     from ..hub_server import HubServer
@@ -75,6 +76,21 @@ def test_a_revision_is_loaded_as_it_was(pushed: VQModel, hub: HubServer) -> None
     assert_same(hf_vq.from_hub(NAME, revision=commit.oid)[0], new)
     assert new.config._commit_hash == commit.oid and new.name_or_path == NAME and not new.training
     assert isinstance(processor, VQImageProcessor) and processor.resample == 0
+
+
+def test_a_folder_mistyped_is_told_of_beside_the_repository_missing(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`run/finall` could be both; that `run` is a folder tells which was meant."""
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    hint = " Nor is there a folder 'run/finall', though there is 'run'."
+    with pytest.raises(HubError, match=f"There is no model repository 'run/finall'.*{hint}$"):
+        load_model("run/finall")
+    with pytest.raises(HubError, match="There is no model repository 'runs/final'") as caught:
+        load_model("runs/final")
+    assert "folder" not in str(caught.value)
 
 
 def test_all_files_are_of_one_commit(pushed: VQModel, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:

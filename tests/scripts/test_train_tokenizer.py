@@ -42,12 +42,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_it_trains_on_a_folder_and_holds_images_out(
-    main: Callable[[list[str]], None], folder: Path, tmp_path: Path
+    main: Callable[[list[str]], None], folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A folder of images without splits becomes a model that loads, measured on a part that was held out."""
-    main([*TINY, "--dataset", str(folder), "--output_dir", str(tmp_path / "out"), "--eval_fraction", "0.25"])
+    """A folder without splits becomes a model that loads, measured on a part held out; the end tells where it is."""
+    with caplog.at_level(logging.INFO):
+        main([*TINY, "--dataset", str(folder), "--output_dir", str(tmp_path / "out"), "--eval_fraction", "0.25"])
 
     final = tmp_path / "out" / "final"
+    assert caplog.messages[-1] == f"The finished model is in {final}"
     assert AutoModel.from_pretrained(final).config.num_codes == 8
     assert " | images | 25% of train, held out | 4 | " in (final / "README.md").read_text()
 
@@ -83,12 +85,14 @@ def test_strict_stops_at_a_broken_image(main: Callable[[list[str]], None], folde
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_without_images_is_an_error(main: Callable[[list[str]], None], tmp_path: Path) -> None:
-    """No images found is said with the place that was searched, and so is no data set at all."""
+def test_data_that_is_not_there_is_an_error(main: Callable[[list[str]], None], folder: Path, tmp_path: Path) -> None:
+    """No images are told of with the place that was searched; no such split and no data set with what to write."""
     (tmp_path / "empty").mkdir()
 
     with pytest.raises(SystemExit, match="error: no images found in .*empty"):
         main([*TINY, "--dataset", str(tmp_path / "empty"), "--output_dir", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match="unknown split 'test' of .*; with --eval_split none, a part of the train"):
+        main([*TINY, "--dataset", str(folder), "--output_dir", str(tmp_path / "out"), "--eval_split", "test"])
     with pytest.raises(SystemExit, match="error: No data set is named"):
         main([*TINY, "--output_dir", str(tmp_path / "out")])
 
@@ -147,3 +151,4 @@ def test_help_names_the_fields_of_trainer_and_model(
     text = capsys.readouterr().out
     for part in ("accelerate launch", "--learning_rate", "--resume_from_checkpoint", "commitment_weight", "num_codes"):
         assert part in text
+    assert "Peak learning rate of AdamW. (default: 0.0003)" in " ".join(text.split())
