@@ -18,7 +18,6 @@ from .codebook_visualization import principal_components, project, scatter_codeb
 from .figures import (
     CODES,
     INK,
-    PAPER,
     RUN_COLORS,
     USED,
     legend_above,
@@ -33,13 +32,14 @@ Runs = Mapping[str, Sequence[CodebookSnapshot]]
 Method = Literal["pca", "tsne"]
 
 _DENSITY_POINTS, _RIDGE_HEIGHT = 400, 1.35
+_TEXT_LINE = 0.08  # of a panel's height
 # Metric -> what its panel says, and its axis.
 _CURVES: dict[str, tuple[str, dict[str, Any]]] = {
     "perplexity": ("perplexity of the codes", {"yscale": "log"}),
     "usage": ("share of the codes in use", {"ylim": (0, 1.02)}),
     "gradient_gap": (r"gradient gap  $|g_q - g|\,/\,|g|$", {"ylim": (0, None)}),
-    "mean_distance": ("distance of means, P to C", {"yscale": "log"}),
-    "std_distance": ("distance of deviations, P to C", {"yscale": "log"}),
+    "mean_distance": ("distance of means P, C / spread of P", {"yscale": "log"}),
+    "std_distance": ("distance of deviations P, C / spread of P", {"yscale": "log"}),
     "gradient_cosine": (r"cosine of $g_q$ and $g$", {"ylim": (None, 1.02)}),
 }
 
@@ -286,19 +286,19 @@ def _draw_row(
 ) -> None:
     """Snapshots of one run on common axes, each with the number of its codes in use."""
     (left, right), (bottom, top) = limits or _limits(clouds)
-    # A square that holds all: panels of one size, with equal units on both axes.
-    half = max(right - left, top - bottom) / 2
+    # A square that holds all, above a line of text: panels of one size, with equal units on both axes.
+    half = max(right - left, (top - bottom) / (1 - _TEXT_LINE)) / 2
+    center = (bottom + top) / 2 - _TEXT_LINE * half
     for axes, snapshot, (p, c) in zip(row, shown, clouds, strict=True):
         scatter_codebook(axes, p, c, snapshot.used.numpy(), scale)
         axes.set(
             xlim=((left + right) / 2 - half, (left + right) / 2 + half),
-            ylim=((bottom + top) / 2 - half, (bottom + top) / 2 + half),
+            ylim=(center - half, center + half),
         )
         axes.set_aspect("equal", adjustable="box")
         axes.text(
             0.03, 0.03, f"{snapshot.active_codes:,} of {len(snapshot.uses):,} codes in use",
             transform=axes.transAxes, fontsize=8.5, color=INK,
-            bbox={"facecolor": PAPER, "alpha": 0.75, "edgecolor": "none", "pad": 1.5},
         )  # fmt: skip
 
 
