@@ -11,20 +11,74 @@ Parts, each with its files results/ablation_PART*.{json,md}:
 - leave_one_out: our recipe (4-d codes), without one part at a time.
 - knobs: our recipe with one setting changed, on the validation photographs.
 
-Network, batches and optimizer are those of quality.py (see autoencoder.py). What a file already holds is not run
-again.
+results/ablation.png and results/ablation_knobs.png show what there is of the last three. Network, batches and
+optimizer are those of quality.py (see autoencoder.py). What a file already holds is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
+from typing import Any
 
 import torch
-from ablation_candidates import KNOBS, LEAVE_ONE_OUT, PAPER
+from ablation_candidates import FULL_METHOD, KNOBS, LEAVE_ONE_OUT, PAPER
+from dot_plot import Panel, dot_plot
 from quality import RESULTS, chosen, fill
+from run_records import load_records
 
 STEPS = {"tuning": 150, "table": 300, "leave_one_out": 500, "knobs": 500}
 TUNING = RESULTS / "ablation_tuning.json"
+
+
+def parts_panels(records: list[dict[str, Any]], rows: Iterable[str], title: str, strong: str) -> list[Panel]:
+    """Error, and use of the codes, of each row; without the settings that are part of a row's name."""
+    of_rows = _by_row(records, rows)
+    return [
+        Panel(f"MSE x1e-3, {title}", _values(of_rows, "mse", 1e3), strong, [strong]),
+        Panel("codes used by held-out images, %", _values(of_rows, "usage", 100), strong, [strong]),
+    ]
+
+
+def knob_panels(records: list[dict[str, Any]]) -> list[Panel]:
+    """Difference of each row's error from the full method's of the same seed, and use of the codes."""
+    full = {record["seed"]: record["mse"] for record in records if record["row"] == FULL_METHOD}
+    lead = [{**record, "mse": record["mse"] - full[record["seed"]]} for record in records if record["seed"] in full]
+    of_rows = _by_row(lead, KNOBS)
+    return [
+        Panel(
+            "MSE x1e-3, less the full method's of that seed", _values(of_rows, "mse", 1e3), FULL_METHOD, [FULL_METHOD]
+        ),
+        Panel("codes used by held-out images, %", _values(of_rows, "usage", 100), FULL_METHOD, [FULL_METHOD]),
+    ]
+
+
+def _by_row(records: list[dict[str, Any]], rows: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
+    found = {row: [record for record in records if record["row"].split(":")[0] == row] for row in rows}
+    return {row: runs for row, runs in found.items() if runs}
+
+
+def _values(of_rows: dict[str, list[dict[str, Any]]], key: str, scale: float) -> dict[str, list[float]]:
+    return {row: [scale * run[key] for run in runs] for row, runs in of_rows.items()}
+
+
+def draw(steps: dict[str, int]) -> None:
+    """Pictures of what the files hold for these steps."""
+
+    def found(name: str, part: str) -> list[dict[str, Any]]:
+        return [record for record in load_records(RESULTS / f"{name}.json") if record["steps"] == steps[part]]
+
+    grid = []
+    for data in ("photographs", "emoji"):
+        if table := found(f"ablation_table_{data}", "table"):
+            grid.append(parts_panels(table, PAPER, f"{data}, 64-d codes", "all"))
+        if without := found(f"ablation_leave_one_out_{data}", "leave_one_out"):
+            grid.append(parts_panels(without, LEAVE_ONE_OUT, f"{data}, 4-d codes", FULL_METHOD))
+    if grid:
+        dot_plot(grid).save(RESULTS / "ablation.png")
+    knobs = found("ablation_knobs", "knobs")
+    if any(record["row"] == FULL_METHOD for record in knobs):
+        dot_plot([knob_panels(knobs)]).save(RESULTS / "ablation_knobs.png")
 
 
 def main() -> None:
@@ -57,6 +111,7 @@ def main() -> None:
         path = RESULTS / "ablation_knobs.json"
         title = "`ablation.py --part knobs`: 4-d codes unless said, one setting changed, validation photographs"
         fill(path, KNOBS, "validation", one, title, steps["knobs"], options.device, options.rows)
+    draw(steps)
 
 
 if __name__ == "__main__":

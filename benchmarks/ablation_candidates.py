@@ -6,6 +6,7 @@ from typing import Any
 
 from quality_candidates import FULL, PLAIN, Row
 
+FULL_METHOD = "full method"
 RECIPE_DIM = 4  # of the recipes' codes; the paper's table has the network's 64
 
 # Ten candidates for each row of the paper's table: two values of the part's own setting by five of alpha; the base
@@ -37,7 +38,7 @@ PAPER: dict[str, dict[str, Row]] = {"base": {f"base: alpha {alpha:g}": Row(PLAIN
 def _changed(changes: dict[str, dict[str, Any]]) -> dict[str, Row]:
     """The full method of our recipe, and with each change of its arguments."""
     rows = {name: Row({**FULL, **change}, 1.0, RECIPE_DIM) for name, change in changes.items()}
-    return {"full method": Row(FULL, 1.0, RECIPE_DIM), **rows}
+    return {FULL_METHOD: Row(FULL, 1.0, RECIPE_DIM), **rows}
 
 
 LEAVE_ONE_OUT = _changed(
@@ -57,19 +58,18 @@ LEAVE_ONE_OUT = _changed(
     }
 )
 
-KNOBS = {f"{dim}-d codes": Row(FULL, 1.0, dim) for dim in (3, 2)} | _changed(
-    {"replace_freq 20, kmeans": {"replace_policy": "kmeans"}}
-    | {"1 SGD step": {"alternating_kind": "sgd"}}
-    | {f"replace_freq {freq}": {"replace_freq": freq} for freq in (100, 5, 2)}
-    | {"replace_freq 20, busy": {"replace_policy": "busy"}}
-    | {f"beta {beta:g}": {"beta": beta} for beta in (0.9, 0.95, 0.995, 1.0)}
+KNOBS = _changed(
+    {f"beta {beta:g}": {"beta": beta} for beta in (0.9, 0.95, 0.995, 1.0)}
     | {f"nu {nu:g}": {"sync_nu": nu} for nu in (0.0, 0.05, 1.0, 2.0)}
     | {f"affine_lr {rate:g}": {"affine_lr": rate} for rate in (0.5, 2.0, 10.0)}
     | {f"affine_lr 2, {n} groups": {"affine_lr": 2.0, "affine_groups": n} for n in (4, 32)}
     | {"running affine": {"affine_mode": "running"}}
     | {"no inner steps": {"alternating_steps": 0}}
     | {f"{steps} centroid steps": {"alternating_steps": steps} for steps in (2, 4, 8)}
-    | {f"{steps} SGD steps": {"alternating_steps": steps, "alternating_kind": "sgd"} for steps in (2, 4, 8)}
     | {f"centroid rate {rate:g}": {"alternating_lr": rate} for rate in (0.1, 1.0)}
+    | {"1 SGD step": {"alternating_kind": "sgd"}}
+    | {f"{steps} SGD steps": {"alternating_steps": steps, "alternating_kind": "sgd"} for steps in (2, 4, 8)}
+    | {f"replace_freq {freq}": {"replace_freq": freq} for freq in (2, 5, 100)}
+    | {f"replace_freq 20, {policy}": {"replace_policy": policy} for policy in ("kmeans", "busy")}
     | {"unit norm of inputs and codes": {"norm": "l2", "cb_norm": "l2"}}
-)
+) | {f"{dim}-d codes": Row(FULL, 1.0, dim) for dim in (3, 2)}

@@ -25,9 +25,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import torch
 from accelerate.utils import set_seed
 from classification_data import DATA, VALIDATION_SHARE, Task, examples, held_out
+from dot_plot import Panel, dot_plot
 from run_records import holds, load_records, mean_deviation, save_records
 
 from hf_vq import (
@@ -45,6 +47,7 @@ BATCH_SIZE = 32
 LEARNING_RATE = 1e-3
 COMMITMENT_WEIGHTS = (0.25, 1.0, 5.0)
 TUNING = 3  # times fewer steps
+COLUMNS = 3  # of the figure
 
 FLOOR = "no quantization"
 PLAIN: dict[str, Any] = {
@@ -199,6 +202,23 @@ def _cell(runs: list[dict[str, Any]]) -> str:
     return text
 
 
+def draw(records: list[dict[str, Any]]) -> PIL.Image.Image:
+    """Accuracy of each method, a panel for each network, and the codes that the test images use."""
+    ours = ["all four", list(METHODS)[-1]]
+    grid = []
+    for data, steps in dict.fromkeys((record["data"], record["steps"]) for record in records):
+        runs = [record for record in records if (record["data"], record["steps"]) == (data, steps)]
+        panels = []
+        for network in [name for name in NETWORKS if any(record["network"] == name for record in runs)]:
+            panel = Panel(f"accuracy %, {network}, {data}", {method: [] for method in METHODS}, FLOOR, ours)
+            for record in runs:
+                if record["network"] == network:
+                    panel.values[record["method"]].append(100 * record["accuracy"])
+            panels.append(panel)
+        grid += [panels[place : place + COLUMNS] for place in range(0, len(panels), COLUMNS)]
+    return dot_plot(grid, panel_width=3.2)
+
+
 def fill(path: Path, options: argparse.Namespace) -> None:
     """Runs what the file lacks, and writes it, with its table, after every run."""
     records = load_records(path)
@@ -227,6 +247,7 @@ def fill(path: Path, options: argparse.Namespace) -> None:
                     chosen = {"method": method, "commitment_weight": weight, "seed": seed, "steps": options.steps}
                     fill_in({**key, **chosen, "tuning": False}, task, train, test)
     save_records(path, PROTOCOL, records, table(records))
+    draw([record for record in records if not record["tuning"]]).save(path.with_suffix(".png"))
     print(table(records))
 
 

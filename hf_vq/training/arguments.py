@@ -18,7 +18,10 @@ class BaseTrainingArguments:
         default=False, metadata={"help": "Delete the run that output_dir already holds and start anew."}
     )
     resume_from_checkpoint: str | None = field(
-        default=None, metadata={"help": "'latest', or the path of a checkpoint folder, to continue from."}
+        default=None,
+        metadata={
+            "help": "'latest', or the path of a checkpoint folder, to continue from with the settings of its run."
+        },
     )
 
     # Data

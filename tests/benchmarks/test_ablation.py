@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from PIL import Image
 
 FEW = 64  # images of each split
 
@@ -51,7 +52,19 @@ def test_the_table_has_the_best_candidates_their_means_and_its_protocol(ablation
         assert lines[row][-1] == "0, 1"
     settings = written["protocol"]["rows"]
     assert settings[rows[0]]["commitment_weight"] == 5 and settings[rows[1]]["quantizer"]["replace_freq"] == 20
+    with Image.open(ablation.results / "ablation.png") as picture:
+        assert picture.width > 600
     assert written["protocol"]["steps"] == 2 and "shipped sample" in written["protocol"]["data"]
+
+
+def test_knobs_are_drawn_as_differences_from_the_full_method_of_their_seed(ablation) -> None:
+    runs = [("nu 1", 0, 0.5, 0.1), ("full method", 0, 0.4, 0.2), ("full method", 1, 0.2, 0.3), ("nu 1", 1, 0.5, 0.4)]
+    names = ("row", "seed", "mse", "usage")
+    error, usage = ablation.module.knob_panels([dict(zip(names, run, strict=True)) for run in runs])
+
+    assert list(error.values) == ["full method", "nu 1"]
+    assert error.values["full method"] == [0, 0] and error.values["nu 1"] == pytest.approx([100, 300])
+    assert usage.values["nu 1"] == pytest.approx([10, 40])
 
 
 def test_what_a_file_holds_is_not_run_again(ablation, monkeypatch: pytest.MonkeyPatch) -> None:

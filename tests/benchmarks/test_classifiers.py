@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Callable
 
 import pytest
+from PIL import Image
 
 METHODS = ("no quantization", "base", "all four")
 
@@ -52,6 +53,9 @@ def test_the_table_has_the_best_weights_and_the_means_over_the_seeds(
     assert written["protocol"]["methods"]["all four"]["replace_freq"] == 20
     text = (classifiers.results / "classifiers.md").read_text()
     assert "3 steps of batch 32" in text and "40 test images" in text and "Seeds: small AlexNet 0, 1." in text
+
+    with Image.open(classifiers.results / "classifiers.png") as picture:
+        assert picture.width > 400
 
     monkeypatch.setattr(classifiers.module, "run", lambda *_: pytest.fail("ran again"))
     classifiers(*words, "--seeds", "0", "1")
