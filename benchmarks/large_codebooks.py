@@ -384,7 +384,8 @@ def tables(records: list[dict[str, Any]], photos: Path | None = None) -> str:
                 shown.setdefault((record["num_codes"], record["row"]), []).append(record)
         lines += [
             f"`large_codebooks.py --part {part}`: {titles[part]}; {steps} steps of batch 32, {CHANNELS} channels. "
-            f"Vectors for each code, of training tiles, strips and other photographs: {_densities(shown)}.",
+            "Vectors for each code that were measured, of training tiles, strips and other photographs: "
+            f"{_densities(shown)}.",
             "",
             "| " + " | ".join(columns) + " |",
             "|---" * len(columns) + "|",
@@ -396,7 +397,7 @@ def tables(records: list[dict[str, Any]], photos: Path | None = None) -> str:
 
 def _densities(shown: dict[tuple[int, str], list[dict[str, Any]]]) -> str:
     """N / K of each size."""
-    of_sizes = {num_codes: runs[0] for (num_codes, _), runs in shown.items()}
+    of_sizes = {num_codes: runs[0] for (num_codes, row), runs in shown.items() if row != FLOOR}
     return "; ".join(
         f"{num_codes:,} codes: "
         + ", ".join(f"{run[f'{split}_vectors'] / num_codes:,.0f}" for split in ("train", "strips", "photographs"))
