@@ -25,7 +25,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ import autoencoder
 import numpy as np
 import PIL.Image
 import torch
-from run_records import holds, load_records, mean_deviation, save_records
+from run_records import holds, load_records, mean_deviation, row_settings, save_records
 from scipy.spatial import cKDTree
 from torch import nn
 
@@ -73,11 +73,6 @@ class Row:
     commitment_weight: float = 1.0
     num_codes: int | None = None
     yardstick: bool = False
-
-    def facts(self) -> dict[str, Any]:
-        """The settings, for a protocol."""
-        known = self.quantizer if isinstance(self.quantizer, dict) else "the row's name tells it"
-        return {**asdict(self), "quantizer": known}
 
 
 def ema(dim: int, num_codes: int) -> Callable[[], nn.Module]:
@@ -329,7 +324,7 @@ def protocol(photos: Path | None) -> dict[str, Any]:
         "foreign": "of vector-quantize-pytorch: EMA with k-means initialisation, commitment 0.25 and replacement of "
         "codes with less than 2 vectors; SimVQ and FSQ with their defaults; LFQ with entropies of some of the vectors",
         "rows": {
-            part: {size: {name: row.facts() for name, row in of_size.items()} for size, of_size in sizes.items()}
+            part: {size: {name: row_settings(row) for name, row in of_size.items()} for size, of_size in sizes.items()}
             for part, sizes in rows.items()
         },
     }

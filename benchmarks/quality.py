@@ -22,7 +22,7 @@ from typing import Any
 import autoencoder
 import torch
 from quality_candidates import CANDIDATES, FIXED, Row
-from run_records import holds, load_records, mean_deviation, save_records
+from run_records import holds, load_records, mean_deviation, row_settings, save_records
 
 from hf_vq import no_vq
 
@@ -105,7 +105,7 @@ def protocol(rows: dict[str, Row], data: str, title: str, steps: int) -> dict[st
         **autoencoder.PROTOCOL,
         "data": autoencoder.SPLITS[data],
         "steps": steps,
-        "rows": {name: row.facts() for name, row in rows.items()},
+        "rows": {name: row_settings(row) for name, row in rows.items()},
     }
 
 

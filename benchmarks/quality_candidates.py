@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import autoencoder
@@ -26,11 +26,6 @@ class Row:
     embed_dim: int = 64
     num_codes: int = autoencoder.NUM_CODES
     yardstick: bool = False
-
-    def facts(self) -> dict[str, Any]:
-        """The settings, for a protocol."""
-        known = self.quantizer if isinstance(self.quantizer, dict) else "the row's name tells it"
-        return {**asdict(self), "quantizer": known}
 
 
 def ema(commitment: float, rotation_trick: bool = False) -> Callable[[int], nn.Module]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 from pathlib import Path
@@ -25,6 +26,12 @@ def save_records(path: Path, protocol: dict[str, Any], records: list[dict[str, A
 def holds(records: list[dict[str, Any]], key: dict[str, Any]) -> bool:
     """Whether the run that the key names is there."""
     return any(key.items() <= record.items() for record in records)
+
+
+def row_settings(row: Any) -> dict[str, Any]:
+    """The fields of a row of a table, for a protocol; of a foreign layer only the name is known."""
+    quantizer = row.quantizer if isinstance(row.quantizer, dict) else "the row's name tells it"
+    return {**dataclasses.asdict(row), "quantizer": quantizer}
 
 
 def mean_deviation(values: list[float], digits: int) -> str:
