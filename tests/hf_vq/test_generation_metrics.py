@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,19 @@ def test_the_frechet_distance_of_a_set_to_itself_is_zero_and_grows_with_a_shift(
     assert shifted.compute() == pytest.approx(6 * 0.5**2, rel=1e-5)
     shifted.update(features[:25] + 5, generated=True)
     assert shifted.compute() > 6
+
+
+def test_memory_does_not_grow_with_the_images() -> None:
+    """Once the samples are full, what is kept has the same size after forty batches as after four."""
+    metrics, sizes = GeneratorMetrics(6, 3, sample_size=32), []
+    for number in range(40):
+        for generated in (False, True):
+            features = Features(draw(16, seed=number), draw(16, 3, seed=number))
+            metrics.update(features, torch.arange(16) + 16 * number, generated=generated)
+        sizes.append(len(pickle.dumps(metrics)))
+
+    assert metrics.compute()["num_generated"] == 640
+    assert max(sizes[4:]) - min(sizes[4:]) < 100
 
 
 def test_a_sample_is_uniform_bounded_and_independent_of_the_order() -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -111,6 +112,17 @@ def test_batching_leaves_no_trace():
     assert torch.equal(whole.code_counts(), parts.code_counts())
     for name, value in whole.compute().items():
         assert parts.compute()[name] == pytest.approx(value, rel=1e-12), name
+
+
+def test_memory_does_not_grow_with_the_images():
+    """What is kept after one batch is as large as what is kept after twenty."""
+    metrics, sizes = TokenizerMetrics(20), []
+    for seed in range(20):
+        metrics.update(*batch(4, seed))
+        sizes.append(len(pickle.dumps(metrics)))
+
+    assert metrics.compute()["num_images"] == 80
+    assert max(sizes) - min(sizes) < 100
 
 
 def test_metrics_of_tiny_images_leave_ssim_out():
