@@ -203,7 +203,7 @@ def _cell(runs: list[dict[str, Any]]) -> str:
 
 
 def draw(records: list[dict[str, Any]]) -> PIL.Image.Image:
-    """Accuracy of each method, a panel for each network, and the codes that the test images use."""
+    """Accuracy of each method, a panel for each network and data set."""
     ours = ["all four", list(METHODS)[-1]]
     grid = []
     for data, steps in dict.fromkeys((record["data"], record["steps"]) for record in records):

@@ -3,11 +3,13 @@
 import json
 import statistics
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+TRIALS = Path(__file__).parents[2] / "benchmarks" / "results" / "ablation_tuning.json"
 FEW = 64  # images of each split
 
 
@@ -36,6 +38,16 @@ def test_every_row_has_as_many_candidates(ablation) -> None:
     for part, setting in (("affine", "affine_lr"), ("synchronized", "sync_nu"), ("replacement", "replace_freq")):
         tried = {row.quantizer[setting] for row in ablation.module.PAPER[part].values()}
         assert {row.quantizer[setting] for row in every} < tried
+
+
+def test_all_parts_together_have_the_settings_that_won_alone(benchmark: Callable) -> None:
+    """By the trials that the results hold; others would want `all` tried anew."""
+    ablation = benchmark("ablation").module
+    winners = ablation.chosen(TRIALS, ablation.PAPER)
+    settings = {name.split(":")[0]: row.quantizer for name, row in winners.items()}
+
+    for part, setting in (("affine", "affine_lr"), ("synchronized", "sync_nu"), ("replacement", "replace_freq")):
+        assert settings["all"][setting] == settings[part][setting], part
 
 
 def test_the_table_has_the_best_candidates_their_means_and_its_protocol(ablation) -> None:
