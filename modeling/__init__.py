@@ -19,6 +19,7 @@ from .masking_maskgit import draw_mask, mask_ratio
 from .modeling_maskgit import MaskGitModel, MaskGitOutput, MaskGitPreTrainedModel
 from .modeling_vq import VQDecoderOutput, VQEncoderOutput, VQModel, VQModelOutput, VQPreTrainedModel
 from .modeling_vq_classifier import VQImageClassifierOutput, VQModelForImageClassification
+from .options_maskgit import MaskGitSampling
 from .pipeline_maskgit import ImageGenerationPipeline
 from .pipeline_vq import ImageTokenizationPipeline
 from .pooling_vq import MaxVecPool2d, SoftMaxVecPool2d
@@ -37,6 +38,7 @@ __all__ = [
     "MaskGitModel",
     "MaskGitOutput",
     "MaskGitPreTrainedModel",
+    "MaskGitSampling",
     "MaxVecPool2d",
     "QuantizerOutput",
     "ResidualVectorQuant",

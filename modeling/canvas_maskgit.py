@@ -75,8 +75,6 @@ def prepare_canvas(
             "`guidance_scale` has no effect without `class_labels`: it leads away from images of no class. Leave it "
             "at 1."
         )
-    if not scale.isfinite().all():
-        raise ValueError(f"`guidance_scale` must be finite, got {scale.tolist()}.")
     given: dict[str, torch.Tensor] = {"guidance_scale": scale}
     if labels is not None:
         given["class_labels"] = labels

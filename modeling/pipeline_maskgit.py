@@ -5,22 +5,25 @@
 """The pipeline "image-generation": classes to images."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
 from transformers import Pipeline
 
+from .options_maskgit import MaskGitSampling
+
 CUSTOM_PIPELINES: dict[str, Any] = {
     "image-generation": {"impl": "pipeline_maskgit.ImageGenerationPipeline", "pt": ["AutoModel"]}
 }
-"""What the config of a saved model says, for `pipeline(..., trust_remote_code=True)` to find this file beside it."""
+"""Saved in the model's config, so that `pipeline(..., trust_remote_code=True)` finds this file beside the weights."""
 
 
 class ImageGenerationPipeline(Pipeline):
     r"""Makes images of given classes with a [`MaskGitModel`].
 
-    `import hf_vq` makes it known to [`~transformers.pipeline`]; elsewhere `trust_remote_code=True` loads it from the
-    model's repository.
+    After `import hf_vq` [`~transformers.pipeline`] knows it. Without the package `trust_remote_code=True` loads it
+    from the model's repository.
 
     Example:
 
@@ -48,16 +51,15 @@ class ImageGenerationPipeline(Pipeline):
         """Makes one image for each class.
 
         Args:
-            inputs: A class or a list of them: a number, a name out of the config's `id2label`, or `None` for an image
-                of no class. Numbers and `None` cannot be mixed.
-            batch_size (`int`, *optional*): Images at a time; the default is the pipeline's, or all.
+            inputs: A class or a list of classes. A class is a number, a name from the config's `id2label`, or `None`
+                for an image of no class. `None` cannot be mixed with others.
+            batch_size (`int`, *optional*): Images at a time. By default that of the pipeline, or all images.
             generator (`torch.Generator` or a list, *optional*): One, or one for each image.
-            kwargs: `num_steps`, `guidance_scale`, `schedule`, `sampler`, `guidance_schedule`, `guidance_power`,
-                `temperature`, `choice_temperature`, `top_k` and `top_p` of [`MaskGitModel.generate`].
+            kwargs: The options of [`MaskGitSampling`], such as `num_steps=12`, or `sampling=MaskGitSampling(...)`.
 
         Returns:
-            for each class a dictionary with `"image"`, a PIL image, and `"image_tokens"`, `torch.LongTensor` (h, w) or
-            (h, w, groups), on the CPU. A list of them for a list.
+            A dictionary for each class, in a list if the classes are in one. Its `"image"` is a PIL image, its
+            `"image_tokens"` a `torch.LongTensor` (h, w) or (h, w, groups), on the CPU.
 
         Raises:
             `ValueError`: for an unknown name, and as `generate` does.
@@ -83,25 +85,14 @@ class ImageGenerationPipeline(Pipeline):
     def _sanitize_parameters(  # type: ignore[override]
         self, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        allowed = {
-            "num_steps",
-            "guidance_scale",
-            "schedule",
-            "sampler",
-            "guidance_schedule",
-            "guidance_power",
-            "temperature",
-            "choice_temperature",
-            "top_k",
-            "top_p",
-        }
-        unknown = sorted(kwargs.keys() - allowed)
+        allowed = ["sampling", *(option.name for option in fields(MaskGitSampling))]
+        unknown = sorted(kwargs.keys() - set(allowed))
         if unknown:
-            raise ValueError(f"The pipeline does not know {unknown}. Its arguments are {sorted(allowed)}.")
+            raise ValueError(f"The pipeline does not know {unknown}. Its arguments are {allowed}.")
         return {}, kwargs, {}
 
     def preprocess(self, input_: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
-        """Names to numbers: {"class_labels": a list or `None`, "num_images": ..., "generator": ...}."""
+        """Turns names into numbers and returns arguments of `generate`."""
         labels = [self._to_number(label) for label in input_["labels"]]
         if None in labels and any(label is not None for label in labels):
             raise ValueError("Classes and `None` cannot be mixed in one call.")
@@ -124,7 +115,7 @@ class ImageGenerationPipeline(Pipeline):
 
     def postprocess(self, model_outputs: Any) -> list[dict[str, Any]]:  # type: ignore[override]
         """One dictionary for each image."""
-        # Copies: a view would keep, and save, the whole batch.
+        # Views would keep the whole batch alive, and save it with each image.
         tokens = [tokens.clone() for tokens in model_outputs.image_tokens]
         return [{"image": image, "image_tokens": own} for image, own in zip(model_outputs.images, tokens, strict=True)]
 

@@ -30,7 +30,7 @@ def guidance_scales(
         `torch.FloatTensor`: (num_steps, batch).
 
     Raises:
-        `ValueError`: for an unknown schedule, or a power that is not above 0.
+        `ValueError`: for an unknown schedule.
     """
     progress = torch.arange(num_steps, dtype=scale.dtype) / num_steps
     if schedule == "constant":
@@ -38,8 +38,6 @@ def guidance_scales(
     elif schedule == "linear":
         weight = progress
     elif schedule == "power_cosine":
-        if not power > 0:
-            raise ValueError(f"`guidance_power` must be above 0, got {power}.")
         weight = (1 - torch.cos(math.pi * progress**power)) / 2
     else:
         raise ValueError(f'`guidance_schedule` must be "constant", "linear" or "power_cosine", got {schedule!r}.')

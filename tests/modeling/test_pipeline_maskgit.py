@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import pipeline
 
-from hf_vq import ImageGenerationPipeline, MaskGitConfig, MaskGitModel, VQConfig
+from hf_vq import ImageGenerationPipeline, MaskGitConfig, MaskGitModel, MaskGitSampling, VQConfig
 
 VQ_CONFIG = VQConfig(architecture="sqvae", image_size=16, base_channels=8, num_res_blocks=1, embed_dim=4, num_codes=16)
 
@@ -37,9 +37,11 @@ def test_it_makes_what_the_model_makes(pipe, model):
     options = {"num_steps": 3, "guidance_scale": 2.0, "sampler": "halton"}
     expected = model.generate(class_labels=[0, 1, 0], generator=torch.Generator().manual_seed(0), **options)
     outputs = pipe([0, "dog", "cat"], generator=torch.Generator().manual_seed(0), **options)
+    sampling = MaskGitSampling(**options)
+    outputs += pipe([0, "dog", "cat"], generator=torch.Generator().manual_seed(0), sampling=sampling)
 
-    assert [output.keys() for output in outputs] == [{"image", "image_tokens"}] * 3
-    for output, tokens, image in zip(outputs, expected.image_tokens, expected.images, strict=True):
+    assert [output.keys() for output in outputs] == [{"image", "image_tokens"}] * 6
+    for output, tokens, image in zip(outputs, [*expected.image_tokens] * 2, expected.images * 2, strict=True):
         assert torch.equal(output["image_tokens"], tokens)
         assert output["image"].tobytes() == image.tobytes()
 
@@ -84,7 +86,8 @@ def test_a_saved_model_brings_the_pipeline(model, tmp_path):
         ([0, None], {}, "cannot be mixed"),
         ([0, 1], {"generator": generators(3)}, "each of the 2 images, got 3"),
         (0, {"mask": torch.ones(4, 4) > 0}, r"does not know \['mask'\]"),
-        (0, {"num_steps": 0}, "`num_steps` must be from 1 to 16"),
+        (0, {"num_steps": 0}, "`num_steps` must be a whole number from 1"),
+        (0, {"num_steps": 17}, "`num_steps` must be from 1 to 16"),
     ],
 )
 def test_what_makes_no_sense_is_refused(pipe, inputs, arguments, message):
