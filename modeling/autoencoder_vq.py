@@ -25,6 +25,7 @@ from transformers.utils import TransformersKwargs
 
 from .batch_norm_vq import BatchNorm2d
 from .configuration_vq import VQConfig
+from .pixel_range_vq import UNIT, convert_pixels
 
 
 def _group_norm(config: VQConfig, channels: int) -> nn.GroupNorm:
@@ -332,10 +333,11 @@ class SQVAEEncoder(nn.Module):
 
 
 class SQVAEDecoder(nn.Module):
-    """Mirrors the encoder; its sigmoid, stretched to [-1, 1], bounds the pixels."""
+    """Mirrors the encoder; its sigmoid, stretched over `pixel_range`, bounds the pixels."""
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
+        self.config = config
         width = config.base_channels
         self.res = nn.Sequential(*(SQVAEResBlock(width) for _ in range(config.num_res_blocks)))
         self.convt = nn.Sequential(
@@ -351,4 +353,4 @@ class SQVAEDecoder(nn.Module):
 
     def forward(self, latents: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
         """(batch, base_channels, height, width) -> (batch, num_channels, 4 * height, 4 * width)."""
-        return 2.0 * self.convt(self.res(latents)) - 1.0
+        return convert_pixels(self.convt(self.res(latents)), UNIT, self.config.pixel_range)

@@ -10,6 +10,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from .configuration_quantizer_vq import QuantizerConfig
+from .pixel_range_vq import SIGNED, check_pixel_range
 
 
 @strict
@@ -23,11 +24,14 @@ class VQConfig(QuantizerConfig):
     Args:
         architecture (`"vqgan"` or `"sqvae"`, defaults to `"vqgan"`):
             `"vqgan"`: residual blocks with group norm and SiLU, optional attention. `"sqvae"`: two strided
-            convolutions with batch norm, then residual blocks; the decoder ends in a sigmoid.
+            convolutions with batch norm, then residual blocks; the decoder ends in a sigmoid over `pixel_range`.
         image_size (`int`, defaults to 256):
             Side of the images that the model is made for; a multiple of `downsample_factor`. The model takes any
             image whose sides the factor divides; this is the size to which `attn_resolutions` refer.
         num_channels (`int`, defaults to 3): Channels of the images, at least 1.
+        pixel_range (`list[float]`, defaults to `[-1.0, 1.0]`):
+            The values of black and of white in the pixels that the model takes and gives: `[-1.0, 1.0]` or
+            `[0.0, 1.0]`.
         base_channels (`int`, defaults to 128):
             Width of the network. `"vqgan"` multiplies it by `channel_multiplier`; `"sqvae"` uses it throughout
             (half of it after the first convolution, so there it must be even).
@@ -53,7 +57,8 @@ class VQConfig(QuantizerConfig):
             common divisor. At least 1.
         dropout (`float`, defaults to 0.0): `"vqgan"` only. Dropout in the residual blocks, in [0, 1).
         reconstruction_loss (`"l1"` or `"l2"`, defaults to `"l2"`):
-            Mean absolute or mean squared error of the model's loss, measured on pixels in [0, 1].
+            Mean absolute or mean squared error of the model's loss, measured on pixels in [0, 1] whatever their
+            range.
 
     The fields of the quantizer and `commitment_weight` are those of [`QuantizerConfig`].
     """
@@ -63,6 +68,7 @@ class VQConfig(QuantizerConfig):
     architecture: Literal["vqgan", "sqvae"] = "vqgan"
     image_size: int = 256
     num_channels: int = 3
+    pixel_range: list[float | int] | tuple[float | int, ...] = SIGNED
     base_channels: int = 128
     channel_multiplier: list[int] | tuple[int, ...] = (1, 1, 2, 2, 4)
     num_res_blocks: int = 2
@@ -78,6 +84,7 @@ class VQConfig(QuantizerConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.channel_multiplier = list(self.channel_multiplier)
+        self.pixel_range = [float(end) for end in self.pixel_range]
         if self.attn_resolutions is None:
             self.attn_resolutions = [self.image_size // self.downsample_factor]
         self.attn_resolutions = list(self.attn_resolutions)
@@ -102,6 +109,7 @@ class VQConfig(QuantizerConfig):
     def validate_architecture(self) -> None:
         """Checks the autoencoder's fields against each other; run when a config is made and when it is saved."""
         super().validate_architecture()
+        check_pixel_range(self.pixel_range)
         for name in ("num_channels", "base_channels", "num_res_blocks", "num_attention_heads"):
             self._require_at_least(name, 1)
         for name in ("latent_channels", "embed_dim", "norm_num_groups"):

@@ -11,6 +11,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_quantizer_vq import QuantizerConfig
+from .pixel_range_vq import SIGNED, check_pixel_range
 
 BACKBONES: dict[str, dict[str, Any]] = {
     "resnet18": {
@@ -46,6 +47,8 @@ class VQImageClassificationConfig(QuantizerConfig):
             patches of 16 px, below 128 px of 4). By default the AlexNet-like network of this package.
         image_size (`int`, defaults to 32): Side of the images, at least 8. A backbone's field must agree.
         num_channels (`int`, defaults to 3): Channels of the images, 3 or 1. A backbone's field must agree.
+        pixel_range (`list[float]`, defaults to `[-1.0, 1.0]`):
+            The values of black and of white in the pixels that the model takes: `[-1.0, 1.0]` or `[0.0, 1.0]`.
         base_channels (`int`, defaults to 64): AlexNet only. Width of its first layer; 64 are those of the original.
         dropout (`float`, defaults to 0.5): AlexNet only. Dropout before its fully connected layers, in [0, 1).
         quantized_layer (`int` or `str`, *optional*):
@@ -75,6 +78,7 @@ class VQImageClassificationConfig(QuantizerConfig):
     backbone_config: Any = None
     image_size: int = 32
     num_channels: int = 3
+    pixel_range: list[float | int] | tuple[float | int, ...] = SIGNED
     base_channels: int = 64
     dropout: float | int = 0.5
     quantized_layer: int | str | None = None
@@ -82,6 +86,7 @@ class VQImageClassificationConfig(QuantizerConfig):
     quantized_axis: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        self.pixel_range = [float(end) for end in self.pixel_range]
         if isinstance(self.backbone_config, str):
             self.backbone_config = self._named_backbone(self.backbone_config)
         if not isinstance(self.backbone_config, dict | PreTrainedConfig | None):
@@ -120,6 +125,7 @@ class VQImageClassificationConfig(QuantizerConfig):
     def validate_architecture(self) -> None:
         """Checks the network's fields against each other; run when a config is made and when it is saved."""
         super().validate_architecture()
+        check_pixel_range(self.pixel_range)
         self._require_at_least("image_size", 8)
         self._require_at_least("base_channels", 1)
         if self.num_channels not in (1, 3):

@@ -96,7 +96,8 @@ class MaskGitGenerationMixin:
                 Given images, for inpainting, outpainting and variations; they need a mask. Their shape is
                 (batch, h, w), or (..., groups) with more than one group. Hidden tokens may have any value. With rotary
                 positions grids may have any size.
-            pixel_values (`torch.FloatTensor`, *optional*): The same as images, (batch, channels, height, width).
+            pixel_values (`torch.FloatTensor`, *optional*):
+                The same as images, (batch, channels, height, width) in the tokenizer's `pixel_range`.
             mask (`torch.BoolTensor`, *optional*):
                 True where new tokens are wanted; all others stay as they are. The mask is of cells or of pixels, and
                 its shape is (h, w) for all images or (batch, h, w); a cell is renewed if any of its pixels is. It may
@@ -131,7 +132,7 @@ class MaskGitGenerationMixin:
             pixel_values = self.tokenizer.decode(image_tokens).decoded_pixel_values
         finally:
             self.train(was_training)
-        processor = VQImageProcessor(num_channels=self.config.vq_config.num_channels)
+        processor = VQImageProcessor.for_config(self.config)
         return MaskGitGenerateOutput(
             images=processor.postprocess(pixel_values, output_type),
             image_tokens=image_tokens,

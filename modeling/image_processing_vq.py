@@ -17,6 +17,8 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs
 
+from .pixel_range_vq import SIGNED
+
 _URL_TIMEOUT = 30.0  # seconds without an answer
 _ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 
@@ -32,7 +34,9 @@ class VQImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 class VQImageProcessor(PilBackend):
-    r"""Resizes the shorter side, crops the middle, converts to RGB or grey and scales to [-1, 1].
+    r"""Resizes the shorter side, crops the middle, converts to RGB or grey and scales to [-1, 1] or [0, 1].
+
+    `VQImageProcessor.for_config(model.config)` makes the pixels that a model takes.
 
     Every kind of image that Pillow opens comes out right: transparency (also of palettes) is laid over white, 16-bit
     grey is scaled to 8 bits, CMYK and palettes are converted, photographs are turned upright by their EXIF tag.
@@ -44,7 +48,8 @@ class VQImageProcessor(PilBackend):
             Short for `size={"shortest_edge": image_size}` and a square `crop_size`; 256 if neither is given.
         num_channels (`int`, defaults to 3): 3 for RGB, 1 for grey.
         kwargs: `size`, `crop_size`, `resample`, `do_resize`, `do_center_crop`, `do_rescale`, `do_normalize`,
-            `image_mean`, `image_std` and the rest of transformers' image arguments.
+            `image_mean`, `image_std` and the rest of transformers' image arguments. The pixels are in [-1, 1], or in
+            [0, 1] with `do_normalize=False`.
 
     Example:
 
@@ -78,6 +83,21 @@ class VQImageProcessor(PilBackend):
         super().__init__(**kwargs)
         if self.num_channels not in (1, 3):
             raise ValueError(f"`num_channels` must be 3 (RGB) or 1 (grey), got {self.num_channels}.")
+
+    @classmethod
+    def for_config(cls, config: Any) -> "VQImageProcessor":
+        """The image processor that makes the pixels that a model takes.
+
+        Args:
+            config ([`VQConfig`], [`VQImageClassificationConfig`] or [`MaskGitConfig`]):
+                Says the size, the channels and the range; a generator's does by way of its tokenizer's.
+        """
+        config = getattr(config, "vq_config", config)
+        return cls(
+            image_size=config.image_size,
+            num_channels=config.num_channels,
+            do_normalize=tuple(config.pixel_range) == SIGNED,
+        )
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Opens what paths and URLs name, in a list or alone; images pass through, grey arrays get a channel axis.
@@ -143,10 +163,10 @@ class VQImageProcessor(PilBackend):
     def postprocess(
         self, pixel_values: torch.Tensor, output_type: Literal["pil", "np", "pt"] = "pil"
     ) -> list[Image.Image] | np.ndarray | torch.Tensor:
-        """Pixels of the model to 8-bit images: the inverse of the normalisation, clamped and rounded.
+        """Pixels of the model to 8-bit images: the inverse of the normalization, clamped and rounded.
 
         Args:
-            pixel_values (`torch.Tensor`): (batch, channels, height, width), [-1, 1] with the default mean and std.
+            pixel_values (`torch.Tensor`): (batch, channels, height, width), of the range that the processor makes.
             output_type (`"pil"`, `"np"` or `"pt"`, defaults to `"pil"`): what to return.
 
         Returns:

@@ -30,6 +30,7 @@ from .configuration_vq import VQConfig
 from .generation_maskgit import MaskGitGenerationMixin
 from .masking_maskgit import draw_mask, draw_uniform, mask_ratio
 from .modeling_vq import VQModel
+from .old_checkpoints_vq import OldCheckpointMixin
 from .pipeline_maskgit import CUSTOM_PIPELINES
 from .transformer_maskgit import MaskGitAttention, MaskGitLayer, MaskGitModulation, MaskGitTransformer
 
@@ -63,7 +64,7 @@ class MaskGitOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
-class MaskGitPreTrainedModel(MaskGitGenerationMixin, PreTrainedModel):
+class MaskGitPreTrainedModel(OldCheckpointMixin, MaskGitGenerationMixin, PreTrainedModel):
     """What transformers has to know of a [`MaskGitModel`], and how its weights start.
 
     The mixin is here and not at `MaskGitModel`, where its name would announce a `generation_config`; under another

@@ -37,7 +37,9 @@ from .autoencoder_vq import (
 from .batch_norm_vq import BatchNorm1d
 from .codebook_vq import Codebook
 from .configuration_vq import VQConfig
+from .old_checkpoints_vq import OldCheckpointMixin
 from .pipeline_vq import CUSTOM_PIPELINES
+from .pixel_range_vq import require_floating_point
 from .quantizer_vq import GroupVectorQuant, VectorQuant
 from .residual_vq import ResidualVectorQuant
 
@@ -89,7 +91,7 @@ class VQDecoderOutput(ModelOutput):
     r"""What [`VQModel.decode`] returns.
 
     Args:
-        decoded_pixel_values (`torch.FloatTensor`): (batch, num_channels, height, width), about [-1, 1].
+        decoded_pixel_values (`torch.FloatTensor`): (batch, num_channels, height, width), about in `pixel_range`.
     """
 
     decoded_pixel_values: torch.Tensor | None = None
@@ -105,7 +107,7 @@ class VQModelOutput(ModelOutput):
         reconstruction_loss (`torch.FloatTensor`, *optional*):
             Scalar: mean absolute or squared error of the pixels on the scale [0, 1]. `None` with `return_loss=False`.
         commitment_loss (`torch.FloatTensor`): Scalar. 0 under `no_vq`.
-        decoded_pixel_values (`torch.FloatTensor`): (batch, num_channels, height, width), about [-1, 1].
+        decoded_pixel_values (`torch.FloatTensor`): (batch, num_channels, height, width), about in `pixel_range`.
         image_tokens, perplexity, usage, quantization_error, replaced, hidden_states, attentions:
             As in [`VQEncoderOutput`]; the last two cover the decoder as well.
     """
@@ -123,7 +125,7 @@ class VQModelOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
-class VQPreTrainedModel(PreTrainedModel):
+class VQPreTrainedModel(OldCheckpointMixin, PreTrainedModel):
     """What models around a VQ autoencoder share: weight initialisation and what transformers has to know."""
 
     config: VQConfig
@@ -232,8 +234,8 @@ class VQModel(VQPreTrainedModel):
 
         Args:
             pixel_values (`torch.FloatTensor`):
-                (batch, num_channels, height, width) in [-1, 1], any floating dtype; the downsample factor must divide
-                height and width.
+                (batch, num_channels, height, width) in the configuration's `pixel_range`, any floating dtype; the
+                downsample factor must divide height and width.
 
         Returns:
             [`VQEncoderOutput`]: tokens, the codes they stand for, and statistics of the quantizer.
@@ -260,7 +262,7 @@ class VQModel(VQPreTrainedModel):
 
         Returns:
             [`VQDecoderOutput`]: pixels (batch, num_channels, f * h, f * w), f being the downsample factor. They may
-            exceed [-1, 1] a little.
+            exceed `pixel_range` a little.
 
         Raises:
             `ValueError`: if both or none are given, or for a wrong dtype, a wrong shape, an id out of range.
@@ -331,8 +333,8 @@ class VQModel(VQPreTrainedModel):
         loss = reconstruction_loss = None
         if return_loss:
             dtype = torch.promote_types(decoded.dtype, torch.float32)
-            # Half of the difference on [-1, 1] is the difference on [0, 1].
-            difference = (decoded.to(dtype) - pixel_values.to(dtype)) / 2
+            low, high = self.config.pixel_range
+            difference = (decoded.to(dtype) - pixel_values.to(dtype)) / (high - low)
             reconstruction_loss = (
                 difference.abs().mean() if self.config.reconstruction_loss == "l1" else difference.square().mean()
             )
@@ -377,11 +379,7 @@ class VQModel(VQPreTrainedModel):
     def check_pixel_values(self, pixel_values: torch.Tensor) -> None:
         """Raises a `ValueError` that tells what is wrong if `encode` does not take these pixels."""
         channels, factor = self.config.num_channels, self.config.downsample_factor
-        if not pixel_values.is_floating_point():
-            raise ValueError(
-                f"`pixel_values` must be floating-point numbers in [-1, 1], got {pixel_values.dtype}. "
-                "VQImageProcessor converts images."
-            )
+        require_floating_point(pixel_values, self.config.pixel_range)
         if pixel_values.ndim != 4:
             raise ValueError(
                 f"`pixel_values` must have the shape (batch, {channels}, height, width), "

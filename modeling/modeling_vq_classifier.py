@@ -29,6 +29,7 @@ from .alexnet_vq import AlexNet
 from .batch_norm_vq import in_backward
 from .configuration_vq_classifier import VQImageClassificationConfig
 from .modeling_vq import QUANTIZERS, VQPreTrainedModel
+from .pixel_range_vq import require_floating_point
 from .quantizer_vq import QuantizerOutput
 
 
@@ -157,8 +158,8 @@ class VQModelForImageClassification(VQPreTrainedModel):
 
         Args:
             pixel_values (`torch.FloatTensor`):
-                (batch, num_channels, height, width) in [-1, 1], any floating dtype, of the size that the backbone
-                takes.
+                (batch, num_channels, height, width) in the configuration's `pixel_range`, any floating dtype, of the
+                size that the backbone takes.
             labels (`torch.LongTensor`, *optional*): (batch,), in [0, num_labels). Other kinds of labels, such as
                 several for an image, as `config.problem_type` says.
 
@@ -221,11 +222,7 @@ class VQModelForImageClassification(VQPreTrainedModel):
 
     def _check_pixel_values(self, pixel_values: torch.Tensor) -> None:
         channels = self.config.num_channels
-        if not pixel_values.is_floating_point():
-            raise ValueError(
-                f"`pixel_values` must be floating-point numbers in [-1, 1], got {pixel_values.dtype}. "
-                "VQImageProcessor converts images."
-            )
+        require_floating_point(pixel_values, self.config.pixel_range)
         if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
             raise ValueError(
                 f"`pixel_values` must have the shape (batch, {channels}, height, width), "

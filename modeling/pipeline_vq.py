@@ -16,6 +16,8 @@ from torch.utils.data import Dataset
 from transformers import Pipeline
 from transformers.utils import logging
 
+from .pixel_range_vq import require_pixel_range
+
 logger = logging.get_logger(__name__)
 
 CUSTOM_PIPELINES: dict[str, Any] = {
@@ -94,6 +96,11 @@ class ImageTokenizationPipeline(Pipeline):
     _load_image_processor = True  # type: ignore[assignment]
     _load_tokenizer = _load_feature_extractor = False  # type: ignore[assignment]
     _load_video_processor = _load_processor = False  # type: ignore[assignment]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.image_processor is not None:
+            require_pixel_range(self.image_processor, self.model.config)
 
     def __call__(  # type: ignore[override]
         self, inputs: Any, **kwargs: Any
