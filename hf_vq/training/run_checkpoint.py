@@ -10,6 +10,8 @@ checkpoint-N/
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from hf_vq.modeling.quantizer_vq import get_vq_layers
 from hf_vq.modeling.version_vq import VERSION_KEY, __version__
@@ -148,9 +151,10 @@ def _require_same_settings(trainer: BaseTrainer, folder: Path, state: dict[str, 
     """Refuses a checkpoint whose run was another one, and shows in what."""
     now = trainer.settings()
     fixed = trainer.args.fixed_on_resume()
-    saved_arguments = state["arguments"]
+    saved_arguments = _argument_defaults(trainer.args) | state["arguments"]
     lines = differing_settings({name: saved_arguments.get(name) for name in fixed}, fixed)
-    lines += differing_settings(_meaningful(state["model"]), _meaningful(now["model"]), prefix="model.")
+    saved_model = _with_defaults(state["model"], trainer.model.config)
+    lines += differing_settings(_meaningful(saved_model), _meaningful(now["model"]), prefix="model.")
     images = None if is_stream(trainer.train_dataset) else len(trainer.train_dataset)
     lines += differing_settings(
         {"num_processes": state["num_processes"], "num_train_images": state["num_train_images"]},
@@ -162,6 +166,32 @@ def _require_same_settings(trainer: BaseTrainer, folder: Path, state: dict[str, 
             + "\n  ".join(lines)
             + "\nGive the same settings to continue it, or start a new run in another output_dir."
         )
+
+
+def _argument_defaults(args: Any) -> dict[str, Any]:
+    """What arguments that a checkpoint does not know stand for."""
+    defaults: dict[str, Any] = {}
+    for field in dataclasses.fields(args):
+        if field.default is not dataclasses.MISSING:
+            defaults[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            defaults[field.name] = field.default_factory()
+    return defaults
+
+
+def _with_defaults(saved: dict[str, Any], config: PreTrainedConfig) -> dict[str, Any]:
+    """A checkpoint's configuration, and those within it, with the fields that only later versions have.
+
+    Such a field counts as its default. Fields of a generator's tokenizer count as what they are now: it is frozen, the
+    hash of its weights is compared, and what its own configuration lacked was found when it was loaded.
+    """
+    defaults = json.loads(json.dumps(type(config)().to_dict()))
+    completed = {**{name: defaults[name] for name in config.to_dict() if name in defaults}, **saved}
+    for name, value in saved.items():
+        inner = getattr(config, name, None)
+        if isinstance(value, dict) and isinstance(inner, PreTrainedConfig):
+            completed[name] = inner.to_dict() | value if name == "vq_config" else _with_defaults(value, inner)
+    return completed
 
 
 def _meaningful(config: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from transformers import AutoImageProcessor, AutoModel
 import hf_vq
 from hf_vq import GeneratorTrainer, GeneratorTrainingArguments, MaskGitConfig, MaskGitModel, VQModel
 from hf_vq.token_data import weights_sha256
-from hf_vq.training.checkpoint import CheckpointError
+from hf_vq.training.checkpoint import STATE_FILE, CheckpointError
 from hf_vq.training.generator_data import FixedMasks, check_tokens
 from hf_vq.training.generator_trainer import lookup_tables
 
@@ -313,6 +314,22 @@ def test_tokens_of_another_tokenizer_do_not_continue_a_run(make_trainer: MakeTra
 
     with pytest.raises(CheckpointError, match="tokens of another tokenizer"):
         other.train()
+
+
+def test_a_run_older_than_the_range_of_pixels_goes_on(make_trainer: MakeTrainer, tmp_path: Path, runs: Any) -> None:
+    """Its checkpoint does not say that the frozen tokenizer's pixels are in [0, 1], which changes no token."""
+    settings: dict[str, Any] = {"tokenizer": {"pixel_range": [0.0, 1.0]}}
+    make_trainer("straight", **settings).train()
+    stop_after(make_trainer("resumed", **settings), step=3)
+    file = tmp_path / "resumed" / "checkpoint-2" / STATE_FILE
+    state = json.loads(file.read_text())
+    del state["model"]["vq_config"]["pixel_range"], state["model"]["norm_eps"]
+    file.write_text(json.dumps(state))
+
+    with pytest.raises(CheckpointError, match="model.norm_eps: 1e-06 in the checkpoint, 0.001 now"):
+        make_trainer("resumed", {"norm_eps": 1e-3}, **settings, resume_from_checkpoint="latest").train()
+    make_trainer("resumed", **settings, resume_from_checkpoint="latest").train()
+    runs.assert_same_run(tmp_path / "straight", tmp_path / "resumed")
 
 
 def test_a_checkpoint_loads_with_automodel(make_trainer: MakeTrainer, tmp_path: Path) -> None:

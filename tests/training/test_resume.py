@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import IterableDataset
 
-from hf_vq.training.checkpoint import CheckpointError, list_checkpoints
+from hf_vq.training.checkpoint import STATE_FILE, CheckpointError, list_checkpoints
 from hf_vq.training.run_state import OutputFolderInUseError
 from hf_vq.training.trainer import NonFiniteLossError
 
@@ -161,6 +162,36 @@ def test_a_resume_with_other_settings_is_refused(
 
     assert str(caught.value).count("in the checkpoint") == 1
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+
+
+def forget_settings(folder: Path, arguments: set[str], model: set[str]) -> None:
+    """Takes settings out of a checkpoint, as if a version without them had written it."""
+    state = json.loads((folder / STATE_FILE).read_text())
+    for settings, names in ((state["arguments"], arguments), (state["model"], model)):
+        for name in names:
+            del settings[name]
+    (folder / STATE_FILE).write_text(json.dumps(state))
+
+
+def test_settings_that_an_older_checkpoint_lacks_are_their_defaults(
+    make_trainer: MakeTrainer, tmp_path: Path, runs: Any
+) -> None:
+    """The run goes on if the new fields have their defaults, and only then."""
+    make_trainer("straight").train()
+    stop_after(make_trainer("resumed"), step=7)
+    forget_settings(tmp_path / "resumed" / "checkpoint-6", {"ema_decay"}, {"pixel_range"})
+
+    for fields, line in (
+        (
+            {"model": {"pixel_range": [0.0, 1.0]}},
+            r"model.pixel_range: \[-1.0, 1.0\] in the checkpoint, \[0.0, 1.0\] now",
+        ),
+        ({"ema_decay": 0.5}, "ema_decay: 0.999 in the checkpoint, 0.5 now"),
+    ):
+        with pytest.raises(CheckpointError, match=line):
+            make_trainer("resumed", **fields, resume_from_checkpoint="latest").train()
+    make_trainer("resumed", resume_from_checkpoint="latest").train()
+    runs.assert_same_run(tmp_path / "straight", tmp_path / "resumed")
 
 
 def test_a_resume_on_other_data_is_refused(make_trainer: MakeTrainer, images: Any) -> None:
