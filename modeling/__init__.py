@@ -8,6 +8,7 @@ The files are flat and import nothing but each other (with one dot), torch, NumP
 `save_pretrained` can copy them beside a checkpoint and `trust_remote_code=True` can load them without this package.
 """
 
+from .base_quantizer_vq import Quantizer, QuantizerOutput, get_vq_layers, no_vq
 from .codebook_vq import Codebook
 from .configuration_maskgit import PRESETS, MaskGitConfig
 from .configuration_quantizer_vq import RECOMMENDED_QUANTIZER
@@ -23,7 +24,7 @@ from .options_maskgit import MaskGitSampling
 from .pipeline_maskgit import ImageGenerationPipeline
 from .pipeline_vq import ImageTokenizationPipeline
 from .pooling_vq import MaxVecPool2d, SoftMaxVecPool2d
-from .quantizer_vq import GroupVectorQuant, QuantizerOutput, VectorQuant, get_vq_layers, no_vq
+from .quantizer_vq import GroupVectorQuant, VectorQuant
 from .residual_vq import ResidualVectorQuant
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "MaskGitPreTrainedModel",
     "MaskGitSampling",
     "MaxVecPool2d",
+    "Quantizer",
     "QuantizerOutput",
     "ResidualVectorQuant",
     "SoftMaxVecPool2d",

@@ -23,6 +23,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
+from .attention_vq import eager_attention_forward
 from .batch_norm_vq import BatchNorm2d
 from .configuration_vq import VQConfig
 from .pixel_range_vq import UNIT, convert_pixels
@@ -35,37 +36,6 @@ def _group_norm(config: VQConfig, channels: int) -> nn.GroupNorm:
 def _silu(features: torch.Tensor) -> torch.Tensor:
     """SiLU of a tensor that nothing else reads; it is overwritten where no gradient is wanted."""
     return F.silu(features, inplace=not torch.is_grad_enabled())
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: object,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention in plain operations, the one implementation that returns its weights.
-
-    Args:
-        module (`nn.Module`): the calling module; part of the interface, not used.
-        query, key, value (`torch.Tensor`): (batch, heads, positions, head_dim).
-        attention_mask (`torch.Tensor`, *optional*): added to the scores; broadcast to (batch, heads, positions,
-            positions).
-        scaling (`float`): factor of the scores.
-        dropout (`float`): rate of dropout on the weights.
-
-    Returns:
-        `tuple`: the output (batch, positions, heads, head_dim) and the weights (batch, heads, positions, positions).
-    """
-    scores = torch.matmul(query, key.transpose(-1, -2)) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = F.dropout(weights, p=dropout, training=module.training)
-    return torch.matmul(weights, value).transpose(1, 2), weights
 
 
 class VQGANResnetBlock(GradientCheckpointingLayer):

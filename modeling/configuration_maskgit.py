@@ -7,11 +7,9 @@
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
-from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
+from .configuration_base_vq import HubConfig
 from .configuration_vq import VQConfig
-from .version_vq import VERSION_KEY, __version__, check_version
 
 PRESETS: dict[str, dict[str, int]] = {
     "tiny": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6},
@@ -23,7 +21,7 @@ PRESETS: dict[str, dict[str, int]] = {
 
 
 @strict
-class MaskGitConfig(PreTrainedConfig):
+class MaskGitConfig(HubConfig):
     r"""Configuration of a [`MaskGitModel`]: its tokenizer, the transformer, and how it is trained.
 
     `MaskGitConfig.from_preset("base", vq_config=tokenizer.config, num_classes=1000)` is a class-conditional generator
@@ -101,18 +99,10 @@ class MaskGitConfig(PreTrainedConfig):
         return cls(**{**PRESETS[name], **fields})
 
     def __post_init__(self, **kwargs: Any) -> None:
-        check_version(kwargs.pop(VERSION_KEY, None))
         if self.intermediate_size is None:
             self.intermediate_size = -(-self.hidden_size * 8 // (3 * 64)) * 64
-        if not type(self).__module__.startswith(f"{TRANSFORMERS_DYNAMIC_MODULE_NAME}."):
-            # Written for `trust_remote_code`. Read here, it would hide the registered pipeline and ask for the flag.
-            kwargs.pop("custom_pipelines", None)
         kwargs.setdefault("num_labels", self.num_classes)
         super().__post_init__(**kwargs)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields, and the version of this code."""
-        return super().to_dict() | {VERSION_KEY: __version__}
 
     @property
     def num_groups(self) -> int:

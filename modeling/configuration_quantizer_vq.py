@@ -2,14 +2,36 @@
 #
 # Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
 # the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0
-"""What configurations of models with a quantizer share: the fields of the quantizer and their checks."""
+"""The fields of quantizers, for configurations, and their only validation, which the layers call as well."""
 
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
 
-from .version_vq import VERSION_KEY, __version__, check_version
+from .configuration_base_vq import HubConfig, require_at_least
+
+QUANTIZER_TYPES = ("vector", "group", "residual")
+"""Names of the kinds of quantizers that this package has, for `quantizer_type`."""
+
+_registered: list[str] = []  # kinds of somebody else, see `register_quantizer`
+
+_Norm = Literal["none", "l2", "clip", "bn", "gn", "in"]
+_CodeNorm = Literal["none", "l2", "clip"]
+_AffineMode = Literal["learned", "running"]
+_ReplacePolicy = Literal["input", "kmeans", "busy"]
+_StepKind = Literal["sgd", "centroid"]
+_CodebookUpdate = Literal["gradient", "ema"]
+_GradientEstimator = Literal["ste", "rotation"]
+_CHOICES: dict[str, Any] = {
+    "norm": _Norm,
+    "cb_norm": _CodeNorm,
+    "affine_mode": _AffineMode,
+    "replace_policy": _ReplacePolicy,
+    "alternating_kind": _StepKind,
+    "codebook_update": _CodebookUpdate,
+    "gradient_estimator": _GradientEstimator,
+}
 
 RECOMMENDED_QUANTIZER: dict[str, Any] = {
     "beta": 0.98,
@@ -32,7 +54,7 @@ RECOMMENDED_QUANTIZER: dict[str, Any] = {
 
 
 @strict
-class QuantizerConfig(PreTrainedConfig):
+class QuantizerConfig(HubConfig):
     r"""The fields of a quantizer, for the configuration of a model that has one.
 
     Args:
@@ -53,9 +75,9 @@ class QuantizerConfig(PreTrainedConfig):
         replace_freq (`int`): Training batches without use after which a code is replaced; 0 never replaces. Large
             codebooks want more of them, enough to bring ten vectors for each code, and policy "kmeans".
         replace_policy (`"input"`, `"kmeans"` or `"busy"`): What a replaced code becomes.
-        kmeans_init (`bool`): Whether the first training batch initialises the codes by k-means++.
-        norm (`"l2"`, `"clip"`, `"bn"`, `"gn"`, `"in"`, `"none"`, *optional*): Normalisation of the vectors.
-        cb_norm (`"l2"`, `"clip"`, `"none"`, *optional*): Normalisation of the codes.
+        kmeans_init (`bool`): Whether the first training batch initializes the codes by k-means++.
+        norm (`"l2"`, `"clip"`, `"bn"`, `"gn"`, `"in"`, `"none"`, *optional*): Normalization of the vectors.
+        cb_norm (`"l2"`, `"clip"`, `"none"`, *optional*): Normalization of the codes.
         alternating_steps (`int`): Inner steps on the commitment loss, for the codes alone, per batch; at least 0.
         alternating_kind (`"sgd"` or `"centroid"`): Kind of the inner step.
         alternating_lr (`float`, *optional*): Size of the inner step, above 0; the default belongs to the kind.
@@ -76,31 +98,23 @@ class QuantizerConfig(PreTrainedConfig):
     sync_nu: float | int = RECOMMENDED_QUANTIZER["sync_nu"]
     affine_lr: float | int = RECOMMENDED_QUANTIZER["affine_lr"]
     affine_groups: int = RECOMMENDED_QUANTIZER["affine_groups"]
-    affine_mode: Literal["learned", "running"] = RECOMMENDED_QUANTIZER["affine_mode"]
+    affine_mode: _AffineMode = RECOMMENDED_QUANTIZER["affine_mode"]
     replace_freq: int = RECOMMENDED_QUANTIZER["replace_freq"]
-    replace_policy: Literal["input", "kmeans", "busy"] = RECOMMENDED_QUANTIZER["replace_policy"]
+    replace_policy: _ReplacePolicy = RECOMMENDED_QUANTIZER["replace_policy"]
     kmeans_init: bool = RECOMMENDED_QUANTIZER["kmeans_init"]
-    norm: Literal["none", "l2", "clip", "bn", "gn", "in"] | None = RECOMMENDED_QUANTIZER["norm"]
-    cb_norm: Literal["none", "l2", "clip"] | None = RECOMMENDED_QUANTIZER["cb_norm"]
+    norm: _Norm | None = RECOMMENDED_QUANTIZER["norm"]
+    cb_norm: _CodeNorm | None = RECOMMENDED_QUANTIZER["cb_norm"]
     alternating_steps: int = RECOMMENDED_QUANTIZER["alternating_steps"]
-    alternating_kind: Literal["sgd", "centroid"] = RECOMMENDED_QUANTIZER["alternating_kind"]
+    alternating_kind: _StepKind = RECOMMENDED_QUANTIZER["alternating_kind"]
     alternating_lr: float | int | None = RECOMMENDED_QUANTIZER["alternating_lr"]
-    codebook_update: Literal["gradient", "ema"] = RECOMMENDED_QUANTIZER["codebook_update"]
+    codebook_update: _CodebookUpdate = RECOMMENDED_QUANTIZER["codebook_update"]
     codebook_decay: float | int = 0.99
-    gradient_estimator: Literal["ste", "rotation"] = RECOMMENDED_QUANTIZER["gradient_estimator"]
+    gradient_estimator: _GradientEstimator = RECOMMENDED_QUANTIZER["gradient_estimator"]
 
     commitment_weight: float | int = 1.0
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        check_version(kwargs.pop(VERSION_KEY, None))
-        super().__post_init__(**kwargs)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields, and the version of this code."""
-        return super().to_dict() | {VERSION_KEY: __version__}
-
-    def _quantizer_kwargs(self, feature_size: int, dim: int) -> dict[str, Any]:
-        """Arguments of `VectorQuant`, or of the group or residual layer that `quantizer_type` names."""
+    def _quantizer_kwargs(self, feature_size: int | None, dim: int) -> dict[str, Any]:
+        """Arguments of the layer that `quantizer_type` names."""
         kwargs: dict[str, Any] = {"feature_size": feature_size, "num_codes": self.num_codes, "dim": dim}
         kwargs["codebook_decay"] = self.codebook_decay
         kwargs |= {name: getattr(self, name) for name in RECOMMENDED_QUANTIZER}
@@ -108,67 +122,98 @@ class QuantizerConfig(PreTrainedConfig):
             kwargs |= {"groups": self.num_groups, "share": self.share_codebook}
         return kwargs
 
-    def validate_quantizer(self) -> None:
-        """Checks the quantizer's fields against each other; run when a config is made and when it is saved."""
-        for name, minimum in (("num_codes", 1), ("num_groups", 1), ("affine_groups", 1)):
-            self._require_at_least(name, minimum)
-        for name in ("sync_nu", "affine_lr", "replace_freq", "alternating_steps", "commitment_weight"):
-            self._require_at_least(name, 0)
-        if not 0 <= self.beta <= 1:
-            raise ValueError(
-                f"`beta` must be in [0, 1], got {self.beta}. It weights the codebook's term of the commitment loss: "
-                "1 moves only the codes, 0 only the encoder."
-            )
-        if not 0 <= self.codebook_decay < 1:
-            raise ValueError(f"`codebook_decay` must be in [0, 1), got {self.codebook_decay}.")
-        if self.codebook_update == "ema" and (self.sync_nu > 0 or self.alternating_steps > 0):
-            raise ValueError(
-                f'`codebook_update="ema"` needs `sync_nu=0` and `alternating_steps=0`, got {self.sync_nu} and '
-                f"{self.alternating_steps}: an EMA codebook receives no gradient and already moves to its vectors."
-            )
-        if self.affine_mode == "running" and self.affine_groups != 1:
-            raise ValueError(
-                f'`affine_mode="running"` needs `affine_groups=1`, got {self.affine_groups}: running moments are '
-                "those of a whole codebook."
-            )
-        if self.quantizer_type == "residual" and self.num_groups > 1:
-            if self.affine_mode == "running" and self.share_codebook:
-                raise ValueError(
-                    '`affine_mode="running"` needs `share_codebook=False` in a residual quantizer: each level has '
-                    "moments of its own."
-                )
-            if self.num_codes < self.num_groups:
-                raise ValueError(
-                    f"`num_codes` must be at least the number of levels, got {self.num_codes} codes and "
-                    f"{self.num_groups} levels."
-                )
-        if self.alternating_lr is not None and not self.alternating_lr > 0:
-            raise ValueError(
-                f"`alternating_lr` must be above 0, or None for the default of `alternating_kind`, "
-                f"got {self.alternating_lr}. `alternating_steps=0` turns the inner steps off."
-            )
+    def _check_quantizer(self, feature_size: int | None, called: str) -> None:
+        """Checks the quantizer's fields. `called` is what a message says for `feature_size`, None if not known yet."""
+
+        def say(argument: str) -> str:
+            name, sign, value = argument.partition("=")
+            field = {"groups": "num_groups", "share": "share_codebook"}.get(name, name)
+            return called if name == "feature_size" else f"`{field}{sign}{value}`"
+
         if self.quantizer_type == "vector" and self.num_groups != 1:
             raise ValueError(
                 f'`num_groups={self.num_groups}` needs `quantizer_type` "group" or "residual", got "vector".'
             )
-        codebook_size = self.num_codes
-        if not self.share_codebook:
-            if self.num_codes % self.num_groups:
-                raise ValueError(
-                    f"`num_groups` must divide `num_codes`, which separate codebooks split among them, got "
-                    f"{self.num_groups} groups and {self.num_codes} codes. `share_codebook=True` needs no split."
-                )
-            codebook_size //= self.num_groups
-        if codebook_size % self.affine_groups:
+        self._require_at_least("num_groups", 1)
+        self._require_at_least("commitment_weight", 0)
+        arguments = self._quantizer_kwargs(feature_size, dim=1)
+        check_quantizer(self.quantizer_type, arguments, say)
+
+
+def check_quantizer(kind: str, arguments: Mapping[str, Any], say: Callable[[str], str] = str) -> None:
+    """Checks the arguments of a quantizer layer, alone and against each other.
+
+    Args:
+        kind: A name in `QUANTIZER_TYPES`.
+        arguments: The layer's arguments; `feature_size` may be None if it is not known yet.
+        say: How a message calls an argument, or an argument and its value such as "share=False".
+
+    Raises:
+        ValueError: for the first value that is out of range or makes no sense; it says what was expected.
+    """
+    for name, choices in _CHOICES.items():
+        if arguments[name] is not None and arguments[name] not in get_args(choices):
             raise ValueError(
-                f"`affine_groups` must divide the number of codes of a codebook, got {self.affine_groups} affine "
-                f"groups and {codebook_size} codes."
+                f"{say(name)} must be one of {', '.join(map(repr, get_args(choices)))}, got {arguments[name]!r}."
             )
+    for name in ("feature_size", "num_codes", "groups", "affine_groups"):
+        if arguments.get(name) is not None:
+            require_at_least(say(name), arguments[name], 1)
+    for name in ("sync_nu", "affine_lr", "replace_freq", "alternating_steps"):
+        require_at_least(say(name), arguments[name], 0)
+    if not 0 <= arguments["beta"] <= 1:
+        raise ValueError(
+            f"{say('beta')} must be in [0, 1], got {arguments['beta']}. It weights the codebook's term of the "
+            "commitment loss: 1 moves only the codes, 0 only the encoder."
+        )
+    if not 0 <= arguments["codebook_decay"] < 1:
+        raise ValueError(f"{say('codebook_decay')} must be in [0, 1), got {arguments['codebook_decay']}.")
+    if arguments["alternating_lr"] is not None and not arguments["alternating_lr"] > 0:
+        raise ValueError(
+            f"{say('alternating_lr')} must be above 0, or None for the default of {say('alternating_kind')}, got "
+            f"{arguments['alternating_lr']}. {say('alternating_steps=0')} turns the inner steps off."
+        )
+    if arguments["codebook_update"] == "ema" and (arguments["sync_nu"] > 0 or arguments["alternating_steps"] > 0):
+        ema, no_sync, no_steps = map(say, ('codebook_update="ema"', "sync_nu=0", "alternating_steps=0"))
+        raise ValueError(
+            f"{ema} needs {no_sync} and {no_steps}, got {arguments['sync_nu']} and {arguments['alternating_steps']}: "
+            "EMA codes receive no gradient, and such a codebook already moves to its vectors."
+        )
+    _check_groups(kind, arguments, say)
 
-    def _require_at_least(self, name: str, minimum: int) -> None:
-        value = getattr(self, name)
-        if not value >= minimum:
-            raise ValueError(f"`{name}` must be at least {minimum}, got {value}.")
+
+def _check_groups(kind: str, arguments: Mapping[str, Any], say: Callable[[str], str]) -> None:
+    groups, share, num_codes = arguments.get("groups", 1), arguments.get("share", True), arguments["num_codes"]
+    is_running, running = arguments["affine_mode"] == "running", say('affine_mode="running"')
+    if kind == "group" and arguments["feature_size"] is not None and arguments["feature_size"] % groups:
+        raise ValueError(
+            f"{say('groups')} must divide {say('feature_size')} in a group quantizer, got {groups} groups and "
+            f"{arguments['feature_size']} dimensions."
+        )
+    if kind == "residual" and num_codes < groups:
+        raise ValueError(
+            f"{say('num_codes')} must be at least the number of levels, got {num_codes} codes and {groups} levels."
+        )
+    if kind == "residual" and groups > 1 and share and is_running:
+        raise ValueError(
+            f"{running} needs {say('share=False')} in a residual quantizer: each level has moments of its own."
+        )
+    if is_running and arguments["affine_groups"] != 1:
+        raise ValueError(
+            f"{running} needs {say('affine_groups=1')}, got {arguments['affine_groups']}: "
+            "running moments are those of a whole codebook."
+        )
+    if not share and num_codes % groups:
+        raise ValueError(
+            f"{say('groups')} must divide {say('num_codes')}, got {groups} and {num_codes}: the codes must be "
+            f"divisible by the {groups} separate codebooks. With {say('share=True')} there is no split."
+        )
+    codebook_size = num_codes if share else num_codes // groups
+    if codebook_size % arguments["affine_groups"]:
+        raise ValueError(
+            f"{say('affine_groups')} must divide the {codebook_size} codes of a codebook, got "
+            f"{arguments['affine_groups']} affine groups and {codebook_size} codes."
+        )
 
 
-__all__ = ["RECOMMENDED_QUANTIZER", "QuantizerConfig"]
+__all__ = ["QUANTIZER_TYPES", "RECOMMENDED_QUANTIZER", "QuantizerConfig", "check_quantizer"]

@@ -7,7 +7,6 @@
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from .configuration_quantizer_vq import QuantizerConfig
 from .pixel_range_vq import SIGNED, check_pixel_range
@@ -88,9 +87,6 @@ class VQConfig(QuantizerConfig):
         if self.attn_resolutions is None:
             self.attn_resolutions = [self.image_size // self.downsample_factor]
         self.attn_resolutions = list(self.attn_resolutions)
-        if not type(self).__module__.startswith(f"{TRANSFORMERS_DYNAMIC_MODULE_NAME}."):
-            # Written for `trust_remote_code`. Read here, it would hide the registered pipeline and ask for the flag.
-            kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
 
     @property
@@ -134,12 +130,7 @@ class VQConfig(QuantizerConfig):
 
     def validate_quantizer(self) -> None:
         """Checks the quantizer's fields against each other; run when a config is made and when it is saved."""
-        super().validate_quantizer()
-        if self.quantizer_type == "group" and self.embed_dim % self.num_groups:
-            raise ValueError(
-                f"`num_groups` must divide `embed_dim` for a group quantizer, got {self.num_groups} groups and "
-                f"{self.embed_dim} dimensions."
-            )
+        self._check_quantizer(self.embed_dim, "`embed_dim`")
 
     def _validate_vqgan(self) -> None:
         resolutions = [self.image_size >> level for level in range(len(self.channel_multiplier))]

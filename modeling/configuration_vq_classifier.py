@@ -148,12 +148,7 @@ class VQImageClassificationConfig(QuantizerConfig):
 
     def validate_quantizer(self) -> None:
         """Checks the quantizer's fields against each other; run when a config is made and when it is saved."""
-        super().validate_quantizer()
-        if self.quantizer_type == "group" and (self.quantized_size or 0) % self.num_groups:
-            raise ValueError(
-                f"`num_groups` must divide the channels of the quantized layer, got {self.num_groups} groups and "
-                f"{self.quantized_size} channels."
-            )
+        self._check_quantizer(self.quantized_size, "the channels of the quantized layer, `quantized_size`,")
 
     def _named_backbone(self, name: str) -> dict[str, Any]:
         if name not in BACKBONES:

@@ -12,8 +12,7 @@ the loss. In eval mode `decode(encode(x).image_tokens)` equals the reconstructio
 
 import copy
 import math
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -34,113 +33,26 @@ from .autoencoder_vq import (
     VQGANEncoder,
     VQGANResnetBlock,
 )
+from .base_quantizer_vq import Quantizer, get_vq_layers
 from .batch_norm_vq import BatchNorm1d
 from .codebook_vq import Codebook
 from .configuration_vq import VQConfig
 from .old_checkpoints_vq import OldCheckpointMixin
+from .outputs_vq import VQDecoderOutput, VQEncoderOutput, VQModelOutput
 from .pipeline_vq import CUSTOM_PIPELINES
 from .pixel_range_vq import require_floating_point
-from .quantizer_vq import GroupVectorQuant, VectorQuant
-from .residual_vq import ResidualVectorQuant
-
-QUANTIZERS: dict[str, type[VectorQuant]] = {
-    "vector": VectorQuant,
-    "group": GroupVectorQuant,
-    "residual": ResidualVectorQuant,
-}
-
-
-@dataclass
-class VQEncoderOutput(ModelOutput):
-    r"""What [`VQModel.encode`] returns.
-
-    Args:
-        image_tokens (`torch.LongTensor`, *optional*):
-            Ids of the codes in [0, num_codes), (batch, h, w), or (batch, h, w, groups) with more than one group; h and
-            w are the image's sides divided by the downsample factor. `None` while quantization is off (`no_vq`).
-        quantized_last_hidden_state (`torch.FloatTensor`):
-            The codes, (batch, embed_dim, h, w); the gradient passes to `last_hidden_state`.
-        last_hidden_state (`torch.FloatTensor`): The vectors before quantization, (batch, embed_dim, h, w).
-        commitment_loss (`torch.FloatTensor`): Scalar. 0 under `no_vq`.
-        perplexity (`torch.FloatTensor`, *optional*): Scalar in [1, num_codes]: exponential of the ids' entropy.
-        usage (`torch.FloatTensor`, *optional*): Scalar in [0, 1]: share of the codes that the batch uses.
-        quantization_error (`torch.FloatTensor`, *optional*):
-            Scalar: mean squared difference, per dimension, of the (normalised) vectors and their codes; no gradient.
-        replaced (`torch.BoolTensor`, *optional*):
-            (num_codes,): codes initialised or replaced at the start of this training forward; `None` if none were.
-        hidden_states (`tuple[torch.FloatTensor, ...]`, *optional*):
-            With `output_hidden_states=True`: the input of the first residual block and the output of each.
-        attentions (`tuple[torch.FloatTensor, ...]`, *optional*):
-            With `output_attentions=True` and eager attention: weights (batch, heads, positions, positions).
-    """
-
-    image_tokens: torch.Tensor | None = None
-    quantized_last_hidden_state: torch.Tensor | None = None
-    last_hidden_state: torch.Tensor | None = None
-    commitment_loss: torch.Tensor | None = None
-    perplexity: torch.Tensor | None = None
-    usage: torch.Tensor | None = None
-    quantization_error: torch.Tensor | None = None
-    replaced: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-
-
-@dataclass
-class VQDecoderOutput(ModelOutput):
-    r"""What [`VQModel.decode`] returns.
-
-    Args:
-        decoded_pixel_values (`torch.FloatTensor`): (batch, num_channels, height, width), about in `pixel_range`.
-    """
-
-    decoded_pixel_values: torch.Tensor | None = None
-
-
-@dataclass
-class VQModelOutput(ModelOutput):
-    r"""What [`VQModel.forward`] returns.
-
-    Args:
-        loss (`torch.FloatTensor`, *optional*):
-            Scalar: `reconstruction_loss + commitment_weight * commitment_loss`. `None` with `return_loss=False`.
-        reconstruction_loss (`torch.FloatTensor`, *optional*):
-            Scalar: mean absolute or squared error of the pixels on the scale [0, 1]. `None` with `return_loss=False`.
-        commitment_loss (`torch.FloatTensor`): Scalar. 0 under `no_vq`.
-        decoded_pixel_values (`torch.FloatTensor`): (batch, num_channels, height, width), about in `pixel_range`.
-        image_tokens, perplexity, usage, quantization_error, replaced, hidden_states, attentions:
-            As in [`VQEncoderOutput`]; the last two cover the decoder as well.
-    """
-
-    loss: torch.Tensor | None = None
-    reconstruction_loss: torch.Tensor | None = None
-    commitment_loss: torch.Tensor | None = None
-    decoded_pixel_values: torch.Tensor | None = None
-    image_tokens: torch.Tensor | None = None
-    perplexity: torch.Tensor | None = None
-    usage: torch.Tensor | None = None
-    quantization_error: torch.Tensor | None = None
-    replaced: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
+from .quantizers_vq import build_quantizer
 
 
 class VQPreTrainedModel(OldCheckpointMixin, PreTrainedModel):
-    """What models around a VQ autoencoder share: weight initialisation and what transformers has to know."""
+    """What models around a VQ autoencoder share: weight initialization, freezing and what transformers has to know."""
 
     config: VQConfig
     base_model_prefix = "vq"
     main_input_name = "pixel_values"
     input_modalities = ["image"]
     supports_gradient_checkpointing = True
-    _no_split_modules = [
-        "VQGANResnetBlock",
-        "VQGANAttentionBlock",
-        "SQVAEResBlock",
-        "VectorQuant",
-        "GroupVectorQuant",
-        "ResidualVectorQuant",
-    ]
+    _no_split_modules = ["VQGANResnetBlock", "VQGANAttentionBlock", "SQVAEResBlock"]  # quantizers add themselves
     # Nearest codes in half precision are often not the nearest.
     _keep_in_fp32_modules_strict = ["quantize"]
     _supports_sdpa = True
@@ -154,7 +66,7 @@ class VQPreTrainedModel(OldCheckpointMixin, PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, Codebook):
+        if isinstance(module, Codebook | Quantizer):
             module.reset_parameters()
         elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
             # PyTorch's own default, with which both backbones were published; the base class would take N(0, 0.02).
@@ -170,6 +82,21 @@ class VQPreTrainedModel(OldCheckpointMixin, PreTrainedModel):
             init.ones_(module.running_var)
         else:
             super()._init_weights(module)
+
+    def freeze_codebook(self) -> None:
+        """Keeps the codes as they are while the rest of the model trains; `requires_grad_(True)` thaws them.
+
+        Call it before a trainer is made, which gives its optimizer the parameters that require a gradient.
+        """
+        for layer in get_vq_layers(self):
+            layer.freeze()
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """As of every module; freezes or thaws quantizer layers without parameters as well."""
+        super().requires_grad_(requires_grad)
+        for layer in get_vq_layers(self):
+            layer.requires_grad_(requires_grad)
+        return self
 
 
 class VQModel(VQPreTrainedModel):
@@ -203,7 +130,7 @@ class VQModel(VQPreTrainedModel):
         else:
             self.encoder, self.decoder = SQVAEEncoder(config), SQVAEDecoder(config)
             latent_channels, has_projections = config.base_channels, config.embed_dim != config.base_channels
-        self.quantize = QUANTIZERS[config.quantizer_type](**config.quantizer_kwargs())
+        self.quantize = build_quantizer(config)
         self.quant_conv: nn.Module = nn.Identity()
         self.post_quant_conv: nn.Module = nn.Identity()
         if has_projections:
@@ -290,7 +217,7 @@ class VQModel(VQPreTrainedModel):
         Raises:
             `ValueError`: for a dtype that is no integer's, a wrong shape, or an id out of range.
         """
-        groups = self.config.num_groups
+        groups = self.quantize.groups
         dtype = image_tokens.dtype
         if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
             raise ValueError(f"`image_tokens` must be integers, got {dtype}. For vectors use `quantized_states`.")
@@ -357,7 +284,7 @@ class VQModel(VQPreTrainedModel):
         latents = self.quant_conv(self.encoder(pixel_values, **kwargs))
         quantized, out = self.quantize(latents)
         tokens = out.q
-        if tokens is not None and self.config.num_groups == 1:
+        if tokens is not None and self.quantize.groups == 1:
             tokens = tokens.squeeze(-1)
         error = None if tokens is None else F.mse_loss(out.z_q.detach(), out.z.detach())
         return VQEncoderOutput(

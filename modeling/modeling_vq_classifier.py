@@ -26,11 +26,12 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .alexnet_vq import AlexNet
+from .base_quantizer_vq import QuantizerOutput
 from .batch_norm_vq import in_backward
 from .configuration_vq_classifier import VQImageClassificationConfig
-from .modeling_vq import QUANTIZERS, VQPreTrainedModel
+from .modeling_vq import VQPreTrainedModel
 from .pixel_range_vq import require_floating_point
-from .quantizer_vq import QuantizerOutput
+from .quantizers_vq import build_quantizer
 
 
 @dataclass
@@ -52,9 +53,9 @@ class VQImageClassifierOutput(ModelOutput):
         perplexity (`torch.FloatTensor`, *optional*): Scalar in [1, num_codes]: exponential of the ids' entropy.
         usage (`torch.FloatTensor`, *optional*): Scalar in [0, 1]: share of the codes that the batch uses.
         quantization_error (`torch.FloatTensor`, *optional*):
-            Scalar: mean squared difference, per dimension, of the (normalised) vectors and their codes; no gradient.
+            Scalar: mean squared difference, per dimension, of the (normalized) vectors and their codes; no gradient.
         replaced (`torch.BoolTensor`, *optional*):
-            (num_codes,): codes initialised or replaced at the start of this training forward; `None` if none were.
+            (num_codes,): codes initialized or replaced at the start of this training forward; `None` if none were.
         hidden_states (`tuple[torch.FloatTensor, ...]`, *optional*):
             With `output_hidden_states=True`: the backbone's, quantized from the chosen layer on.
         attentions (`tuple[torch.FloatTensor, ...]`, *optional*): With `output_attentions=True`: the backbone's.
@@ -108,7 +109,7 @@ class VQModelForImageClassification(VQPreTrainedModel):
         layer = _find_layer(self.backbone, config.quantized_layer)
         if config.quantized_size is None or config.quantized_axis is None:
             config.quantized_size, config.quantized_axis = _output_layout(self.backbone, layer, config)
-        self.quantize = QUANTIZERS[config.quantizer_type](**config.quantizer_kwargs())
+        self.quantize = build_quantizer(config)
         self.classifier = nn.Linear(_num_features(self.backbone), self.num_labels)
         # A bound method: in a deep copy of the model it belongs to the copy. First of all hooks, since those of
         # transformers, already there, record the layer's output for the feature maps.
@@ -200,7 +201,7 @@ class VQModelForImageClassification(VQPreTrainedModel):
             error = F.mse_loss(out.z_q.detach(), out.z.detach())
             if len(tokens) != len(pixel_values):
                 tokens = tokens.reshape(len(pixel_values), -1, tokens.shape[-1])
-            tokens = tokens.squeeze(-1) if self.config.num_groups == 1 else tokens
+            tokens = tokens.squeeze(-1) if self.quantize.groups == 1 else tokens
         scalars = {}
         if self.training or labels is not None:
             scalars = {

@@ -12,57 +12,40 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers.utils import ModelOutput
 
+from .base_quantizer_vq import Quantizer, QuantizerOutput, describe_counts, get_vq_layers, no_vq
 from .batch_norm_vq import BatchNorm1d, in_backward
-from .codebook_vq import Codebook, normalise
+from .codebook_updates_vq import (
+    begin_forward,
+    collect_vectors,
+    dead_codes,
+    end_forward,
+    finish_initialization,
+    initialize_codes,
+    inner_step,
+    observe_moments,
+    replace_codes,
+)
+from .codebook_vq import Codebook, normalize
+from .configuration_quantizer_vq import check_quantizer
 from .distributed_vq import sum_over_ranks
 from .gradient_vq import pass_gradient
 from .nearest_vq import nearest_code
 
 # Forwards before their backward whose ids are kept, in case activation checkpointing runs them again.
 _REMEMBERED_FORWARDS = 16
-_NORMS = (None, "l2", "clip", "bn", "gn", "in")
 
 
-@dataclass
-class QuantizerOutput(ModelOutput):
-    """What a quantizer layer returns beside the quantized tensor. `...` are the axes of the input without `dim`.
-
-    Args:
-        z: the (normalised) input vectors, `(..., groups, code_dim)`, float32 or better; one group for residual layers.
-        z_q: their codes, same shape; with gradient to the codebook, not to `z`.
-        d: Euclidean distance of each vector to its code, `(..., groups)`; of a residual layer, after each level.
-        q: ids of the codes, int64 `(..., groups)`; ids are global, with separate codebooks group g's start at
-            `g * num_codes / groups`. None under `no_vq`.
-        loss: `(1 - beta) mean((z - sg z_q)^2) + beta mean((sg z - z_q)^2)`, a scalar.
-        perplexity: exponential of the entropy of the batch's code frequencies, in `[1, num_codes]`, a scalar. In
-            training over all ranks, in eval over this one; 0 for an empty batch.
-        usage: share of the codes used by the batch, in `[0, 1]`, a scalar; over the ranks as `perplexity`.
-        replaced: bool `(num_codes,)`, the codes initialised or replaced at the start of this forward; None if none.
-    """
-
-    z: torch.Tensor | None = None
-    z_q: torch.Tensor | None = None
-    d: torch.Tensor | None = None
-    q: torch.Tensor | None = None
-    loss: torch.Tensor | None = None
-    perplexity: torch.Tensor | None = None
-    usage: torch.Tensor | None = None
-    replaced: torch.Tensor | None = None
-
-
-class VectorQuant(nn.Module):
+class VectorQuant(Quantizer):
     """Vector quantization layer.
 
-    Per training forward: k-means initialisation until done, replacement of dead codes, assignment, inner steps on the
+    Per training forward: k-means initialization until done, replacement of dead codes, assignment, inner steps on the
     codebook, and the output read from the updated codes. Eval changes nothing and calls no collective.
 
     Args:
@@ -74,26 +57,26 @@ class VectorQuant(nn.Module):
         affine_groups: contiguous blocks of codes with a map of their own; divides the codes of a codebook.
         replace_freq: a code unused for so many training forwards is replaced; 0 never. Large codebooks want more of
             them, enough to bring ten vectors for each code, and policy "kmeans".
-        kmeans_init: initialise the codes by k-means++ of the first training vectors, before they are first read.
+        kmeans_init: initialize the codes by k-means++ of the first training vectors, before they are first read.
         norm: of the inputs: None, "l2" (unit norm), "clip" (norm at most 10), "bn", "gn", "in" (batch, group,
             instance).
         cb_norm: of the codes: None, "l2", "clip".
         dim: the axis to quantize.
         alternating_steps: inner steps on the commitment loss, for the codes alone, before each task step; 0 is off.
-        alternating_kind: "sgd" or "centroid", see `Codebook.step`.
+        alternating_kind: "sgd" or "centroid", see `codebook_updates_vq.inner_step`.
         alternating_lr: their step size; None is 50 for "sgd", 0.3 for "centroid".
         affine_mode: "learned", or "running": scale and bias that match the moments of vectors and codes.
         codebook_update: "gradient", or "ema": codes are moving averages of their vectors, without gradient.
         codebook_decay: decay of these averages, in [0, 1).
         gradient_estimator: "ste" (straight-through) or "rotation" (Fifty et al. 2024).
-        replace_policy: "input", "kmeans" or "busy", see `Codebook.replace`.
+        replace_policy: "input", "kmeans" or "busy", see `codebook_updates_vq.replace_codes`.
         inplace_optimizer: not supported; `alternating_steps` does its work.
 
     Raises:
         ValueError: for values out of range and for combinations that make no sense.
     """
 
-    groups = 1
+    kind = "vector"
     share = True
 
     def __init__(
@@ -131,59 +114,28 @@ class VectorQuant(nn.Module):
                 "use 'l2' for unit norm, 'clip' for a norm of at most 10"
             )
         norm, cb_norm = (None if value == "none" else value for value in (norm, cb_norm))
-        _check_choice("norm", norm, _NORMS)
-        _check_choice("cb_norm", cb_norm, (None, "l2", "clip"))
-        _check_choice("alternating_kind", alternating_kind, ("sgd", "centroid"))
-        _check_choice("affine_mode", affine_mode, ("learned", "running"))
-        _check_choice("codebook_update", codebook_update, ("gradient", "ema"))
-        _check_choice("gradient_estimator", gradient_estimator, ("ste", "rotation"))
-        _check_choice("replace_policy", replace_policy, ("input", "kmeans", "busy"))
-        if not 0 <= beta <= 1:
-            raise ValueError(
-                f"beta must be in [0, 1], got {beta}: it weights the codebook's term, 1 - beta the encoder's"
-            )
-        for name, value in (
-            ("feature_size", feature_size),
-            ("num_codes", num_codes),
-            ("affine_groups", affine_groups),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        for name, number in (
-            ("sync_nu", sync_nu),
-            ("affine_lr", affine_lr),
-            ("replace_freq", replace_freq),
-            ("alternating_steps", alternating_steps),
-            ("alternating_lr", alternating_lr or 0),
-        ):
-            if number < 0:
-                raise ValueError(f"{name} must not be negative, got {number}")
-        if not 0 <= codebook_decay < 1:
-            raise ValueError(f"codebook_decay must be in [0, 1), got {codebook_decay}")
-        if codebook_update == "ema" and sync_nu > 0:
-            raise ValueError(
-                "sync_nu needs codebook_update='gradient': EMA codes receive no gradient, so no task gradient"
-            )
-        if codebook_update == "ema" and alternating_steps > 0:
-            raise ValueError(
-                "alternating_steps needs codebook_update='gradient': an EMA codebook already moves to its vectors"
-            )
-        if affine_mode == "running" and affine_groups != 1:
-            raise ValueError(
-                "affine_groups needs affine_mode='learned': running moments are those of a whole codebook"
-            )
+        codebook: dict[str, Any] = {
+            "affine_lr": affine_lr,
+            "affine_groups": affine_groups,
+            "affine_mode": affine_mode,
+            "replace_freq": replace_freq,
+            "replace_policy": replace_policy,
+            "codebook_update": codebook_update,
+            "codebook_decay": codebook_decay,
+            "alternating_steps": alternating_steps,
+            "alternating_kind": alternating_kind,
+            "alternating_lr": alternating_lr,
+            "cb_norm": cb_norm,
+        }
+        mine = {"beta": beta, "sync_nu": sync_nu, "norm": norm, "gradient_estimator": gradient_estimator}
+        shape = {"feature_size": feature_size, "num_codes": num_codes, "groups": self.groups, "share": self.share}
+        check_quantizer(self.kind, codebook | mine | shape)
         num_books = 1 if self.share else self.groups
-        if num_codes % num_books:
-            raise ValueError(f"num_codes ({num_codes}) must be divisible by the {num_books} separate codebooks")
-        if num_codes // num_books % affine_groups:
-            raise ValueError(
-                f"affine_groups ({affine_groups}) must divide the {num_codes // num_books} codes of a codebook"
-            )
 
         self.feature_size, self.num_codes, self.dim = feature_size, num_codes, dim
+        self.code_dim = feature_size // self._num_vectors
         self.beta, self.sync_nu = beta, sync_nu
         self.norm, self.gradient_estimator = norm, gradient_estimator
-        self.enabled = True
         self.norm_layer: nn.Module | None = None
         if norm == "bn":
             self.norm_layer = BatchNorm1d(feature_size)
@@ -191,53 +143,16 @@ class VectorQuant(nn.Module):
             self.norm_layer = nn.GroupNorm(math.gcd(32, feature_size), feature_size, eps=1e-6)
         elif norm == "in":
             self.norm_layer = nn.InstanceNorm1d(feature_size)
-        self.codebook = Codebook(
-            num_codes,
-            self.code_dim,
-            num_books,
-            cb_norm=cb_norm,
-            affine_lr=affine_lr,
-            affine_groups=affine_groups,
-            affine_mode=affine_mode,
-            replace_freq=replace_freq,
-            replace_policy=replace_policy,
-            kmeans_init=kmeans_init,
-            codebook_update=codebook_update,
-            codebook_decay=codebook_decay,
-            alternating_steps=alternating_steps,
-            alternating_kind=alternating_kind,
-            alternating_lr=alternating_lr,
-        )
+        self.codebook = Codebook(num_codes, self.code_dim, num_books, kmeans_init=kmeans_init, **codebook)
         self._recent: deque[tuple[torch.Tensor, torch.Tensor]] = deque(maxlen=_REMEMBERED_FORWARDS)
 
-    @property
-    def code_dim(self) -> int:
-        """Size of a code."""
-        return self.feature_size
-
     def forward(self, z: torch.Tensor) -> tuple[torch.Tensor, QuantizerOutput]:
-        """Quantizes `z`, of any floating dtype, with `feature_size` along `dim` and any other axes.
+        """Quantizes `z`, in float32 or better.
 
         Returns:
-            The quantized tensor, of `z`'s shape and dtype, and a `QuantizerOutput`. Its value is that of the codes, to
-            the bit (in `z`'s dtype); its gradient goes to `z` by the gradient estimator.
+            The quantized tensor, of `z`'s shape, and a `QuantizerOutput`. Its value is that of the codes, to the bit;
+            its gradient goes to `z` by the gradient estimator.
         """
-        if z.ndim < 2 or z.shape[self.dim] != self.feature_size:
-            raise ValueError(
-                f"expected at least 2 axes with feature_size={self.feature_size} along dim={self.dim}, "
-                f"got shape {tuple(z.shape)}"
-            )
-        if not z.is_floating_point():
-            raise ValueError(f"expected a floating point tensor, got {z.dtype}")
-        if not self.enabled:
-            loss = z.new_zeros((), dtype=torch.promote_types(z.dtype, torch.float32))
-            if torch.is_grad_enabled() and self.training:  # several processes await a gradient of every parameter
-                loss = loss + sum(weight.flatten()[:0].sum() for weight in self.parameters() if weight.requires_grad)
-            return z, QuantizerOutput(loss=loss)
-        with torch.autocast(z.device.type, enabled=False):
-            return self._quantize(z)
-
-    def _quantize(self, z: torch.Tensor) -> tuple[torch.Tensor, QuantizerOutput]:
         x = self._prepare(z)
         leading = x.shape[:-2]
         x = x.flatten(0, -3)  # (N, groups, code_dim)
@@ -261,39 +176,39 @@ class VectorQuant(nn.Module):
             loss = self.beta * loss + (1 - self.beta) * ((x - z_q.detach()).square().sum() / size)
 
         quantized = pass_gradient(x, z_q, self.sync_nu, self.gradient_estimator)
-        frequency = counts / counts.sum().clamp_min(1)
+        perplexity, usage = describe_counts(counts)
         output = QuantizerOutput(
             z=x.unflatten(0, leading),
             z_q=z_q.unflatten(0, leading),
             d=self._distance(x.detach(), index, squared.detach()).unflatten(0, leading),
             q=index.unflatten(0, leading),
             loss=loss,
-            perplexity=(-torch.xlogy(frequency, frequency).sum()).exp() * (counts.sum() > 0),
-            usage=(counts > 0).to(frequency.dtype).mean(),
+            perplexity=perplexity,
+            usage=usage,
             replaced=codebook.rewritten if self.training else None,
         )
-        return self._restore(quantized.unflatten(0, leading)).to(z.dtype), output
+        return self._restore(quantized.unflatten(0, leading)), output
 
     def _train_codebook(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """All that changes the codebook in a training forward. Returns ids and their counts over all ranks."""
         codebook = self.codebook
-        codebook.begin()
+        begin_forward(codebook)
         if not codebook.initialized:
-            self._initialise(x)
-        dead = codebook.dead()
+            self._initialize(x)
+        dead = dead_codes(codebook)
         if dead is not None:
             for book, vectors in enumerate(self._vectors_of_books(x)):
-                codebook.replace(dead, book, vectors)
+                replace_codes(codebook, dead, book, vectors)
         vectors, index = self._assign(x, observe=codebook.running_affine)
         steps = 1 if codebook.codebook_update == "ema" else codebook.alternating_steps
-        for step in range(steps):
-            if step:
+        for number in range(steps):
+            if number:
                 vectors, index = self._assign(x)
-            counts = codebook.step(vectors.flatten(0, 1), index.flatten())
+            counts = inner_step(codebook, vectors.flatten(0, 1), index.flatten())
         if steps == 0:
             counts = codebook.count(index)
             sum_over_ranks(counts)
-        codebook.end(counts)
+        end_forward(codebook, counts)
         return index, counts
 
     def _recall(self, x: torch.Tensor) -> torch.Tensor:
@@ -306,12 +221,12 @@ class VectorQuant(nn.Module):
 
     # --- what group and residual layers do differently ------------------------------------------------------------
 
-    def _initialise(self, x: torch.Tensor) -> None:
+    def _initialize(self, x: torch.Tensor) -> None:
         num_parts = self.codebook.num_books
         for part in range(num_parts):
-            pool = self.codebook.collect(part, num_parts, x[:, part] if num_parts > 1 else x.flatten(0, 1))
-            self.codebook.initialise(part, num_parts, pool)
-        self.codebook.finish_initialise(len(pool), self.num_codes // num_parts)
+            pool = collect_vectors(self.codebook, part, num_parts, x[:, part] if num_parts > 1 else x.flatten(0, 1))
+            initialize_codes(self.codebook, part, num_parts, pool)
+        finish_initialization(self.codebook, len(pool), self.num_codes // num_parts)
 
     def _vectors_of_books(self, x: torch.Tensor) -> list[torch.Tensor]:
         return [x.flatten(0, 1)] if self.share else list(x.unbind(1))
@@ -322,7 +237,7 @@ class VectorQuant(nn.Module):
         books = self._vectors_of_books(x)
         if observe:
             for book, vectors in enumerate(books):
-                self.codebook.observe(book, vectors)
+                observe_moments(self.codebook, book, vectors)
         codes = self.codebook.effective(x.dtype)
         found = []
         for book, vectors in enumerate(books):
@@ -342,12 +257,12 @@ class VectorQuant(nn.Module):
     # --- shapes and norms -----------------------------------------------------------------------------------------
 
     def _prepare(self, z: torch.Tensor) -> torch.Tensor:
-        """`(..., groups, code_dim)` in float32 or better, normalised."""
-        x = z.moveaxis(self.dim, -1).to(torch.promote_types(z.dtype, torch.float32))
+        """`(..., groups, code_dim)`, normalized."""
+        x = z.moveaxis(self.dim, -1)
         if self.norm_layer is not None:
             x = self._apply_norm_layer(x)
         x = x.unflatten(-1, (self._num_vectors, self.code_dim))
-        return normalise(x, self.norm)
+        return normalize(x, self.norm)
 
     @property
     def _num_vectors(self) -> int:
@@ -385,16 +300,30 @@ class VectorQuant(nn.Module):
         Raises:
             ValueError: `q` is not of an integer type, has another last axis, or holds ids outside [0, num_codes).
         """
-        if q.is_floating_point() or q.is_complex() or q.dtype == torch.bool:
-            raise ValueError(f"expected integer ids, got {q.dtype}")
-        if q.ndim == 0 or q.shape[-1] != self.groups:
-            raise ValueError(f"expected ids of shape (..., {self.groups}), got {tuple(q.shape)}")
-        q = q.long()
-        if not torch.compiler.is_compiling() and q.numel() and not 0 <= int(q.min()) <= int(q.max()) < self.num_codes:
-            raise ValueError(f"ids must be in [0, {self.num_codes}), got {int(q.min())} to {int(q.max())}")
+        q = self.check_ids(q)
         leading = q.shape[:-1]
         vectors = self._read(self.codebook.effective(), q.reshape(-1, self.groups))
         return self._restore(vectors.unflatten(0, leading or (1,)))
+
+    def unquantized(self, z: torch.Tensor) -> torch.Tensor:
+        """The input with the layer's norm: the vectors that are compared with the codes."""
+        return self._restore(self._prepare(z.to(torch.promote_types(z.dtype, torch.float32)))).to(z.dtype)
+
+    def code_parameters(self) -> list[nn.Parameter]:
+        """The raw codes and their learned affine map."""
+        return list(self.codebook.parameters())
+
+    def rewritten_rows(self) -> dict[nn.Parameter, torch.Tensor]:
+        """The codes that the last training forward initialized or replaced, as a mask over the codebook's rows."""
+        rows = None if self.is_frozen() else self.codebook.rewritten
+        return {} if rows is None else {self.codebook.weight: rows.clone()}
+
+    def take_over(self, source: Quantizer, rewritten: Mapping[nn.Parameter, torch.Tensor]) -> None:
+        """Makes rewritten codes of `source` this layer's own as they are used, behind its affine map, another one."""
+        assert isinstance(source, VectorQuant)
+        rows = rewritten.get(source.codebook.weight)
+        if rows is not None:
+            self.codebook.overwrite(source.codebook.effective(), rows)
 
     def training_state(self) -> dict[str, torch.Tensor]:
         """Training-only state (momentum, moving averages, collected samples) that `state_dict()` leaves out."""
@@ -417,15 +346,11 @@ class GroupVectorQuant(VectorQuant):
         **kwargs: see `VectorQuant`.
     """
 
+    kind = "group"
+
     def __init__(self, feature_size: int, num_codes: int, groups: int = 1, share: bool = True, **kwargs):
-        if groups < 1 or feature_size % groups:
-            raise ValueError(f"groups ({groups}) must divide feature_size ({feature_size})")
         self.groups, self.share = groups, share
         super().__init__(feature_size, num_codes, **kwargs)
-
-    @property
-    def code_dim(self) -> int:
-        return self.feature_size // self.groups
 
 
 def _probe(x: torch.Tensor) -> torch.Tensor:
@@ -434,29 +359,4 @@ def _probe(x: torch.Tensor) -> torch.Tensor:
     return torch.cat([flat[:: max(1, flat.numel() // 256)], flat.new_tensor([flat.numel()])])
 
 
-def _check_choice(name: str, value: object, choices: tuple) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-
-
-def get_vq_layers(model: nn.Module) -> list[VectorQuant]:
-    """All quantizer layers of a model, in the order of `model.modules()`."""
-    return [module for module in model.modules() if isinstance(module, VectorQuant)]
-
-
-@contextmanager
-def no_vq(model: nn.Module | list[nn.Module]) -> Iterator[None]:
-    """Within the context, the quantizer layers of a model (or of several) pass their input through, with loss 0.
-
-    Nests, and restores what was, also after an exception.
-    """
-    models = model if isinstance(model, (list, tuple)) else [model]
-    layers = [layer for each in models for layer in get_vq_layers(each)]
-    before = [layer.enabled for layer in layers]
-    try:
-        for layer in layers:
-            layer.enabled = False
-        yield
-    finally:
-        for layer, enabled in zip(layers, before, strict=True):
-            layer.enabled = enabled
+__all__ = ["GroupVectorQuant", "QuantizerOutput", "VectorQuant", "get_vq_layers", "no_vq"]

@@ -7,6 +7,7 @@
 import torch
 import torch.nn.functional as F
 
+from .codebook_updates_vq import collect_vectors, finish_initialization, initialize_codes, observe_moments
 from .nearest_vq import nearest_code
 from .quantizer_vq import VectorQuant
 
@@ -23,15 +24,9 @@ class ResidualVectorQuant(VectorQuant):
         **kwargs: see `VectorQuant`.
     """
 
+    kind = "residual"
+
     def __init__(self, feature_size: int, num_codes: int, groups: int = 1, share: bool = True, **kwargs):
-        if groups < 1:
-            raise ValueError(f"groups must be at least 1, got {groups}")
-        if num_codes < groups:
-            raise ValueError(f"num_codes ({num_codes}) must be at least the number of levels ({groups})")
-        if share and groups > 1 and kwargs.get("affine_mode") == "running":
-            raise ValueError(
-                "affine_mode='running' needs share=False in a residual layer: each level has moments of its own"
-            )
         self.groups, self.share = groups, share
         super().__init__(feature_size, num_codes, **kwargs)
 
@@ -39,15 +34,15 @@ class ResidualVectorQuant(VectorQuant):
     def _num_vectors(self) -> int:
         return 1
 
-    def _initialise(self, x: torch.Tensor) -> None:
+    def _initialize(self, x: torch.Tensor) -> None:
         # A shared codebook starts as one share of codes for each level: z alone would leave the later levels none.
         # It takes more vectors than a level has codes, or each would be its own code and leave no residual.
-        residual = self.codebook.collect(0, 1, x[:, 0])
+        residual = collect_vectors(self.codebook, 0, 1, x[:, 0])
         num_collected = len(residual)
         for level in range(self.groups):
-            codes = self.codebook.initialise(level, self.groups, residual)
+            codes = initialize_codes(self.codebook, level, self.groups, residual)
             residual = residual - codes[nearest_code(residual, codes)]
-        self.codebook.finish_initialise(num_collected, self.num_codes)
+        finish_initialization(self.codebook, num_collected, self.num_codes)
 
     def _vectors_of_books(self, x: torch.Tensor) -> list[torch.Tensor]:
         residuals = self._assign(x)[0]
@@ -60,7 +55,7 @@ class ResidualVectorQuant(VectorQuant):
         for level in range(self.groups):
             start, stop = self.codebook.part(0 if self.share else level, self.codebook.num_books)
             if observe:
-                self.codebook.observe(level, residual)
+                observe_moments(self.codebook, level, residual)
                 codes = self.codebook.effective(x.dtype)
             index = nearest_code(residual, codes[start:stop]) + start
             residuals.append(residual)

@@ -19,7 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
-from .autoencoder_vq import eager_attention_forward
+from .attention_vq import eager_attention_forward
 from .configuration_maskgit import MaskGitConfig
 
 # Wavelengths of the rotations run from 2 pi to 2 pi * 100 cells: grids have 8 to 64 rows, not thousands of words.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hf_vq.codebook_record import CodebookSnapshot, moment_distances
 from hf_vq.metrics import perplexity, sum_over_processes
-from hf_vq.modeling.quantizer_vq import QuantizerOutput, VectorQuant, get_vq_layers, no_vq
+from hf_vq.modeling.base_quantizer_vq import Quantizer, QuantizerOutput, get_vq_layers
 from hf_vq.training.callbacks import TrainerCallback
 from hf_vq.training.checkpoint import TEMPORARY_PREFIX, atomic_file
 from hf_vq.training.data_order import Batch, evaluation_batches
@@ -71,7 +71,7 @@ class CodebookMonitor(TrainerCallback):
         every: int,
         num_images: int = 64,
         max_points: int = 2048,
-        layer: VectorQuant | None = None,
+        layer: Quantizer | None = None,
         name: str = "",
     ) -> None:
         if every < 1 or int(every) != every or not 1 <= num_images <= max_points:
@@ -80,7 +80,7 @@ class CodebookMonitor(TrainerCallback):
             )
         self.every, self.num_images, self.max_points = every, num_images, max_points
         self.layer, self.name = layer, name
-        self.watched: VectorQuant | None = None
+        self.watched: Quantizer | None = None
         self.batches: list[Batch] = []
         self.batch_size = 0
 
@@ -136,13 +136,14 @@ class CodebookMonitor(TrainerCallback):
         """The snapshot of this moment; every rank must call it, and gets the same."""
         if self.watched is None:
             raise ValueError("a codebook monitor observes after on_train_begin, which reads its images.")
+        if not self.watched.enabled:
+            raise ValueError("the watched layer is switched off, by no_vq or `enabled`: there is nothing to observe.")
         accelerator = trainer.accelerator
         sums = _Sums(self.watched, self.num_images, self.max_points)
         with _as_in_evaluation(trainer), preserved_random_state():
             for number, batch in enumerate(self.batches):
                 quantized = _look(trainer, self.watched, batch)
-                with no_vq(self.watched):
-                    plain = _look(trainer, self.watched, batch)
+                plain = _look(trainer, self.watched, batch, quantized=False)
                 first = number * self.batch_size  # dealt out like cards, see evaluation_batches
                 images = first + torch.arange(len(batch["pixel_values"]))
                 sums.add(images * accelerator.num_processes + accelerator.process_index, quantized, plain)
@@ -152,7 +153,7 @@ class CodebookMonitor(TrainerCallback):
 class _Sums:
     """What a snapshot is made of, as sums over images, which ranks can add up."""
 
-    def __init__(self, layer: VectorQuant, num_images: int, max_points: int) -> None:
+    def __init__(self, layer: Quantizer, num_images: int, max_points: int) -> None:
         self.layer, self.max_points = layer, max_points
         self.per_image = max_points // num_images
         self.uses = torch.zeros(layer.num_codes, dtype=torch.int64)
@@ -166,8 +167,7 @@ class _Sums:
     def add(self, places: Tensor, quantized: _Look, plain: _Look) -> None:
         """Adds a batch whose images have these places among all."""
         seen = quantized.output
-        if seen.z is None or seen.z_q is None or seen.q is None:
-            raise ValueError("the watched layer is switched off, by no_vq or `enabled`: there is nothing to observe.")
+        assert seen.z is not None and seen.z_q is not None and seen.q is not None
         # (images, vectors of an image, code_dim), also where windows have the place of images.
         z = seen.z.detach().cpu().reshape(len(places), -1, self.layer.code_dim)
         self.uses += torch.bincount(seen.q.flatten(), minlength=self.layer.num_codes).cpu()
@@ -246,7 +246,7 @@ class _Look(NamedTuple):
     loss: float
 
 
-def _look(trainer: BaseTrainer, layer: VectorQuant, batch: Batch) -> _Look:
+def _look(trainer: BaseTrainer, layer: Quantizer, batch: Batch, quantized: bool = True) -> _Look:
     inputs: list[Tensor] = []
     outputs: list[QuantizerOutput] = []
 
@@ -257,10 +257,7 @@ def _look(trainer: BaseTrainer, layer: VectorQuant, batch: Batch) -> _Look:
 
     def keep(_: nn.Module, __: Any, result: tuple[Tensor, QuantizerOutput]) -> tuple[Tensor, QuantizerOutput]:
         outputs.append(result[1])
-        if layer.enabled:
-            return result
-        z = inputs[-1]  # a layer that is switched off leaves its norm out as well; here the codes alone are missing
-        return layer._restore(layer._prepare(z)).to(z.dtype), result[1]
+        return result if quantized else (layer.unquantized(inputs[-1]), result[1])
 
     hooks = [layer.register_forward_pre_hook(cut), layer.register_forward_hook(keep)]
     try:
@@ -296,7 +293,7 @@ def _as_in_evaluation(trainer: BaseTrainer) -> Iterator[None]:
             trainer.ema.copy_buffers(trainer.model)
 
 
-def _watched_layer(model: nn.Module, layer: VectorQuant | None) -> VectorQuant:
+def _watched_layer(model: nn.Module, layer: Quantizer | None) -> Quantizer:
     layers = get_vq_layers(model)
     if layer is not None:
         if all(layer is not other for other in layers):

@@ -1,11 +1,13 @@
 """VQConfig: defaults, derived values, what it refuses, and that nothing is lost when it is saved."""
 
 import inspect
+import json
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 
-from hf_vq import RECOMMENDED_QUANTIZER, VectorQuant, VQConfig
+from hf_vq import RECOMMENDED_QUANTIZER, MaskGitConfig, VectorQuant, VQConfig, VQImageClassificationConfig
+from hf_vq.modeling.quantizers_vq import QUANTIZERS
 
 
 def test_defaults_of_the_quantizer_are_the_recommended_ones():
@@ -123,3 +125,81 @@ def test_what_the_quantizer_would_refuse_is_refused_by_the_config(kwargs, words)
     """Combinations without sense end where they are written, with the fields to change."""
     with pytest.raises(StrictDataclassError, match=words):
         VQConfig(**kwargs)
+
+
+@pytest.mark.parametrize(
+    ("quantizer_type", "fields"),
+    [
+        ("vector", {"alternating_lr": 0}),
+        ("vector", {"alternating_lr": -1.0}),
+        ("vector", {"alternating_lr": float("nan")}),
+        ("vector", {"beta": float("nan")}),
+        ("vector", {"sync_nu": float("nan")}),
+        ("vector", {"affine_lr": -1}),
+        ("vector", {"affine_groups": 0}),
+        ("vector", {"num_codes": 0}),
+        ("vector", {"embed_dim": 0}),
+        ("vector", {"codebook_decay": 1}),
+        ("vector", {"codebook_update": "ema"}),
+        ("vector", {"norm": "l2c"}),
+        ("vector", {"cb_norm": "bn"}),
+        ("vector", {"replace_policy": "oldest"}),
+        ("group", {"num_groups": 0}),
+        ("group", {"num_groups": 3}),
+        ("residual", {"num_groups": 2, "affine_mode": "running"}),
+        ("residual", {"num_groups": 5, "num_codes": 4}),
+        ("residual", {"num_groups": 3, "share_codebook": False}),
+    ],
+)
+def test_the_layer_refuses_what_the_configuration_refuses(quantizer_type, fields):
+    """There is one validation: what one of the two refuses, the other refuses as well."""
+    names = {"embed_dim": "feature_size", "num_groups": "groups", "share_codebook": "share"}
+    good = VQConfig(quantizer_type=quantizer_type).quantizer_kwargs()
+    QUANTIZERS[quantizer_type](**good)
+
+    with pytest.raises(StrictDataclassError):
+        VQConfig(quantizer_type=quantizer_type, **fields)
+    with pytest.raises(ValueError):
+        QUANTIZERS[quantizer_type](**good | {names.get(name, name): value for name, value in fields.items()})
+
+
+@pytest.mark.parametrize(
+    ("config_class", "slip", "meant"),
+    [
+        (VQConfig, {"num_code": 512}, "num_codes"),
+        (VQConfig, {"embedding_dim": 4}, "embed_dim"),
+        (VQConfig, {"channel_multipliers": [1, 2]}, "channel_multiplier"),
+        (VQImageClassificationConfig, {"quantised_layer": 1}, "quantized_layer"),
+        (VQImageClassificationConfig, {"num_code": 512}, "num_codes"),
+        (MaskGitConfig, {"num_hidden_layer": 2}, "num_hidden_layers"),
+    ],
+)
+def test_a_misspelled_field_is_told_by_name(config_class, slip, meant, tmp_path):
+    """By hand a slip is refused, with the field that was meant; in a file, of another tool perhaps, it is kept."""
+    with pytest.raises(ValueError, match=f"has no field `{next(iter(slip))}`: did you mean `{meant}`"):
+        config_class(**slip)
+
+    assert config_class.from_dict(slip).to_dict()[next(iter(slip))] == next(iter(slip.values()))
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config_class().to_dict() | slip))
+    for loaded in (config_class.from_pretrained(tmp_path), config_class.from_json_file(path)):
+        assert getattr(loaded, next(iter(slip))) == next(iter(slip.values()))
+    with pytest.raises(ValueError, match="did you mean"):  # reading has left nothing behind
+        config_class(**slip)
+
+
+def test_a_misspelled_field_of_a_nested_configuration_is_kept_in_a_file(tmp_path):
+    """A generator's file holds its tokenizer's fields; those are read as they are, and refused by hand."""
+    settings = MaskGitConfig().to_dict()
+    settings["vq_config"]["num_code"] = 7
+
+    assert MaskGitConfig.from_dict(settings).vq_config.num_code == 7
+    with pytest.raises(ValueError, match="did you mean `num_codes`"):
+        MaskGitConfig(vq_config=settings["vq_config"])
+
+
+def test_other_unknown_fields_become_attributes():
+    """As transformers does it: what is like none of our fields may be anybody's."""
+    config = VQConfig(tool="another", num_labels=3, torch_dtype="float32", hidden_dim=5)
+
+    assert (config.tool, config.num_labels, config.hidden_dim) == ("another", 3, 5)

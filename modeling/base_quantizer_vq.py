@@ -1,0 +1,326 @@
+# Copyright 2026 The hf_vq authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
+# the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0
+"""What every quantizer layer offers: models, trainers, weight averages, monitors and cards use only this.
+
+A kind of quantizer is a subclass of `Quantizer` that writes `forward`, `lookup` and `get_codebook`:
+
+    class Signs(Quantizer):
+        def __init__(self, feature_size, num_codes, dim=1):
+            super().__init__()
+            self.feature_size, self.num_codes, self.dim, self.code_dim = feature_size, num_codes, dim, feature_size
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.utils import ModelOutput
+
+from .batch_norm_vq import in_backward
+from .distributed_vq import sum_over_ranks
+
+
+@dataclass
+class QuantizerOutput(ModelOutput):
+    """What a quantizer layer returns beside the quantized tensor. `...` are the axes of the input without `dim`.
+
+    A layer of your own has to give `q`; what it leaves at None, `Quantizer` fills in.
+
+    Args:
+        z: the (normalized) input vectors, `(..., groups, code_dim)`, float32 or better; one group for residual layers.
+        z_q: their codes, same shape; with gradient to the codebook, not to `z`.
+        d: Euclidean distance of each vector to its code, `(..., groups)`; of a residual layer, after each level.
+        q: ids of the codes, int64 `(..., groups)`. Ids are global: with separate codebooks, group g's start at
+            `g * num_codes / groups`. None under `no_vq`.
+        loss: `(1 - beta) mean((z - sg z_q)^2) + beta mean((sg z - z_q)^2)`, a scalar.
+        perplexity: exponential of the entropy of the batch's code frequencies, in `[1, num_codes]`, a scalar. In
+            training over all ranks, in eval over this one; 0 for an empty batch.
+        usage: share of the codes used by the batch, in `[0, 1]`, a scalar; over the ranks as `perplexity`.
+        replaced: bool `(num_codes,)`, the codes initialized or replaced at the start of this forward; None if none.
+    """
+
+    z: torch.Tensor | None = None
+    z_q: torch.Tensor | None = None
+    d: torch.Tensor | None = None
+    q: torch.Tensor | None = None
+    loss: torch.Tensor | None = None
+    perplexity: torch.Tensor | None = None
+    usage: torch.Tensor | None = None
+    replaced: torch.Tensor | None = None
+
+
+class AveragedParameter(nn.Parameter):
+    """A parameter that its layer moves itself, by moving averages for example, and that never requires a gradient.
+
+    `requires_grad_` on it, or on a model around it, says whether the layer may move it: that is `trains`.
+    """
+
+    trains: bool = True
+
+    def __new__(cls, data: torch.Tensor, requires_grad: bool = False) -> AveragedParameter:
+        return super().__new__(cls, data, False)
+
+    @property
+    def requires_grad(self) -> bool:  # type: ignore[override]
+        """False, also while the layer moves the parameter. Setting it sets `trains`."""
+        return False
+
+    @requires_grad.setter
+    def requires_grad(self, requires_grad: bool) -> None:
+        self.trains = requires_grad
+
+    def requires_grad_(self, requires_grad: bool = True) -> AveragedParameter:
+        """Sets `trains`."""
+        self.trains = requires_grad
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AveragedParameter:
+        copied = super().__deepcopy__(memo)
+        copied.trains = self.trains
+        return copied
+
+
+class Quantizer(nn.Module):
+    """Base class of quantizer layers.
+
+    A call checks the input and hands it to `forward` in float32 or better, whatever autocast says. While the layer is
+    frozen, `forward` runs in eval mode; under `no_vq` it does not run at all. So a subclass asks only `self.training`.
+
+    A layer is frozen after `freeze()`, and after `requires_grad_(False)` on itself or on a model around it: nothing
+    moves its codes, be it a gradient, an average, an initialization or a replacement. `requires_grad_(True)` thaws
+    it. A checkpoint does not say whether a layer was frozen. Codes that a layer moves by itself are buffers or an
+    `AveragedParameter`: a layer whose parameters are all without gradient counts as frozen.
+
+    Attributes:
+        feature_size: size of the quantized axis.
+        num_codes: codes in total.
+        dim: the axis to quantize.
+        groups: ids for each position, the last axis of `q`.
+        code_dim: size of a code.
+        enabled: False under `no_vq`.
+    """
+
+    feature_size: int
+    num_codes: int
+    code_dim: int
+    dim: int = 1
+    groups: int = 1
+    enabled: bool = True
+    _frozen: bool = False
+    _no_split_modules: tuple[str, ...] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._no_split_modules = (cls.__name__,)  # transformers asks the children of a model
+
+    def __call__(self, z: torch.Tensor) -> tuple[torch.Tensor, QuantizerOutput]:
+        """Quantizes `z`, of any floating dtype, with `feature_size` along `dim` and any other axes.
+
+        Returns:
+            The quantized tensor, of `z`'s shape and dtype, and a `QuantizerOutput`.
+        """
+        self._check_input(z)
+        dtype = torch.promote_types(z.dtype, torch.float32)
+        if not self.enabled:
+            loss = z.new_zeros((), dtype=dtype)
+            if torch.is_grad_enabled() and self.training:  # several processes await a gradient of every parameter
+                loss = loss + sum(weight.flatten()[:0].sum() for weight in self.parameters() if weight.requires_grad)
+            return z, QuantizerOutput(loss=loss)
+        x = z.to(dtype)
+        if self.training and self.is_frozen():
+            with _in_eval_mode(self):
+                z_q, output = self._call(x)
+        else:
+            z_q, output = self._call(x)
+        return z_q.to(z.dtype), output
+
+    def _call(self, x: torch.Tensor) -> tuple[torch.Tensor, QuantizerOutput]:
+        with torch.autocast(x.device.type, enabled=False):
+            z_q, output = super().__call__(x)
+            return z_q, self._completed(output, x, z_q)
+
+    def forward(self, z: torch.Tensor) -> tuple[torch.Tensor, QuantizerOutput]:
+        """Quantizes `z`, in float32 or better. Called through the layer itself, which prepares `z`."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it quantizes: write its `forward`.")
+
+    def lookup(self, q: torch.Tensor) -> torch.Tensor:
+        """Quantized vectors of the ids `q` `(..., groups)`, in the layout of the layer's output."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what its ids stand for: write its `lookup`.")
+
+    def get_codebook(self) -> torch.Tensor:
+        """All codes, `(num_codes, code_dim)`, float32 or better; a copy.
+
+        Raises:
+            ValueError: the codes are implicit and too many to list.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not list its codes: write its `get_codebook`.")
+
+    def unquantized(self, z: torch.Tensor) -> torch.Tensor:
+        """What the layer would return of `z` if every vector were a code: `z` with the layer's norm, for example."""
+        return z
+
+    # --- for trainers ---------------------------------------------------------------------------------------------
+
+    def code_parameters(self) -> list[nn.Parameter]:
+        """The parameters that make the codes. They take no weight decay, which would pull unused codes to zero."""
+        return list(self.parameters())
+
+    def rewritten_rows(self) -> dict[nn.Parameter, torch.Tensor]:
+        """The rows of parameters, as bool masks, that the last training forward initialized or replaced.
+
+        What an optimizer remembers about such a row describes the vector that it held before.
+        """
+        return {}
+
+    def take_over(self, source: Quantizer, rewritten: Mapping[nn.Parameter, torch.Tensor]) -> None:
+        """In a layer that averages the weights of `source`: makes the codes that were rewritten there its own.
+
+        The rows themselves have been copied already; this is for codes that are more than a row of a parameter.
+        """
+
+    def training_state(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint of a training run needs besides `state_dict()`."""
+        return {}
+
+    def load_training_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Inverse of `training_state`. Raises `KeyError` when the names differ, for the settings then do."""
+        if state:
+            raise KeyError(f"training state holds {sorted(state)}, but {type(self).__name__} has none")
+
+    def reset_parameters(self) -> None:
+        """Sets parameters and buffers through `transformers.initialization`, which leaves loaded ones alone."""
+
+    # --- freezing -------------------------------------------------------------------------------------------------
+
+    def freeze(self) -> Quantizer:
+        """Keeps the codes as they are, also after `train()`; `requires_grad_(True)` thaws them."""
+        for parameter in self.parameters():
+            parameter.grad = None  # an optimizer's next step would still use it
+        return self.requires_grad_(False)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Quantizer:
+        """As of every module; also freezes or thaws a layer without parameters."""
+        super().requires_grad_(requires_grad)
+        self._frozen = not requires_grad
+        return self
+
+    def is_frozen(self) -> bool:
+        """Whether nothing may move the codes."""
+        parameters = self.code_parameters()
+        if not parameters:
+            return self._frozen
+        return not any(getattr(parameter, "trains", parameter.requires_grad) for parameter in parameters)
+
+    # --- for cards ------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def card_words(cls, config: Any) -> str:
+        """The settings that matter, of a model's configuration, in words."""
+        options = ", ".join(f"{name} {value}" for name, value in (config.quantizer_options or {}).items())
+        return f"{config.quantizer_type}, {options}" if options else config.quantizer_type
+
+    @classmethod
+    def cited_works(cls, config: Any) -> list[str]:
+        """The works whose methods these settings use: keys of `hf_vq`'s citations, or BibTeX entries."""
+        return []
+
+    # --- for subclasses -------------------------------------------------------------------------------------------
+
+    def statistics(self, q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Perplexity and usage of the ids `q`, in training over all ranks; every rank must call it then."""
+        index = q.flatten()
+        counts = torch.zeros(self.num_codes, device=q.device).index_add_(0, index, torch.ones_like(index).float())
+        if self.training and not in_backward():  # a recomputation by activation checkpointing is this rank's affair
+            sum_over_ranks(counts)
+        return describe_counts(counts)
+
+    def check_ids(self, q: torch.Tensor) -> torch.Tensor:
+        """The ids as int64.
+
+        Raises:
+            ValueError: `q` is not of an integer type, has another last axis, or holds ids outside [0, num_codes).
+        """
+        if q.is_floating_point() or q.is_complex() or q.dtype == torch.bool:
+            raise ValueError(f"expected integer ids, got {q.dtype}")
+        if q.ndim == 0 or q.shape[-1] != self.groups:
+            raise ValueError(f"expected ids of shape (..., {self.groups}), got {tuple(q.shape)}")
+        q = q.long()
+        if not torch.compiler.is_compiling() and q.numel() and not 0 <= int(q.min()) <= int(q.max()) < self.num_codes:
+            raise ValueError(f"ids must be in [0, {self.num_codes}), got {int(q.min())} to {int(q.max())}")
+        return q
+
+    def _check_input(self, z: torch.Tensor) -> None:
+        if z.ndim < 2 or z.shape[self.dim] != self.feature_size:
+            raise ValueError(
+                f"expected at least 2 axes with feature_size={self.feature_size} along dim={self.dim}, "
+                f"got shape {tuple(z.shape)}"
+            )
+        if not z.is_floating_point():
+            raise ValueError(f"expected a floating point tensor, got {z.dtype}")
+
+    def _completed(self, output: QuantizerOutput, z: torch.Tensor, z_q: torch.Tensor) -> QuantizerOutput:
+        """The output with what `forward` left out."""
+        if output.q is None:
+            raise ValueError(f"The `forward` of {type(self).__name__} must return the ids `q` in its QuantizerOutput.")
+        missing: dict[str, torch.Tensor] = {}
+        vectors, codes = output.z, output.z_q
+        if vectors is None or codes is None:
+            vectors, codes = (each.detach().moveaxis(self.dim, -1).unsqueeze(-2) for each in (z, z_q))
+            missing |= {"z": vectors, "z_q": codes}
+        if output.d is None:
+            missing["d"] = (vectors.detach() - codes.detach()).norm(dim=-1)
+        if output.loss is None:
+            missing["loss"] = z_q.new_zeros(())
+        if output.perplexity is None or output.usage is None:
+            missing["perplexity"], missing["usage"] = self.statistics(output.q)
+        return dataclasses.replace(output, **missing) if missing else output
+
+
+def describe_counts(counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Perplexity and usage of codes that were used so often, `(num_codes,)`."""
+    frequency = counts / counts.sum().clamp_min(1)
+    perplexity = (-torch.xlogy(frequency, frequency).sum()).exp() * (counts.sum() > 0)
+    return perplexity, (counts > 0).to(frequency.dtype).mean()
+
+
+@contextmanager
+def _in_eval_mode(layer: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in layer.modules()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def get_vq_layers(model: nn.Module) -> list[Quantizer]:
+    """All quantizer layers of a model, in the order of `model.modules()`."""
+    return [module for module in model.modules() if isinstance(module, Quantizer)]
+
+
+@contextmanager
+def no_vq(model: nn.Module | list[nn.Module]) -> Iterator[None]:
+    """Within the context, the quantizer layers of a model (or of several) pass their input through, with loss 0.
+
+    Nests, and restores what was, also after an exception.
+    """
+    models = model if isinstance(model, (list, tuple)) else [model]
+    layers = [layer for each in models for layer in get_vq_layers(each)]
+    before = [layer.enabled for layer in layers]
+    try:
+        for layer in layers:
+            layer.enabled = False
+        yield
+    finally:
+        for layer, enabled in zip(layers, before, strict=True):
+            layer.enabled = enabled

@@ -1,0 +1,219 @@
+# Copyright 2026 The hf_vq authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
+# the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0
+"""What changes a codebook in training: initialization, replacement, running moments, inner steps.
+
+A training forward calls these functions in the order in which they stand here. Every rank calls each of them, also
+with an empty batch, since they reduce and broadcast what has to be equal on all ranks.
+
+Formulas: Huh et al., "Straightening Out the Straight-Through Estimator", ICML 2023, unless said otherwise.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .codebook_vq import Codebook
+from .distributed_vq import broadcast_from_first, decided_by_first, gather_sample, is_distributed, sum_over_ranks
+from .kmeans_vq import kmeans, make_distinct
+
+_RUNNING_MOMENTUM = 0.1
+_SGD_MOMENTUM = 0.9
+_REPLACEMENT_NOISE = 0.01
+_KMEANS_SAMPLES_PER_CODE = 16
+
+
+@torch.no_grad()
+def begin_forward(codebook: Codebook) -> None:
+    """Opens a training forward; ranks that were built with different seeds take over the codebook of rank 0."""
+    codebook.rewritten = None
+    if not codebook._ranks_agree and is_distributed():
+        broadcast_from_first(*(tensor.data for tensor in (*codebook.parameters(), *codebook.buffers())))
+        codebook._ranks_agree = True
+
+
+@torch.no_grad()
+def collect_vectors(codebook: Codebook, part: int, num_parts: int, vectors: torch.Tensor) -> torch.Tensor:
+    """Vectors `(N, code_dim)` of all ranks, and those kept before, to initialize a share of the codes with.
+
+    When there are fewer than codes in the share, they are kept for the next batch. Infinite and NaN are left out.
+    """
+    assert codebook.samples is not None and codebook.num_samples is not None
+    start, stop = codebook.part(part, num_parts)
+    kept = codebook.samples[start : start + min(int(codebook.num_samples), stop - start)].to(vectors.dtype)
+    pool = torch.cat([kept, gather_sample(_finite(vectors), _KMEANS_SAMPLES_PER_CODE * (stop - start))])
+    if len(pool) < stop - start:
+        codebook.samples[start : start + len(pool)] = pool
+    return pool
+
+
+@torch.no_grad()
+def initialize_codes(codebook: Codebook, part: int, num_parts: int, pool: torch.Tensor) -> torch.Tensor:
+    """Makes the `part`-th of `num_parts` equal shares of the codes the k-means centroids of `pool`.
+
+    A pool smaller than the share stands in as it is, among jittered copies. Call `finish_initialization` after the
+    last part. Returns the part's effective codes.
+    """
+    start, stop = codebook.part(part, num_parts)
+    size = stop - start
+    if len(pool) == 0:
+        return codebook.effective(pool.dtype)[start:stop]
+    if len(pool) < size:
+
+        def choose() -> torch.Tensor:
+            extra = torch.randint(len(pool), (size - len(pool),), device=pool.device)
+            return make_distinct(torch.cat([pool, pool[extra]]))
+    else:
+
+        def choose() -> torch.Tensor:
+            return kmeans(pool, size)
+
+    codes = codebook.effective(pool.dtype).detach()
+    codes[start:stop] = decided_by_first(choose, like=codes[start:stop])
+    rows = torch.zeros_like(codebook.unused_steps, dtype=torch.bool)
+    rows[start:stop] = True
+    codebook.rewrite(codes, rows)
+    return codebook.effective(pool.dtype)[start:stop]
+
+
+@torch.no_grad()
+def finish_initialization(codebook: Codebook, num_collected: int, size: int) -> None:
+    """Ends initialization if the vectors collected for a share of `size` codes were enough."""
+    assert codebook.num_samples is not None
+    codebook.initialized.fill_(num_collected >= size)
+    codebook.num_samples.fill_(0 if num_collected >= size else num_collected)
+
+
+def dead_codes(codebook: Codebook) -> torch.Tensor | None:
+    """bool `(num_codes,)`: codes due for replacement; None if there are none."""
+    if not codebook.replace_freq:
+        return None
+    dead = codebook.unused_steps >= codebook.replace_freq
+    return dead if bool(dead.any()) else None
+
+
+@torch.no_grad()
+def replace_codes(codebook: Codebook, dead: torch.Tensor, book: int, vectors: torch.Tensor) -> None:
+    """Replaces the dead codes of one book, by vectors `(N, code_dim)` that this book quantizes.
+
+    Policies: "input", random vectors; "kmeans", their centroids; "busy", copies of the codes in use. The first
+    and the last get 0.01 * norm * N(0, I) of noise. With fewer vectors than dead codes the others wait.
+    """
+    start, stop = codebook.part(book, codebook.num_books)
+    rows = dead[start:stop].nonzero().squeeze(1) + start
+    codes = codebook.effective(vectors.dtype).detach()
+    if codebook.replace_policy == "busy":
+        assert codebook.last_counts is not None
+        counts = codebook.last_counts[start:stop]
+        pool = codes[start:stop][counts > 0]
+        weights = counts[counts > 0]
+    else:
+        limit = len(rows) * (_KMEANS_SAMPLES_PER_CODE if codebook.replace_policy == "kmeans" else 1)
+        pool = gather_sample(_finite(vectors), limit)
+        rows = rows[: len(pool)]
+    if len(rows) == 0 or len(pool) == 0:
+        return
+
+    def choose() -> torch.Tensor:
+        if codebook.replace_policy == "kmeans":
+            return kmeans(pool, len(rows))
+        if codebook.replace_policy == "busy":
+            new = pool[torch.multinomial(weights, len(rows), replacement=True)]
+        else:
+            new = pool[torch.randperm(len(pool), device=pool.device)[: len(rows)]]
+        return new + _REPLACEMENT_NOISE * new.norm(dim=-1, keepdim=True) * torch.randn_like(new)
+
+    codes[rows] = decided_by_first(choose, like=codes[rows])
+    mask = torch.zeros_like(dead)
+    mask[rows] = True
+    codebook.rewrite(codes, mask)
+
+
+@torch.no_grad()
+def observe_moments(codebook: Codebook, book: int, vectors: torch.Tensor) -> None:
+    """Running affine map: takes in the moments of the vectors `(N, code_dim)` that this book quantizes.
+
+    Biased variances over all ranks; momentum 0.1; the first batch is copied.
+    """
+    count = vectors.new_full((1,), vectors.shape[0])
+    total = vectors.sum(0)
+    sum_over_ranks(count, total)
+    mean = total / count.clamp_min(1)
+    squares = (vectors - mean).square().sum(0)
+    sum_over_ranks(squares)
+    start, stop = codebook.part(book, codebook.num_books)
+    raw = codebook.weight[start:stop].to(vectors.dtype)
+    seen = (count > 0) & squares.isfinite().all()
+    mean, squares = torch.where(seen, mean, 0.0), torch.where(seen, squares, 0.0)
+    momentum = torch.where(codebook.running_initialized[book], _RUNNING_MOMENTUM, 1.0) * seen
+    for name, value in (
+        ("z_mean", mean),
+        ("z_var", squares / count.clamp_min(1)),
+        ("c_mean", raw.mean(0)),
+        ("c_var", raw.var(0, correction=0)),
+    ):
+        buffer = getattr(codebook, f"running_{name}")[book]
+        buffer.lerp_(value.to(buffer.dtype), momentum.to(buffer.dtype))
+    codebook.running_initialized[book] |= seen.squeeze()
+
+
+@torch.no_grad()
+def inner_step(codebook: Codebook, vectors: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """One inner step on the commitment loss, for the codes alone; assignments are kept.
+
+    - "sgd": gradient step with momentum 0.9 on `mean((c[index] - sg z)^2)`, through the affine map to raw codes;
+    - "centroid": each used code moves the fraction `alternating_lr` of the way to the mean of its vectors;
+    - EMA codebook (van den Oord et al. 2017): each used code becomes the ratio of two moving averages, of the sum
+      and of the number of its vectors. Both start at zero, so the ratio needs no other correction of its bias.
+
+    Args:
+        vectors: `(N, code_dim)`.
+        index: int64 `(N,)`, global ids.
+
+    Returns:
+        Number of vectors of each code over all ranks, `(num_codes,)`, in the vectors' dtype.
+    """
+    counts = codebook.count(index, vectors.dtype)
+    sums = vectors.new_zeros(codebook.num_codes, codebook.code_dim).index_add_(0, index, vectors)
+    sum_over_ranks(counts, sums)
+    # A vector that is not finite moves no code: the loss will tell, and the codebook is still good then.
+    finite = sums.isfinite().all(1)
+    used = (counts > 0) & finite
+    sums = torch.where(finite[:, None], sums, 0.0)
+    if codebook.ema_count is not None and codebook.ema_sum is not None:
+        # Loaded without its averages, a trained codebook counts as one vector a batch for each code.
+        lost = (codebook.num_forwards > 0) & (codebook.ema_count.sum() == 0)
+        codebook.ema_count.copy_(torch.where(lost, 1.0, codebook.ema_count))
+        codebook.ema_sum.copy_(torch.where(lost, codebook.effective(vectors.dtype), codebook.ema_sum))
+        codebook.ema_count.lerp_(counts.to(codebook.ema_count.dtype), 1 - codebook.codebook_decay)
+        codebook.ema_sum.lerp_(sums.to(codebook.ema_sum.dtype), 1 - codebook.codebook_decay)
+        codebook.overwrite((codebook.ema_sum / codebook.ema_count.clamp_min(1e-12)[:, None]).to(vectors.dtype), used)
+    elif codebook.alternating_kind == "centroid":
+        codes = codebook.effective(vectors.dtype)
+        codebook.overwrite(codes.lerp(sums / counts.clamp_min(1)[:, None], codebook.alternating_lr), used)
+    else:
+        assert codebook.momentum is not None
+        with torch.enable_grad():
+            raw = codebook.weight.detach().to(vectors.dtype).requires_grad_()
+            codes = codebook._effective(raw)
+        size = (counts.sum() * codebook.code_dim).clamp_min(1)
+        gradient = torch.where(finite[:, None], counts[:, None] * codes.detach() - sums, 0.0) * (2 / size)
+        (gradient,) = torch.autograd.grad(codes, raw, gradient)
+        codebook.momentum.mul_(_SGD_MOMENTUM).add_(gradient)
+        codebook.weight.sub_(codebook.alternating_lr * codebook.momentum)
+    return counts
+
+
+@torch.no_grad()
+def end_forward(codebook: Codebook, counts: torch.Tensor) -> None:
+    """Closes a training forward: `counts` `(num_codes,)` are the uses of each code over all ranks."""
+    codebook.num_forwards.add_(1)
+    codebook.unused_steps.add_(1).masked_fill_(counts > 0, 0)
+    if codebook.last_counts is not None:
+        codebook.last_counts.copy_(counts)
+
+
+def _finite(vectors: torch.Tensor) -> torch.Tensor:
+    """The rows without infinite or NaN entries."""
+    return vectors.detach()[vectors.isfinite().all(-1)]
