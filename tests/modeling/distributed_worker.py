@@ -98,6 +98,19 @@ def main() -> None:
         )
     dist.barrier()
 
+    # Nor does a frozen layer in training mode, on whichever rank.
+    for option in (FULL, {"codebook_update": "ema", "kmeans_init": True, "replace_freq": 2}):
+        torch.manual_seed(0)
+        frozen = VectorQuant(8, 32, **option).freeze().train()
+        before = frozen.get_codebook()
+        if rank == 0:
+            out = frozen(torch.randn(2, 8, 3, 3))[1]
+        dist.barrier()
+        moved = [] if torch.equal(before, frozen.get_codebook()) else ["codes"]
+        if rank == 0:
+            seen = bool(out.perplexity > 1)
+            print(json.dumps({"name": "frozen", "built": "after", "disagreements": moved, "finite": seen}), flush=True)
+
     # A single dead code, fewer than ranks, is replaced too; a forward before the group existed does no harm.
     layer = trained
     if rank == 1:

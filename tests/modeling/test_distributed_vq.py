@@ -34,8 +34,8 @@ def results(tmp_path_factory) -> list[dict]:
 
 
 def test_all_cases_ran_on_two_ranks(results):
-    """Ten layers, each built before and after the process group, and three more checks."""
-    assert len(results) == 23
+    """Ten layers, each built before and after the process group, and five more checks."""
+    assert len(results) == 25
     assert {result["built"] for result in results} == {"before", "after"}
 
 
