@@ -37,7 +37,7 @@ def emoji() -> tuple[torch.Tensor, torch.Tensor]:
     """Training and held-out images of the shipped sample, `(N, 3, 32, 32)` in [-1, 1]."""
     import hf_vq
 
-    folder = Path(hf_vq.__file__).parent / "noto_emoji_32"
+    folder = Path(hf_vq.__file__).parent / "data" / "noto_emoji_32"
     splits = []
     for split in ("train", "test"):
         rows = pyarrow.parquet.read_table(folder / f"{split}.parquet").column("image").to_pylist()

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import datasets
 import numpy as np
 
-from hf_vq.data import ImageDataset, load_images
+from hf_vq.data.images import ImageDataset
+from hf_vq.data.sources import load_images
 
 TEST_SHARE = 0.2
 VALIDATION_SHARE = 0.125  # of the training images

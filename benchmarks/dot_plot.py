@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import PIL.Image
 
-from hf_vq.figures import INK, RUN_COLORS, new_figure, picture
+from hf_vq.plots.style import INK, RUN_COLORS, new_figure, picture
 
 
 @dataclass

@@ -38,8 +38,8 @@ from scipy.spatial import cKDTree
 from torch import nn
 
 from hf_vq import RECOMMENDED_QUANTIZER, VectorQuant, VQConfig, VQModel, no_vq
-from hf_vq.figures import INK, legend_above, new_figure, picture, run_colors
 from hf_vq.modeling.kmeans_vq import kmeans
+from hf_vq.plots.style import INK, legend_above, new_figure, picture, run_colors
 
 RESULTS = Path(__file__).parent / "results"
 SIZES = (1024, 16384, 256, 4096, 65536)  # in the order of what one wants to know first

@@ -16,20 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mechanism_pictures import codebook_curves, density_ridges, projection_animation, projection_panels, save_animation
 from run_records import mean_deviation, save_records
+from toy_trajectory import toy_trajectories
 
 from hf_vq import TokenizerTrainer, TokenizerTrainingArguments, VQConfig, VQModel
-from hf_vq.codebook_record import CodebookSnapshot, load_snapshots
-from hf_vq.data import ImageDataset, load_images
-from hf_vq.visualization import (
-    codebook_curves,
-    density_ridges,
-    projection_animation,
-    projection_panels,
-    save_animation,
-    toy_trajectories,
-    usage_histogram,
-)
+from hf_vq.data.images import ImageDataset
+from hf_vq.data.sources import load_images
+from hf_vq.plots.codebook import usage_histogram
+from hf_vq.training.snapshots import CodebookSnapshot, load_snapshots
 
 RESULTS = Path(__file__).parent / "results"
 # One width of codes for all, the encoder's own: a narrow projection would do much of the work by itself.

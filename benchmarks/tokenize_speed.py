@@ -26,7 +26,7 @@ import torch
 from quantizer_speed import OURS, RESULTS, name_of, peak_memory
 from timing import speedup, timed_rounds
 
-from hf_vq.convert import convert_state_dict
+from hf_vq.convert.checkpoints import convert_state_dict
 
 SIZES = (32, 64, 256)
 PIXELS = 2**15  # of a batch, where that is at least two images

@@ -5,19 +5,17 @@
 """Vector-quantized image tokenizers in the Hugging Face way.
 
 Importing this package registers its classes, so that `AutoConfig`, `AutoModel`, `AutoImageProcessor` and `pipeline`
-load its checkpoints without `trust_remote_code`. The trainers need the extra `hf_vq[train]` and are imported on first
-use, as is `load_token_dataset`.
+load its checkpoints without `trust_remote_code`. Everything that is not needed for this is imported on first use. The
+trainers and `load_token_dataset` need the extra `hf_vq[train]`.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .hub import from_hub, push_to_hub
-from .modeling import (
+from hf_vq.modeling import (
     RECOMMENDED_QUANTIZER,
     GroupVectorQuant,
     ImageGenerationPipeline,
@@ -38,27 +36,19 @@ from .modeling import (
     get_vq_layers,
     no_vq,
 )
-from .modeling.version_vq import __version__
+from hf_vq.modeling.version_vq import __version__
+from hf_vq.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .token_data import load_token_dataset as load_token_dataset
-    from .training.arguments import ClassifierTrainingArguments as ClassifierTrainingArguments
-    from .training.arguments import GeneratorTrainingArguments as GeneratorTrainingArguments
-    from .training.arguments import TokenizerTrainingArguments as TokenizerTrainingArguments
-    from .training.classifier_trainer import ClassifierTrainer as ClassifierTrainer
-    from .training.generator_trainer import GeneratorTrainer as GeneratorTrainer
-    from .training.tokenizer_trainer import TokenizerTrainer as TokenizerTrainer
-
-# Name -> module. Not in `__all__`: a star import has to work in an installation without the extra.
-_NEEDS_TRAIN_EXTRA = {
-    "ClassifierTrainer": ".training.classifier_trainer",
-    "ClassifierTrainingArguments": ".training.arguments",
-    "GeneratorTrainer": ".training.generator_trainer",
-    "GeneratorTrainingArguments": ".training.arguments",
-    "load_token_dataset": ".token_data",
-    "TokenizerTrainer": ".training.tokenizer_trainer",
-    "TokenizerTrainingArguments": ".training.arguments",
-}
+    from hf_vq.data.tokens import load_token_dataset as load_token_dataset
+    from hf_vq.hub.models import from_hub as from_hub
+    from hf_vq.hub.models import push_to_hub as push_to_hub
+    from hf_vq.training.arguments import ClassifierTrainingArguments as ClassifierTrainingArguments
+    from hf_vq.training.arguments import GeneratorTrainingArguments as GeneratorTrainingArguments
+    from hf_vq.training.arguments import TokenizerTrainingArguments as TokenizerTrainingArguments
+    from hf_vq.training.classifier import ClassifierTrainer as ClassifierTrainer
+    from hf_vq.training.generator import GeneratorTrainer as GeneratorTrainer
+    from hf_vq.training.tokenizer import TokenizerTrainer as TokenizerTrainer
 
 AutoConfig.register(VQConfig.model_type, VQConfig, exist_ok=True)
 AutoModel.register(VQConfig, VQModel, exist_ok=True)
@@ -72,30 +62,38 @@ for _config in (VQConfig, VQImageClassificationConfig):
     AutoImageProcessor.register(_config, image_processor_classes={"pil": VQImageProcessor}, exist_ok=True)
 PIPELINE_REGISTRY.register_pipeline("image-tokenization", ImageTokenizationPipeline, pt_model=AutoModel)
 PIPELINE_REGISTRY.register_pipeline("image-generation", ImageGenerationPipeline, pt_model=AutoModel)
-# transformers' own would write its generic card, and no image processor.
-VQModel.push_to_hub = push_to_hub  # type: ignore[assignment, method-assign]
-MaskGitModel.push_to_hub = push_to_hub  # type: ignore[assignment, method-assign]
-VQModelForImageClassification.push_to_hub = push_to_hub  # type: ignore[assignment, method-assign]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _NEEDS_TRAIN_EXTRA:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        return getattr(import_module(_NEEDS_TRAIN_EXTRA[name], __name__), name)
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == __name__:
-            raise
-        raise ModuleNotFoundError(
-            f"{name} needs the package {error.name!r}. Install the training extra: pip install 'hf_vq[train]'",
-            name=error.name,
-        ) from error
+def _push_to_hub(model: Any, *args: Any, **kwargs: Any) -> Any:
+    """Publishes this model with our card and its image processor; see `hf_vq.push_to_hub`."""
+    from hf_vq.hub.models import push_to_hub
+
+    return push_to_hub(model, *args, **kwargs)
 
 
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_NEEDS_TRAIN_EXTRA])
+# transformers' own method would write its generic card, and no image processor.
+for _model in (VQModel, MaskGitModel, VQModelForImageClassification):
+    _model.push_to_hub = _push_to_hub  # type: ignore[assignment, method-assign]
 
+_lazy, __getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "hub.models": ["from_hub", "push_to_hub"],
+        "data.tokens": ["load_token_dataset"],
+        "training.arguments": [
+            "ClassifierTrainingArguments",
+            "GeneratorTrainingArguments",
+            "TokenizerTrainingArguments",
+        ],
+        "training.classifier": ["ClassifierTrainer"],
+        "training.generator": ["GeneratorTrainer"],
+        "training.tokenizer": ["TokenizerTrainer"],
+    },
+    submodules=("cards", "convert", "data", "evaluation", "hub", "losses", "metrics", "plots", "training"),
+    extra="train",
+)
 
+# Names that need the training extra are left out: a star import has to work without it.
 __all__ = [
     "RECOMMENDED_QUANTIZER",
     "GroupVectorQuant",
@@ -114,8 +112,8 @@ __all__ = [
     "VQModelForImageClassification",
     "VectorQuant",
     "__version__",
-    "from_hub",
     "draw_mask",
+    "from_hub",
     "get_vq_layers",
     "no_vq",
     "push_to_hub",

@@ -17,10 +17,10 @@ from pathlib import Path
 from huggingface_hub.errors import StrictDataclassError
 
 from hf_vq import VQImageProcessor, VQModel
-from hf_vq.card_merging import fill_card
-from hf_vq.convert import convert_checkpoint, save_for_diffusers
-from hf_vq.convert_layouts import LAYOUTS
-from hf_vq.model_card import tokenizer_card
+from hf_vq.cards.merging import fill_card
+from hf_vq.cards.tokenizer import tokenizer_card
+from hf_vq.convert.checkpoints import convert_checkpoint, save_for_diffusers
+from hf_vq.convert.layouts import LAYOUTS
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -23,8 +23,10 @@ import torch
 from PIL import Image
 
 from hf_vq import MaskGitModel, TokenizerTrainer, TokenizerTrainingArguments, VQConfig, VQImageProcessor, VQModel
-from hf_vq.data import ImageDataset, decode_image, load_images
-from hf_vq.visualization import projection, reconstruction_grid, sample_sheet, usage_curves
+from hf_vq.data.images import ImageDataset, decode_image
+from hf_vq.data.sources import load_images
+from hf_vq.plots.codebook import projection, usage_curves
+from hf_vq.plots.images import reconstruction_grid, sample_sheet
 
 BACKBONE: dict[str, Any] = {"architecture": "sqvae", "image_size": 32, "base_channels": 64, "num_codes": 1024}
 # Plain VQ as it is usually written: straight-through gradient, one loss for encoder and codebook, wide codes.
@@ -48,7 +50,7 @@ RELOAD = """
 import json, sys, torch
 import hf_vq
 from transformers import AutoImageProcessor, AutoModel
-from hf_vq.data import load_images, ImageDataset
+from hf_vq.data.images import load_images, ImageDataset
 folder, count = sys.argv[1], int(sys.argv[2])
 model = AutoModel.from_pretrained(folder).eval()
 processor = AutoImageProcessor.from_pretrained(folder)

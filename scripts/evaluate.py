@@ -15,9 +15,9 @@ import os
 import sys
 from collections.abc import Sequence
 
+from hf_vq.commands.parsing import parse_command_line
 from hf_vq.evaluation.arguments import EvaluationArguments
 from hf_vq.evaluation.evaluator import evaluate
-from hf_vq.training.command_line import parse_command_line
 
 
 def main(argv: Sequence[str] | None = None) -> None:

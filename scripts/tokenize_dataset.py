@@ -14,8 +14,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hf_vq.tokenization import TokenizationArguments, tokenize_dataset
-from hf_vq.training.command_line import parse_command_line
+from hf_vq.commands.parsing import parse_command_line
+from hf_vq.data.tokenize import TokenizationArguments, tokenize_dataset
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -20,10 +20,10 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import set_seed
 
 from hf_vq import VQImageClassificationConfig, VQModelForImageClassification
+from hf_vq.commands.parsing import parse_command_line
 from hf_vq.training.arguments import ClassifierTrainingArguments
+from hf_vq.training.classifier import ClassifierTrainer
 from hf_vq.training.classifier_data import classifier_config
-from hf_vq.training.classifier_trainer import ClassifierTrainer
-from hf_vq.training.command_line import parse_command_line
 from hf_vq.training.image_data import build_image_datasets
 from hf_vq.training.trainer import train_to_the_end
 

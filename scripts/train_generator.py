@@ -22,10 +22,10 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import set_seed
 
 from hf_vq import MaskGitConfig, MaskGitModel
+from hf_vq.commands.parsing import parse_command_line
 from hf_vq.training.arguments import GeneratorTrainingArguments
-from hf_vq.training.command_line import parse_command_line
+from hf_vq.training.generator import GeneratorTrainer
 from hf_vq.training.generator_data import build_token_datasets, generator_config, load_run_tokenizer
-from hf_vq.training.generator_trainer import GeneratorTrainer
 from hf_vq.training.trainer import train_to_the_end
 
 

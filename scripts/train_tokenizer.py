@@ -18,10 +18,10 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import set_seed
 
 from hf_vq import VQConfig, VQImageProcessor, VQModel
+from hf_vq.commands.parsing import parse_command_line
 from hf_vq.training.arguments import TokenizerTrainingArguments
-from hf_vq.training.command_line import parse_command_line
 from hf_vq.training.image_data import build_image_datasets
-from hf_vq.training.tokenizer_trainer import TokenizerTrainer
+from hf_vq.training.tokenizer import TokenizerTrainer
 from hf_vq.training.trainer import train_to_the_end
 
 

@@ -1,5 +1,5 @@
 """One evaluator for tokenizers and generators: `evaluate` in `hf_vq.evaluation.evaluator`. Needs `hf_vq[eval]`."""
 
-from ..extras import require
+from hf_vq.utils.extras import require
 
 require("eval", "accelerate", "datasets", "matplotlib", "torchmetrics")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hf_vq.features import FEATURES, SHRUNK_PIXELS
-from hf_vq.generation_metrics import SAMPLE_SIZE
+from hf_vq.metrics.features import FEATURES, SHRUNK_PIXELS
+from hf_vq.metrics.generation import SAMPLE_SIZE
 
 
 @dataclass

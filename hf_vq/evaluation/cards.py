@@ -11,14 +11,14 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from hf_vq.card_merging import add_results, fill_card, has_part
+from hf_vq.cards.generator import generator_card
+from hf_vq.cards.merging import add_results, fill_card, has_part
+from hf_vq.cards.tokenizer import METRICS, tokenizer_card
 from hf_vq.evaluation.report import Report, metric
-from hf_vq.generator_card import generator_card
-from hf_vq.hub_files import CARD_FILE, fetch_file, publish_folder
-from hf_vq.model_card import METRICS, tokenizer_card
+from hf_vq.hub.repository import CARD_FILE, fetch_file, publish_folder
 from hf_vq.modeling.modeling_maskgit import MaskGitModel
 from hf_vq.modeling.modeling_vq import VQModel
-from hf_vq.training.checkpoint import atomic_file
+from hf_vq.utils.files import atomic_file
 
 logger = logging.getLogger(__name__)
 

@@ -16,16 +16,16 @@ import torchmetrics
 import transformers
 from accelerate import PartialState
 
+from hf_vq.data.sources import load_images, pinned_revision
 from hf_vq.evaluation.arguments import EvaluationArguments
 from hf_vq.evaluation.cards import update_cards
 from hf_vq.evaluation.images import ImageBatches, describe_preprocessing
 from hf_vq.evaluation.measurements import evaluate_generators, evaluate_tokenizers
 from hf_vq.evaluation.report import Report
 from hf_vq.evaluation.subjects import common_processor, load_subjects
-from hf_vq.features import make_extractor
-from hf_vq.image_sources import load_images, pinned_revision, shorten
-from hf_vq.model_card import public_name
+from hf_vq.metrics.features import make_extractor
 from hf_vq.modeling.version_vq import __version__
+from hf_vq.utils.text import public_name, shorten
 
 logger = logging.getLogger(__name__)
 

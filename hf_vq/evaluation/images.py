@@ -12,11 +12,11 @@ import PIL.Image
 import torch
 from accelerate.utils import gather_object
 
-from hf_vq.data import decode_image, error_reason
-from hf_vq.image_sources import AnyDataset
-from hf_vq.metrics import sum_over_processes
+from hf_vq.data.images import decode_image, error_reason
+from hf_vq.data.shards import split_rows, unreadable
+from hf_vq.data.sources import AnyDataset
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
-from hf_vq.token_shards import split_rows, unreadable
+from hf_vq.utils.processes import sum_over_processes
 
 _Read = tuple[torch.Tensor | None, str]
 

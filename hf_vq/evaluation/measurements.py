@@ -15,12 +15,14 @@ from hf_vq.evaluation.arguments import EvaluationArguments
 from hf_vq.evaluation.images import ImageBatches, PixelRange, to_bytes, to_pil
 from hf_vq.evaluation.report import metric_key
 from hf_vq.evaluation.subjects import Subject
-from hf_vq.features import FeatureExtractor
-from hf_vq.generation_metrics import FrechetDistance, GeneratorMetrics
-from hf_vq.image_sources import shorten
-from hf_vq.metrics import TokenizerMetrics, bits_per_image, sum_over_processes
+from hf_vq.metrics.base import bits_per_image
+from hf_vq.metrics.features import FeatureExtractor
+from hf_vq.metrics.generation import FrechetDistance, GeneratorMetrics
+from hf_vq.metrics.reconstruction import TokenizerMetrics
 from hf_vq.modeling.modeling_maskgit import MaskGitModel
-from hf_vq.visualization import reconstruction_grid, sample_sheet
+from hf_vq.plots.images import reconstruction_grid, sample_sheet
+from hf_vq.utils.processes import sum_over_processes
+from hf_vq.utils.text import shorten
 
 PICTURE_COLUMNS = 8
 _SAMPLING = ("num_steps", "guidance_scale", "guidance_schedule", "schedule", "sampler", "temperature")

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import PIL.Image
 
-from hf_vq.features import INCEPTION
-from hf_vq.model_card import METRICS as TOKENIZER_METRICS
-from hf_vq.model_card import table_cell
-from hf_vq.training.checkpoint import write_json
+from hf_vq.cards.tokenizer import METRICS as TOKENIZER_METRICS
+from hf_vq.cards.tokenizer import table_cell
+from hf_vq.metrics.features import INCEPTION
+from hf_vq.utils.files import write_json
 
 FORMAT = 1
 TABLE_FILE, JSON_FILE, PICTURE_FILE = "evaluation.md", "evaluation.json", "evaluation.png"

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_vq.data.tokens import load_model
 from hf_vq.evaluation.arguments import split_revision
 from hf_vq.evaluation.images import describe_preprocessing, resized
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
 from hf_vq.modeling.modeling_maskgit import MaskGitModel
 from hf_vq.modeling.modeling_vq import VQModel
-from hf_vq.token_data import load_model, weights_sha256
+from hf_vq.utils.hashes import weights_sha256
 
 
 class Subject:

@@ -1,5 +1,5 @@
-"""Training loops; `TokenizerTrainer` is in `tokenizer_trainer`, its settings in `arguments`. Needs `hf_vq[train]`."""
+"""Training loops; `TokenizerTrainer` is in `tokenizer`, its settings in `arguments`. Needs `hf_vq[train]`."""
 
-from ..extras import require
+from hf_vq.utils.extras import require
 
 require("train", "accelerate", "datasets")

@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 
 from hf_vq.modeling.configuration_vq_classifier import VQImageClassificationConfig
-from hf_vq.training.data_order import is_stream
+from hf_vq.training.order import is_stream
 
 NO_LABELS = (
     "The {} set has no labels, nothing to learn: use a folder of images for each class, or a data set with a column "

@@ -15,13 +15,13 @@ from accelerate import PartialState
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from hf_vq.data.tokens import load_token_dataset, load_tokenizer, read_manifest
 from hf_vq.modeling.configuration_maskgit import MaskGitConfig
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
 from hf_vq.modeling.masking_maskgit import draw_mask, draw_uniform, mask_ratio
 from hf_vq.modeling.modeling_vq import VQModel
-from hf_vq.token_data import load_token_dataset, load_tokenizer, read_manifest
 from hf_vq.training.arguments import GeneratorTrainingArguments
-from hf_vq.training.data_order import is_stream
+from hf_vq.training.order import is_stream
 
 logger = logging.getLogger(__name__)
 

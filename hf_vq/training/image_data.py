@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from hf_vq.data import ImageDataset, ImageStream, load_images
-from hf_vq.image_sources import UnknownSplitError
+from hf_vq.data.images import ImageDataset, ImageStream
+from hf_vq.data.sources import UnknownSplitError, load_images
 from hf_vq.training.arguments import ImageTrainingArguments
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_vq.training.checkpoint import atomic_file
+from hf_vq.utils.files import atomic_file
 
 
 class LogWindow:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hf_vq.training.arguments import BaseTrainingArguments
-from hf_vq.training.data_order import is_stream
+from hf_vq.training.order import is_stream
 
 if TYPE_CHECKING:
     from hf_vq.training.trainer import BaseTrainer

@@ -12,9 +12,9 @@ from accelerate import Accelerator
 from PIL import Image
 
 from hf_vq.training.arguments import BaseTrainingArguments
-from hf_vq.training.checkpoint import atomic_file
 from hf_vq.training.metrics_log import MetricsFile
-from hf_vq.training.run_state import METRICS_FILE, PICTURES_FOLDER
+from hf_vq.training.run_folder import METRICS_FILE, PICTURES_FOLDER
+from hf_vq.utils.files import atomic_file
 
 logger = logging.getLogger(__name__)
 

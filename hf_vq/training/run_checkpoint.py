@@ -23,9 +23,10 @@ from transformers import PreTrainedConfig
 
 from hf_vq.modeling.quantizer_vq import get_vq_layers
 from hf_vq.modeling.version_vq import VERSION_KEY, __version__
-from hf_vq.training import checkpoint as ckpt
-from hf_vq.training.data_order import is_stream
-from hf_vq.training.run_state import differing_settings, random_state
+from hf_vq.training import checkpoints as ckpt
+from hf_vq.training.order import is_stream
+from hf_vq.training.run_folder import differing_settings, random_state
+from hf_vq.utils.files import atomic_folder, free_space, write_json
 
 if TYPE_CHECKING:
     from hf_vq.training.trainer import BaseTrainer
@@ -56,7 +57,7 @@ def save_checkpoint(trainer: BaseTrainer) -> Path:
     error = None
     if trainer.accelerator.is_main_process:
         try:
-            with ckpt.atomic_folder(folder) as temporary:
+            with atomic_folder(folder) as temporary:
                 _write(trainer, temporary, rank_states)
             ckpt.rotate_checkpoints(trainer.output_dir, trainer.args.save_total_limit)
         except Exception as reason:  # a full disk shows as OSError, RuntimeError or SafetensorError
@@ -129,7 +130,7 @@ def _write(trainer: BaseTrainer, folder: Path, rank_states: list[dict[str, Any]]
         "versions": {"hf_vq": __version__, "torch": torch.__version__},
         **trainer.settings(),
     }
-    ckpt.write_json(state, folder / ckpt.STATE_FILE)
+    write_json(state, folder / ckpt.STATE_FILE)
 
 
 def _rank_state(trainer: BaseTrainer) -> dict[str, Any]:
@@ -207,6 +208,6 @@ def _save_error(output_dir: Path, folder: Path, reason: Exception) -> str:
     checkpoints = ckpt.list_checkpoints(output_dir)
     last = f"The last good checkpoint is '{checkpoints[-1]}'" if checkpoints else "There is no older checkpoint"
     return (
-        f"Could not save '{folder}': {reason}. {ckpt.free_space(output_dir)}. {last}; what was half written is gone. "
+        f"Could not save '{folder}': {reason}. {free_space(output_dir)}. {last}; what was half written is gone. "
         "Free some space, or lower save_total_limit, and continue with resume_from_checkpoint=latest."
     )

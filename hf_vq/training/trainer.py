@@ -20,18 +20,17 @@ from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import PreTrainedModel
 
-from hf_vq.codebook_record import snapshot_files
-from hf_vq.hub import create_repository, publish_folder
-from hf_vq.training import checkpoint as ckpt
+from hf_vq.hub.repository import create_repository, publish_folder
+from hf_vq.training import checkpoints as ckpt
 from hf_vq.training.arguments import BaseTrainingArguments
 from hf_vq.training.callbacks import TrainerCallback
-from hf_vq.training.data_order import Batch, DataOrder, is_stream, stream_batches, training_batches
 from hf_vq.training.ema import WeightEMA
 from hf_vq.training.metrics_log import LogWindow
 from hf_vq.training.optimization import build_schedule
+from hf_vq.training.order import Batch, DataOrder, is_stream, stream_batches, training_batches
 from hf_vq.training.reporting import Reporter
 from hf_vq.training.run_checkpoint import load_checkpoint, save_checkpoint
-from hf_vq.training.run_state import (
+from hf_vq.training.run_folder import (
     FINAL_FOLDER,
     LOGGING_FOLDER,
     MONITOR_FOLDER,
@@ -41,6 +40,8 @@ from hf_vq.training.run_state import (
     preserved_random_state,
     set_random_state,
 )
+from hf_vq.training.snapshots import snapshot_files
+from hf_vq.utils.files import atomic_folder
 
 logger = logging.getLogger(__name__)
 
@@ -266,7 +267,7 @@ class BaseTrainer:
         error = None
         if self.accelerator.is_main_process:
             try:
-                with ckpt.atomic_folder(Path(folder)) as temporary:
+                with atomic_folder(Path(folder)) as temporary:
                     self.write_model(temporary)
             except Exception as reason:
                 error = f"Could not write the model to '{folder}': {reason}"

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
 
 class Benchmark:
     """A benchmark's module, and its main function with a command line."""
@@ -35,8 +33,6 @@ class Benchmark:
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Benchmark]:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
     def load(name: str) -> Benchmark:
         module = importlib.import_module(name)
         monkeypatch.setattr(module, "RESULTS", tmp_path)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from hf_vq.codebook_record import load_snapshots
+from hf_vq.training.snapshots import load_snapshots
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "mechanism.py"
 PICTURES = (

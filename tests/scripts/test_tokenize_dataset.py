@@ -129,7 +129,7 @@ import time
 
 from accelerate import PartialState
 
-from hf_vq import tokenization
+from hf_vq.data import tokenize as tokenization
 
 look = tokenization._continue
 

@@ -13,9 +13,9 @@ from PIL import Image
 from transformers import AutoModelForImageClassification, pipeline
 
 from hf_vq import VQImageClassificationConfig
-from hf_vq.codebook_record import load_snapshots
+from hf_vq.commands.parsing import parse_command_line
 from hf_vq.training.arguments import ClassifierTrainingArguments
-from hf_vq.training.command_line import parse_command_line
+from hf_vq.training.snapshots import load_snapshots
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train_classifier.py"
 RECIPE = SCRIPT.parent / "configs" / "noto_emoji_32_classifier.yaml"

@@ -21,11 +21,11 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 from hf_vq import MaskGitConfig, MaskGitModel, VQConfig, VQImageProcessor, VQModel
-from hf_vq.token_data import weights_sha256
-from hf_vq.tokenization import TokenizationArguments, tokenize_dataset
+from hf_vq.data.tokenize import TokenizationArguments, tokenize_dataset
 from hf_vq.training import generator_data
 from hf_vq.training.arguments import GeneratorTrainingArguments
-from hf_vq.training.checkpoint import list_checkpoints
+from hf_vq.training.checkpoints import list_checkpoints
+from hf_vq.utils.hashes import weights_sha256
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train_generator.py"
 TINY = (

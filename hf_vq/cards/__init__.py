@@ -1,0 +1,1 @@
+"""Model cards: what stands in a repository's README."""

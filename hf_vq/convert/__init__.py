@@ -1,0 +1,22 @@
+"""Weights of other projects as models of this package, and back."""
+
+from typing import TYPE_CHECKING
+
+from hf_vq.utils.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from hf_vq.convert.checkpoints import Conversion as Conversion
+    from hf_vq.convert.checkpoints import convert_checkpoint as convert_checkpoint
+    from hf_vq.convert.checkpoints import convert_state_dict as convert_state_dict
+    from hf_vq.convert.checkpoints import save_for_diffusers as save_for_diffusers
+    from hf_vq.convert.layouts import LAYOUTS as LAYOUTS
+    from hf_vq.convert.vqtorch import load_vqtorch_state_dict as load_vqtorch_state_dict
+
+__all__, __getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "checkpoints": ["Conversion", "convert_checkpoint", "convert_state_dict", "save_for_diffusers"],
+        "layouts": ["LAYOUTS"],
+        "vqtorch": ["load_vqtorch_state_dict"],
+    },
+)

@@ -1,0 +1,295 @@
+"""Weights of other projects as a `VQModel`, and back to diffusers.
+
+Layouts: diffusers' `VQModel` (aMUSEd, VQ-Diffusion, latent diffusion), taming-transformers' VQGAN, LlamaGen's
+tokenizer (DeepSeek's Janus has it too) and transformers' `JanusVQVAE`. Tokens and pixels are those of the original.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from hf_vq.convert.layouts import (
+    EXPORT_KEY,
+    LAYOUTS,
+    averaged_key,
+    detect_layout,
+    foreign_key,
+    infer_architecture,
+    select_weights,
+)
+from hf_vq.modeling.configuration_vq import VQConfig
+from hf_vq.modeling.modeling_vq import VQModel
+from hf_vq.utils.text import listed
+
+# A converted model has learned no way of training yet: plain vector quantization, with the codes it came with.
+_PLAIN: dict[str, Any] = {"sync_nu": 0.0, "alternating_steps": 0, "replace_freq": 0, "kmeans_init": False}
+_PICKLES = (".ckpt", ".pth", ".pt", ".bin")
+_WRAPPERS = ("state_dict", "model")
+
+
+@dataclass
+class Conversion:
+    """A converted tokenizer.
+
+    Attributes:
+        model: In eval mode and float32.
+        layout: The layout that the weights were in, one of `LAYOUTS`.
+        notes: What was left out or decided on the way, a sentence for each.
+        do_normalize: The network takes pixels in [-1, 1], not [0, 1]. Only what `save_for_diffusers` wrote says so;
+            of others it is taken to be true.
+    """
+
+    model: VQModel
+    layout: str
+    notes: list[str] = field(default_factory=list)
+    do_normalize: bool = True
+
+
+def convert_checkpoint(
+    path: str | Path, *, layout: str | None = None, image_size: int | None = None, use_ema: bool = False
+) -> Conversion:
+    """Reads a checkpoint of another project.
+
+    Args:
+        path: A `.safetensors` file, a `.ckpt`, `.pth`, `.pt` or `.bin` file (read by
+            ``torch.load(weights_only=True)``), or a folder with one of these. A `config.json` beside the weights
+            is read as well.
+        layout: One of `LAYOUTS`; None to tell by the names.
+        image_size: Side of the images; None for what the configuration says, or 256. The weights work with any.
+        use_ema: Take the averaged weights of the training run instead, where the file has them.
+
+    Raises:
+        FileNotFoundError: there is nothing to read.
+        ValueError: the file cannot be read safely, or for one of the reasons of `convert_state_dict`.
+    """
+    file = _weights_file(Path(path))
+    config_file = file.with_name("config.json")
+    source_config = json.loads(config_file.read_text()) if config_file.is_file() else {}
+    source_config = source_config.get("vq_config", source_config)  # of the whole Janus
+    return convert_state_dict(
+        _read(file), layout=layout, image_size=image_size, source_config=source_config, use_ema=use_ema
+    )
+
+
+def convert_state_dict(
+    state_dict: Mapping[str, torch.Tensor],
+    *,
+    layout: str | None = None,
+    image_size: int | None = None,
+    source_config: Mapping[str, Any] | None = None,
+    use_ema: bool = False,
+) -> Conversion:
+    """Builds a `VQModel` from the weights of another project.
+
+    The architecture follows from names and shapes. Of diffusers' layout they do not tell the groups of the group
+    norms: without a `source_config` there are 32.
+
+    Args:
+        state_dict: Names to tensors, of any floating dtype; a part of a larger model's will do.
+        layout: One of `LAYOUTS`; None to tell by the names.
+        image_size: As for `convert_checkpoint`.
+        source_config: The model's configuration, as in its `config.json`.
+        use_ema: As for `convert_checkpoint`.
+
+    Raises:
+        ValueError: unknown layout; an architecture or a quantizer that a `VQModel` cannot hold; tensors that are
+            missing, left over, or of another shape, all listed.
+    """
+    if layout is not None and layout not in LAYOUTS:
+        raise ValueError(f"`layout` must be one of {listed(LAYOUTS)}, or None to tell by the names, got {layout!r}.")
+    source_config = source_config or {}
+    weights, notes = select_weights(state_dict, use_ema)
+    weights = {key: value.float() for key, value in weights.items()}
+    layout = layout or detect_layout(weights)
+    fields = infer_architecture(weights, layout, image_size, source_config)
+    if layout == "llamagen":
+        fields |= {"norm": "l2", "cb_norm": "l2"}
+    elif layout == "janus":
+        fields |= _hold_janus_codes(weights, notes)
+    model = VQModel(VQConfig(**fields, **_PLAIN))
+    _load(model, weights, layout)
+    do_normalize = source_config.get(EXPORT_KEY, {}).get("do_normalize", True)
+    return Conversion(model.eval(), layout, notes, do_normalize)
+
+
+def _hold_janus_codes(weights: dict[str, torch.Tensor], notes: list[str]) -> dict[str, Any]:
+    """Fields for `JanusVQVAE`, which compares with the codes as they are and decodes from their unit vectors.
+
+    Where that is a difference, codes are widened, in `weights`, to hold both: the vectors get zeros beside them and
+    unit vectors lie at one distance from zero, so the comparison stays what it was; `post_quant_conv` reads the second
+    half.
+    """
+    codes = weights["quantize.embedding.weight"]
+    norms = codes.norm(dim=1)
+    if torch.allclose(norms, torch.ones_like(norms), rtol=0, atol=1e-6):
+        return {"cb_norm": "l2"}
+    # Of the codes' own size, for precision; a power of two, for exactness.
+    scale = 2.0 ** norms.mean().log2().round().item()
+    units = torch.nn.functional.normalize(codes, dim=1)
+    weights["quantize.embedding.weight"] = torch.cat([codes, scale * units], 1)
+    for name in ("quant_conv.weight", "quant_conv.bias"):
+        weights[name] = torch.cat([weights[name], torch.zeros_like(weights[name])])
+    decode = weights["post_quant_conv.weight"]
+    weights["post_quant_conv.weight"] = torch.cat([torch.zeros_like(decode), decode / scale], 1)
+    notes.append(
+        f"codes are not of unit norm, but are decoded as if they were: each of the {codes.shape[1]}-dimensional codes "
+        f"became one of {2 * codes.shape[1]} dimensions, what is compared beside what is decoded"
+    )
+    return {"embed_dim": 2 * codes.shape[1]}
+
+
+def _load(model: VQModel, weights: Mapping[str, torch.Tensor], layout: str) -> None:
+    num_levels = len(model.config.channel_multiplier)
+    names = {key: foreign_key(key, layout, num_levels) for key, _ in model.named_parameters()}
+    problems = []
+    missing = sorted(set(names.values()) - set(weights))
+    unexpected = sorted(set(weights) - set(names.values()))
+    if missing:
+        problems.append(f"missing: {listed(missing)}")
+    if unexpected:
+        problems.append(f"not known: {listed(unexpected)}")
+    new = {}
+    for key, parameter in model.named_parameters():
+        value = weights.get(names[key], parameter)
+        if ".attn" in key and value.ndim == 2:  # a linear layer is a convolution of one pixel
+            value = value[:, :, None, None]
+        if value.shape != parameter.shape:
+            problems.append(f"{names[key]!r} has the shape {tuple(value.shape)}, expected {tuple(parameter.shape)}")
+        new[key] = value
+    if problems:
+        raise ValueError(f"This checkpoint does not fit the layout {layout!r}.\n" + "\n".join(problems))
+    model.load_state_dict(new, strict=False)
+
+
+def _weights_file(path: Path) -> Path:
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise FileNotFoundError(f"There is no file or folder {str(path)!r}.")
+    for pattern in ("diffusion_pytorch_model.safetensors", "model.safetensors", "*.safetensors.index.json"):
+        for file in path.glob(pattern):
+            return file
+    files = sorted(file for file in path.iterdir() if file.suffix in (".safetensors", *_PICKLES))
+    if len(files) != 1:
+        found = f"{len(files)} of them, {listed([file.name for file in files])}" if files else "none"
+        folders = sorted(each.name for each in path.iterdir() if each.is_dir())
+        hint = f" Its folders are {listed(folders)}: one of these may be the tokenizer." if folders else ""
+        raise FileNotFoundError(f"Expected one file of weights in {str(path)!r}, found {found}.{hint}")
+    return files[0]
+
+
+def _read(file: Path) -> Mapping[str, torch.Tensor]:
+    if file.suffix not in (".safetensors", ".json", *_PICKLES):
+        raise ValueError(f"Expected a file of {listed(('.safetensors', *_PICKLES))}, got {file.name!r}.")
+    try:
+        if file.suffix == ".json":
+            shards = sorted(set(json.loads(file.read_text())["weight_map"].values()))
+            return {key: value for shard in shards for key, value in load_file(file.with_name(shard)).items()}
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{file.name!r} is not a file of tensors alone, and reading anything else can run code. Where you trust "
+            "it, write its weights to a file of their own: "
+            "`torch.save(torch.load(file, weights_only=False)['state_dict'], new_file)`."
+        ) from error
+    except (RuntimeError, EOFError, SafetensorError) as error:
+        raise ValueError(f"{file.name!r} cannot be read, it may be incomplete: {error}") from error
+    averaged: dict[str, torch.Tensor] = {}
+    while isinstance(content, Mapping) and (key := next((key for key in _WRAPPERS if key in content), None)):
+        ema = content.get("ema")
+        if isinstance(ema, Mapping):  # elsewhere it is the rate of decay
+            averaged |= {averaged_key(name): value for name, value in ema.items()}
+        content = content[key]
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{file.name!r} holds a {type(content).__name__}, not a dictionary of tensors.")
+    return {key: value for key, value in (dict(content) | averaged).items() if isinstance(value, torch.Tensor)}
+
+
+def save_for_diffusers(model: VQModel, folder: str | Path, *, do_normalize: bool = True) -> None:
+    """Writes a folder that ``diffusers.VQModel.from_pretrained`` loads, with the same tokens and pixels.
+
+    There the tokens of `pixels` are ``vq.quantize(vq.encode(pixels).latents)[2][2]``, flat, and pixels of tokens
+    ``vq.decode(tokens, force_not_quantize=True, shape=(batch, h, w, embed_dim)).sample``. The codes are the effective
+    ones: affine map and normalisation are part of them. What belongs to training is lost. `convert_checkpoint` reads
+    the image size and `do_normalize` back.
+
+    Args:
+        model: The tokenizer.
+        folder: Is created; the files `config.json` and `diffusion_pytorch_model.safetensors` in it are replaced.
+        do_normalize: That of the tokenizer's image processor: whether it takes pixels in [-1, 1], or in [0, 1].
+
+    Raises:
+        ValueError: the model has parts that diffusers' `VQModel` has not; all are named.
+    """
+    config = model.config
+    layout, num_levels = "diffusers", len(config.channel_multiplier)
+    widths = [config.base_channels * multiplier for multiplier in config.channel_multiplier]
+    problems = _what_diffusers_lacks(config, widths)
+    if problems:
+        raise ValueError("diffusers' `VQModel` cannot hold this tokenizer: " + "; ".join(problems) + ".")
+    weights = {
+        foreign_key(key, layout, num_levels): parameter.detach()
+        for key, parameter in model.named_parameters()
+        if not key.startswith("quantize.")
+    }
+    weights = {key: value.flatten(1) if ".to_" in key and value.ndim == 4 else value for key, value in weights.items()}
+    weights["quantize.embedding.weight"] = model.quantize.get_codebook()
+    attention = [config.image_size >> level in (config.attn_resolutions or []) for level in range(num_levels)]
+    source = {
+        "_class_name": "VQModel",
+        "in_channels": config.num_channels,
+        "out_channels": config.num_channels,
+        "down_block_types": ["AttnDownEncoderBlock2D" if each else "DownEncoderBlock2D" for each in attention],
+        "up_block_types": ["AttnUpDecoderBlock2D" if each else "UpDecoderBlock2D" for each in reversed(attention)],
+        "block_out_channels": widths,
+        "layers_per_block": config.num_res_blocks,
+        "act_fn": "silu",
+        "latent_channels": config.latent_channels,
+        "sample_size": config.image_size,
+        "num_vq_embeddings": config.num_codes,
+        "norm_num_groups": math.gcd(config.norm_num_groups, widths[0]),
+        "vq_embed_dim": config.embed_dim,
+        "norm_type": "group",
+        "mid_block_add_attention": config.mid_block_add_attention,
+        "lookup_from_codebook": True,
+        EXPORT_KEY: {"do_normalize": do_normalize},
+    }
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {key: value.float().cpu().contiguous() for key, value in weights.items()},
+        folder / "diffusion_pytorch_model.safetensors",
+        metadata={"format": "pt"},
+    )
+    (folder / "config.json").write_text(json.dumps(source, indent=2) + "\n")
+
+
+def _what_diffusers_lacks(config: VQConfig, widths: list[int]) -> list[str]:
+    if config.architecture != "vqgan":
+        return [f"its architecture is {config.architecture!r}, not 'vqgan'"]
+    problems = []
+    if config.num_groups > 1:
+        problems.append(f"it has {config.num_groups} codes per position, not one")
+    if config.num_attention_heads > 1 and (config.mid_block_add_attention or config.attn_resolutions):
+        problems.append(f"its attention has {config.num_attention_heads} heads, not one")
+    if config.channel_multiplier[0] > 1:
+        problems.append("its first resolution is wider than its first layer (`channel_multiplier[0]` above 1)")
+    groups = {math.gcd(config.norm_num_groups, width) for width in widths}
+    if len(groups) > 1:
+        problems.append(f"its group norms have {sorted(groups)} groups, not one number throughout")
+    # The direction of a vector alone decides among codes of unit norm, so there its norm need not be removed.
+    if config.norm not in (None, "none") and not (config.norm == config.cb_norm == "l2"):
+        problems.append(f"it normalises vectors (`norm={config.norm!r}`) before it compares them with the codes")
+    return problems

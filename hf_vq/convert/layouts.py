@@ -1,0 +1,238 @@
+"""Where other projects keep the weights that a `VQModel` has: names, variants, what cannot be held.
+
+A layout is a function from our names to its names, so one description serves both directions and the inference of
+the architecture. Ours are those of taming-transformers but for the codebook's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+
+from hf_vq.utils.text import listed
+
+LAYOUTS = ("taming", "janus", "llamagen", "diffusers")
+# A key of our exports in diffusers' configuration. diffusers warns of keys that it does not know, but for those with
+# an underscore first; it writes them again.
+EXPORT_KEY = "_hf_vq"
+
+# Applied one after the other to our names.
+_RENAMES: dict[str, tuple[tuple[str, str], ...]] = {
+    "taming": (),
+    "janus": (),
+    "llamagen": (
+        (r"\.(?:down|up)\.(\d+)\.block\.", r".conv_blocks.\1.res."),
+        (r"\.(?:down|up)\.(\d+)\.", r".conv_blocks.\1."),
+        (r"\.mid\.block_1\.", ".mid.0."),
+        (r"\.mid\.attn_1\.", ".mid.1."),
+        (r"\.mid\.block_2\.", ".mid.2."),
+    ),
+    "diffusers": (
+        (r"\.(down|up)\.(\d+)\.block\.", r".\1_blocks.\2.resnets."),
+        (r"\.(down|up)\.(\d+)\.attn\.", r".\1_blocks.\2.attentions."),
+        (r"\.(down|up)\.(\d+)\.(down|up)sample\.", r".\1_blocks.\2.\3samplers.0."),
+        (r"\.mid\.attn_1\.", ".mid_block.attentions.0."),
+        (r"\.mid\.block_1\.", ".mid_block.resnets.0."),
+        (r"\.mid\.block_2\.", ".mid_block.resnets.1."),
+        (r"(attentions\.\d+)\.norm\.", r"\1.group_norm."),
+        (r"(attentions\.\d+)\.([qkv])\.", r"\1.to_\2."),
+        (r"(attentions\.\d+)\.proj_out\.", r"\1.to_out.0."),
+        (r"\.nin_shortcut\.", ".conv_shortcut."),
+        (r"\.norm_out\.", ".conv_norm_out."),
+    ),
+}
+
+_OLD_DIFFUSERS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+# Regular expressions: what a file may hold beside the weights of encoder, decoder and codebook.
+_TRAINING_ONLY = {
+    r"loss\.": "the discriminator and the perceptual network of the training loss",
+    r"quantize\.embedding\.(?:cluster_size|embed_avg)$": "moving averages of an EMA codebook's training",
+    r"quantize\.codebook_used$": "a record of recently used codes",
+}
+_REFUSED = {
+    r"quantize\.(?:embed\.|proj\.)": "a Gumbel-softmax quantizer, which takes the code of the largest logit, not the "
+    "nearest one; a VQModel cannot hold it",
+    r"quantize\.used$": "a remapping of its tokens (`remap`) to a part of the codebook; load the model without it",
+    r"decoder\..*\.(?:conv_y|conv_b)\.": "spatially conditioned norms in the decoder (MoVQ), which need the codes at "
+    "every layer; a VQModel cannot hold them",
+}
+
+
+def foreign_key(key: str, layout: str, num_levels: int) -> str:
+    """The name that `key` of a `VQModel` with `num_levels` resolutions has in a layout."""
+    if layout != "taming":  # the others count the decoder's levels in the order in which they run
+        key = re.sub(r"^decoder\.up\.(\d+)", lambda found: f"decoder.up.{num_levels - 1 - int(found[1])}", key)
+    key = key.replace("quantize.codebook.", "quantize.embedding.")
+    for pattern, replacement in _RENAMES[layout]:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def detect_layout(keys: Collection[str]) -> str:
+    """The layout that names are in.
+
+    Raises:
+        ValueError: they are in none, with what they look like where that is known.
+    """
+    if any(key.startswith("quantize.codebook.") for key in keys):
+        raise ValueError("These are weights of hf_vq itself: load them with `VQModel.from_pretrained`.")
+    if "codebook.weight" in keys:
+        raise ValueError(
+            "These are weights of a vqtorch layer, without encoder and decoder: load them into a layer of the same "
+            "settings with `load_vqtorch_state_dict`."
+        )
+    if any(key.startswith("encoder.conv_blocks.") for key in keys):
+        return "llamagen"
+    if any(key.startswith("encoder.down_blocks.") for key in keys):
+        return "diffusers"
+    if any(key.startswith("encoder.down.") for key in keys):
+        # The level that runs first enlarges its output; the last one, which is taming's first, does not.
+        return "janus" if any(key.startswith("decoder.up.0.upsample.") for key in keys) else "taming"
+    raise ValueError(
+        f"No known layout: expected names such as 'encoder.down.0.block.0.conv1.weight' (taming, janus), "
+        f"'encoder.conv_blocks.0.res.0.conv1.weight' (llamagen) or 'encoder.down_blocks.0.resnets.0.conv1.weight' "
+        f"(diffusers), got {listed(sorted(keys), 10)}."
+    )
+
+
+def select_weights(
+    state_dict: Mapping[str, torch.Tensor], use_ema: bool = False
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The weights of encoder, decoder and codebook among those of a file.
+
+    Args:
+        state_dict: Names to tensors; the tokenizer may be a part of a larger model, behind a common prefix.
+        use_ema: Take the averaged weights that latent diffusion's training keeps as ``model_ema.*``.
+
+    Returns:
+        The weights without the prefix, old names of diffusers brought up to date, and a sentence for each kind of
+        thing left out.
+
+    Raises:
+        ValueError: several tokenizers, a kind of tokenizer that cannot be held, or no averaged weights to take.
+    """
+    notes = []
+    entry = "encoder.conv_in.weight"
+    prefixes = [key.removesuffix(entry) for key in state_dict if key == entry or key.endswith("." + entry)]
+    if len(prefixes) > 1:
+        raise ValueError(f"Found {len(prefixes)} tokenizers, at {listed(prefixes)}: keep the names of one of them.")
+    prefix = prefixes[0] if prefixes else ""
+    weights = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+    if prefix:
+        notes.append(f"took the tokenizer at {prefix!r}, left out {len(state_dict) - len(weights):,} other tensors")
+
+    averaged = {key: weights.pop(key) for key in list(weights) if key.startswith("model_ema.")}
+    if use_ema:
+        names = {averaged_key(key): key for key in weights}
+        found = {names[key]: value for key, value in averaged.items() if key in names}
+        if not found:
+            raise ValueError("`use_ema` was asked for, but the file holds no averaged weights (`model_ema.*`).")
+        weights |= found
+        notes.append(f"took the averaged weights (`model_ema.*`) of {len(found):,} tensors")
+    elif averaged:
+        notes.append(f"left out {len(averaged):,} averaged weights (`model_ema.*`); `use_ema` takes these instead")
+
+    for pattern, reason in _REFUSED.items():
+        if any(re.match(pattern, key) for key in weights):
+            raise ValueError(f"This checkpoint has {reason}.")
+    for pattern, reason in _TRAINING_ONLY.items():
+        dropped = [key for key in weights if re.match(pattern, key)]
+        for key in dropped:
+            del weights[key]
+        if dropped:
+            notes.append(f"left out {reason} ({len(dropped):,} tensors, {dropped[0]!r} the first)")
+    old = re.compile(rf"(attentions\.\d+)\.({'|'.join(_OLD_DIFFUSERS)})\.")
+    return {old.sub(lambda m: f"{m[1]}.{_OLD_DIFFUSERS[m[2]]}.", key): value for key, value in weights.items()}, notes
+
+
+def averaged_key(key: str) -> str:
+    """The name of a weight's moving average in latent diffusion's checkpoints."""
+    return "model_ema." + key.replace(".", "")
+
+
+def infer_architecture(
+    weights: Mapping[str, torch.Tensor], layout: str, image_size: int | None, source_config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Fields of `VQConfig` that follow from names and shapes, and from the configuration where they do not.
+
+    Args:
+        weights: As from `select_weights`.
+        layout: One of `LAYOUTS`.
+        image_size: Side of the images; None for what the configuration says, or 256.
+        source_config: The configuration of diffusers' `VQModel` or of transformers' `JanusVQVAE`, or empty.
+
+    Raises:
+        ValueError: a tensor that tells the shape is missing, or the architecture has no counterpart.
+    """
+    num_levels = 0
+    while foreign_key(f"encoder.down.{num_levels}.block.0.conv1.weight", layout, 0) in weights:
+        num_levels += 1
+
+    def shape(key: str) -> torch.Size:
+        name = foreign_key(key, layout, num_levels)
+        if name not in weights:
+            why = " Without a codebook it is a continuous autoencoder." if key.startswith("quantize.") else ""
+            raise ValueError(f"{name!r} is missing from this checkpoint of the layout {layout!r}.{why}")
+        return weights[name].shape
+
+    def count(pattern: str) -> int:
+        number = 0
+        while foreign_key(pattern.format(number), layout, num_levels) in weights:
+            number += 1
+        return number
+
+    base_channels, num_channels = shape("encoder.conv_in.weight")[:2]
+    widths = [shape(f"encoder.down.{level}.block.0.conv1.weight")[0] for level in range(num_levels)]
+    if not widths or any(width % base_channels for width in widths):
+        raise ValueError(
+            f"The width of each resolution must be a multiple of the first layer's, {base_channels}, got {widths}."
+        )
+    num_codes, embed_dim = shape("quantize.codebook.weight")
+    latent_channels = shape("quant_conv.weight")[1]
+    out_channels = shape("decoder.conv_out.weight")[0]
+    if out_channels != num_channels:
+        raise ValueError(f"The images that come out have {out_channels} channels, those that go in {num_channels}.")
+    factor = 2 ** (num_levels - 1)
+    if image_size is None:
+        image_size = _image_size_of(source_config, factor)
+    attention = [level for level in range(num_levels) if count(f"encoder.down.{level}.attn.{{}}.q.weight")]
+    architecture = {
+        "image_size": image_size,
+        "num_channels": num_channels,
+        "base_channels": base_channels,
+        "channel_multiplier": [width // base_channels for width in widths],
+        "num_res_blocks": count("encoder.down.0.block.{}.conv1.weight"),
+        "attn_resolutions": [image_size >> level for level in attention],
+        "mid_block_add_attention": foreign_key("encoder.mid.attn_1.q.weight", layout, num_levels) in weights,
+        "latent_channels": latent_channels,
+        "embed_dim": embed_dim,
+        "num_codes": num_codes,
+    }
+    return architecture | _from_diffusers_config(source_config) if layout == "diffusers" else architecture
+
+
+def _image_size_of(source_config: Mapping[str, Any], factor: int) -> int:
+    if "num_patches" in source_config:
+        return int(source_config["num_patches"]) * factor
+    # By diffusers itself `sample_size` is used for nothing, and often left at its default of 32.
+    return int(source_config["sample_size"]) if EXPORT_KEY in source_config else 256
+
+
+def _from_diffusers_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the weights do not tell; raises `ValueError` for what a `VQModel` has not."""
+    for name, known in (
+        ("_class_name", {"VQModel"}),
+        ("act_fn", {"silu", "swish"}),
+        ("norm_type", {"group"}),
+        ("down_block_types", {"DownEncoderBlock2D", "AttnDownEncoderBlock2D"}),
+        ("up_block_types", {"UpDecoderBlock2D", "AttnUpDecoderBlock2D"}),
+    ):
+        value = config.get(name, [])
+        unknown = sorted(set([value] if isinstance(value, str) else value) - known)
+        if unknown:
+            raise ValueError(f"`{name}` of the diffusers model is {unknown[0]!r}; only {sorted(known)} can be held.")
+    return {"norm_num_groups": config.get("norm_num_groups", 32)}

@@ -1,0 +1,253 @@
+"""From rows of images to a parquet file of tokens, the same bytes in every run with the same settings."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from hf_vq.data.images import decode_image, error_reason
+from hf_vq.data.sources import AnyDataset
+from hf_vq.modeling.image_processing_vq import VQImageProcessor
+from hf_vq.modeling.modeling_vq import VQModel
+from hf_vq.utils.text import shorten
+
+TEMPORARY_PREFIX = ".tmp-"
+_INFO_KEY = b"hf_vq"  # of the parquet file's metadata
+
+Row = tuple[int, dict[str, Any]]
+"""A row of an image data set and its number in the split."""
+
+
+@dataclass(frozen=True)
+class Views:
+    """The views of an image that are tokenized: the whole, seeded crops, and the mirror image of each.
+
+    Args:
+        num_crops: Number of crops: squares of the image's pixels at random places.
+        crop_scale: Their side in parts of the image's shorter side, in (0, 1].
+        flip: Whether to add mirror images.
+        seed: With the image's number it decides where the crops lie.
+    """
+
+    num_crops: int = 0
+    crop_scale: float = 0.9
+    flip: bool = False
+    seed: int = 0
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the views, in order; the first is the image as its processor takes it."""
+        names = ["center", *(f"crop-{number + 1}" for number in range(self.num_crops))]
+        return [name + suffix for name in names for suffix in (("", "-flip") if self.flip else ("",))]
+
+    def __call__(self, image: PIL.Image.Image, index: int, processor: VQImageProcessor) -> torch.Tensor:
+        """The pixels of the views.
+
+        Args:
+            image: Of mode "RGB" or "L".
+            index: Its number in the split.
+            processor: The tokenizer's.
+
+        Returns:
+            `pixel_values`, float32 of shape (views, channels, height, width).
+        """
+        images, side = [image], max(1, round(self.crop_scale * min(image.size)))
+        generator = np.random.default_rng((self.seed, index))
+        for _ in range(self.num_crops):
+            left, top = (int(generator.integers(length - side + 1)) for length in image.size)
+            images.append(image.crop((left, top, left + side, top + side)))
+        pixel_values = processor(images, return_tensors="pt").pixel_values
+        return torch.stack([pixel_values, pixel_values.flip(-1)], 1).flatten(0, 1) if self.flip else pixel_values
+
+
+class ShardInfo(NamedTuple):
+    """What a shard's file tells about itself.
+
+    Attributes:
+        num_images: Rows of the image data set that it covers.
+        num_rows: Rows that it has: the views of those images that can be read.
+        skipped: Key and reason of each that cannot.
+        settings: Hash of the settings that it was made with.
+    """
+
+    num_images: int
+    num_rows: int
+    skipped: dict[str, str]
+    settings: str
+
+
+def read_shard_info(path: Path) -> ShardInfo:
+    """Reads it from the end of the file; a file that is no shard was made with the settings ""."""
+    metadata = pq.read_metadata(path)
+    info = json.loads((metadata.metadata or {}).get(_INFO_KEY, "{}"))
+    return ShardInfo(info.get("num_images", 0), metadata.num_rows, info.get("skipped", {}), info.get("settings", ""))
+
+
+def split_rows(images: AnyDataset, images_per_shard: int) -> Iterator[tuple[int, Iterable[Row]]]:
+    """Number and rows of each shard; rows that are not asked for are not read, those of a stream not decoded."""
+    if not isinstance(images, datasets.Dataset):
+        yield from groupby(enumerate(images), key=lambda row: row[0] // images_per_shard)
+        return
+    for number, first in enumerate(range(0, len(images), images_per_shard)):
+        yield number, _slice(images, first, min(first + images_per_shard, len(images)))
+
+
+def _slice(images: datasets.Dataset, first: int, end: int) -> Iterator[Row]:
+    yield from enumerate(images.select(range(first, end)), first)
+
+
+class _Example(NamedTuple):
+    key: str
+    label: int
+    pixel_values: torch.Tensor | None
+    """None if the image cannot be read or preprocessed."""
+    reason: str
+
+
+class ShardWriter:
+    """Tokenizes the rows of a shard and writes its file.
+
+    Batches are cut within a shard: which images are encoded together depends on neither processes nor restarts. Images
+    are read by threads, a few batches ahead.
+
+    Args:
+        model: The tokenizer, in eval mode on its device.
+        processor: Its image processor.
+        views: The views of each image.
+        features: The columns, see `token_features`.
+        settings: Hash of the settings, for the file's metadata.
+        executor: Threads that read images.
+        batch_size: Views in a forward pass.
+        root: Folder of the images; keys are paths below it. None for data sets that are no folders of images.
+        strict: Whether an unreadable image is an error.
+        on_image: Called after each image.
+    """
+
+    def __init__(
+        self,
+        model: VQModel,
+        processor: VQImageProcessor,
+        views: Views,
+        features: datasets.Features,
+        settings: str,
+        executor: Executor,
+        *,
+        batch_size: int = 64,
+        root: Path | None = None,
+        strict: bool = False,
+        on_image: Callable[[], Any] = lambda: None,
+    ):
+        self.model, self.processor, self.views, self.features = model, processor, views, features
+        self.settings, self.executor, self.batch_size = settings, executor, batch_size
+        self.root, self.strict, self.on_image = root, strict, on_image
+
+    def write(self, path: Path, rows: Iterable[Row]) -> None:
+        """Writes a file, which takes its name when it is whole.
+
+        Raises:
+            ValueError: An image cannot be read, under `strict`.
+        """
+        columns: dict[str, list] = {name: [] for name in self.features}
+        skipped: dict[str, str] = {}
+        pixel_values: list[torch.Tensor] = []
+        num_images = 0
+        for example in self._read_ahead(rows):
+            num_images += 1
+            self.on_image()
+            if example.pixel_values is None:
+                if self.strict:
+                    raise unreadable({example.key: example.reason})
+                skipped[example.key] = example.reason
+                continue
+            for view, pixels in zip(self.views.names, example.pixel_values, strict=True):
+                pixel_values.append(pixels)
+                columns["key"].append(example.key)
+                columns["view"].append(view)
+                if "label" in columns:
+                    columns["label"].append(example.label)
+            while len(pixel_values) >= self.batch_size:
+                columns["image_tokens"].append(self._encode(pixel_values[: self.batch_size]))
+                del pixel_values[: self.batch_size]
+        if pixel_values:
+            columns["image_tokens"].append(self._encode(pixel_values))
+
+        schema = self.features.arrow_schema
+        tokens = schema.field("image_tokens").type
+        flat = np.concatenate([np.empty(0, tokens.value_type.to_pandas_dtype()), *columns.pop("image_tokens")])
+        arrays = {"image_tokens": pa.FixedSizeListArray.from_arrays(pa.array(flat), tokens.list_size)}
+        arrays |= {name: pa.array(column, schema.field(name).type) for name, column in columns.items()}
+        info = {"num_images": num_images, "skipped": skipped, "settings": self.settings}
+        schema = schema.with_metadata({**schema.metadata, _INFO_KEY: json.dumps(info)})
+        table = pa.Table.from_arrays([arrays[name] for name in schema.names], schema=schema)
+        # A name of its own: processes that outlived their killed launcher may still write the same shard.
+        temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+        try:
+            with temporary.open("xb") as file:
+                pq.write_table(table, file, compression="zstd", use_dictionary=["label", "view"])
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def _read_ahead(self, rows: Iterable[Row]) -> Iterator[_Example]:
+        pending: deque[Future[_Example]] = deque()
+        for row in rows:
+            pending.append(self.executor.submit(self._read, row))
+            if len(pending) * len(self.views.names) > 2 * self.batch_size:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+    def _read(self, row: Row) -> _Example:
+        index, columns = row
+        key, label = _key(columns, index, self.root), columns.get("label")
+        label = -1 if label is None else label
+        try:
+            image = decode_image(columns, self.processor.num_channels)
+            pixel_values = self.views(image, index, self.processor)
+        except Exception as error:  # Pillow's plugins raise anything from OSError to struct.error
+            path = _path(columns)
+            reason = error_reason(error)
+            return _Example(key, label, None, reason.replace(path, os.path.basename(path)) if path else reason)
+        return _Example(key, label, pixel_values, "")
+
+    @torch.no_grad()
+    def _encode(self, pixel_values: list[torch.Tensor]) -> np.ndarray:
+        tokens = self.model.encode(torch.stack(pixel_values).to(self.model.device)).image_tokens
+        dtype = self.features.arrow_schema.field("image_tokens").type.value_type.to_pandas_dtype()
+        return tokens.flatten().cpu().numpy().astype(dtype)
+
+
+def unreadable(skipped: dict[str, str]) -> ValueError:
+    """The error about images that cannot be read, by key, where each must be."""
+    names = shorten([f"{key} ({reason})" for key, reason in skipped.items()])
+    return ValueError(f"cannot read {names}. Repair or remove what cannot be read, or drop strict")
+
+
+def _key(columns: dict[str, Any], index: int, root: Path | None) -> str:
+    """The path below the folder of images; elsewhere names may repeat, and the row's number goes before them."""
+    path = _path(columns)
+    if path and root is not None and Path(path).is_relative_to(root):
+        return Path(path).relative_to(root).as_posix()
+    return f"{index:09d}" + (f"-{os.path.basename(path)}" if path else "")
+
+
+def _path(columns: dict[str, Any]) -> str | None:
+    return columns["image"]["path"] if isinstance(columns["image"], dict) else None

@@ -1,0 +1,268 @@
+"""Finds images: `load_images` reads the shipped sample, a folder, parquet files or a Hub data set, undecoded."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import datasets
+from huggingface_hub import HfApi, is_offline_mode
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+from hf_vq.utils.text import shorten
+
+logger = logging.getLogger(__name__)
+
+AnyDataset: TypeAlias = datasets.Dataset | datasets.IterableDataset
+
+SAMPLE_DATASET = "noto-emoji-32"
+IMAGE_EXTENSIONS = frozenset(
+    ".png .jpg .jpeg .jpe .jfif .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm .tga .jp2 .avif .qoi".split()
+)
+# The words that name a split in folder and parquet file names, and the name the split gets.
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+} | dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
+IMAGE_COLUMNS = ("image", "img", "images", "jpg", "jpeg", "png", "webp")
+LABEL_COLUMNS = ("label", "labels", "cls", "class")
+
+
+def load_images(
+    dataset: str,
+    split: str = "train",
+    *,
+    streaming: bool = False,
+    image_column: str | None = None,
+    revision: str | None = None,
+    name: str | None = None,
+) -> AnyDataset:
+    """Finds the images of a data set and returns them undecoded.
+
+    Args:
+        dataset: One of
+            - ``"noto-emoji-32"``, the sample shipped with the package (splits train and test);
+            - a folder of images, nested as you like. Sub-folders called train, validation or test make splits, else
+              all is "train"; where every image lies in one of several sub-folders, these are the labels;
+            - a parquet file, a pattern such as ``"shards/*.parquet"`` or a folder of parquet files (a file or folder
+              name that starts with train, validation or test says the split);
+            - the id of a data set on the Hub.
+        split: Name of the split. Slices like ``"train[:90%]"`` work unless a Hub or parquet data set is streamed.
+        streaming: Whether to return an `IterableDataset` that reads as it goes.
+        image_column: Column that holds the images, where it cannot be told.
+        revision: Branch, tag or commit of a Hub data set.
+        name: Configuration of a Hub data set that has several.
+
+    Returns:
+        A data set with the columns ``image`` (``{"bytes", "path"}``, undecoded) and, where there is one, ``label``
+        (int).
+
+    Raises:
+        FileNotFoundError: Nothing is there, or no image is in it.
+        ValueError: Unknown split or column.
+    """
+    where = repr(str(dataset))
+    files = _find_files(dataset, where)
+    if files is None:
+        with _explained(where):
+            found = datasets.load_dataset(dataset, name, split=split, streaming=streaming, revision=revision)
+    elif files.images:
+        found = _load_folder(files.images, split, streaming, where)
+    else:
+        _check_split(split, list(files.tables), where)
+        found = datasets.load_dataset("parquet", data_files=files.tables, split=split, streaming=streaming)
+    return _standard_columns(found, image_column, where)
+
+
+def image_splits(dataset: str, *, revision: str | None = None, name: str | None = None) -> list[str]:
+    """The names of the splits that `load_images` finds; takes its arguments and raises its errors."""
+    where = repr(str(dataset))
+    files = _find_files(dataset, where)
+    if files is None:
+        with _explained(where):
+            return datasets.get_dataset_split_names(dataset, name, revision=revision)
+    return list(files.images or files.tables)
+
+
+def pinned_revision(dataset: str, revision: str | None = None) -> str | None:
+    """The commit that a revision of a Hub data set stands for now; None for the sample and for local files.
+
+    Without a connection (`HF_HUB_OFFLINE`) the revision as it is. Errors are those of `load_images`.
+    """
+    where = repr(str(dataset))
+    if Path(dataset).expanduser().exists() or _find_files(dataset, where) is not None:
+        return None
+    if is_offline_mode():
+        return revision
+    try:
+        return HfApi().dataset_info(dataset, revision=revision).sha
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise FileNotFoundError(
+            f"no images found in {where}: there is no such Hub data set that you can read, or it has no revision "
+            f"{revision or 'main'!r} ({error})"
+        ) from error
+
+
+class UnknownSplitError(ValueError):
+    """The data set has no split of that name."""
+
+
+class _Files(NamedTuple):
+    """The files of each split, of one of the two kinds; images with their paths below the split's folder."""
+
+    images: dict[str, list[tuple[Path, Path]]]
+    tables: dict[str, list[str]]
+
+
+def _find_files(dataset: str, where: str) -> _Files | None:
+    """The files of the sample or of a local data set, None for what can only be a Hub id."""
+    path = Path(dataset).expanduser()
+    if dataset == SAMPLE_DATASET:
+        root = Path(__file__).parent / "noto_emoji_32"
+        return _Files({}, _group_tables(sorted(root.glob("*.parquet")), root))
+    if path.is_dir():
+        images, tables = _walk(path)
+        if images:
+            return _Files(_group_images(images, path), {})
+        if tables:
+            return _Files({}, _group_tables(tables, path))
+        raise FileNotFoundError(
+            f"no images found in {where}: expected files ending in .parquet or "
+            f"{' '.join(sorted(IMAGE_EXTENSIONS))}, at any depth"
+        )
+    if path.suffix == ".parquet" or glob.has_magic(str(path)):
+        tables = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+        if not tables:
+            raise FileNotFoundError(f"no parquet file matches {where}")
+        common = Path(os.path.commonpath([table.absolute().parent for table in tables]))
+        # A single file that is named outright is the data set, whatever it is called.
+        grouped = len(tables) > 1 or glob.has_magic(str(path))
+        return _Files({}, _group_tables([table.absolute() for table in tables], common if grouped else None))
+    if path.exists():
+        raise ValueError(f"{where} is a single file: expected a folder of images, parquet files or a Hub id")
+    if path.is_absolute() or str(dataset).startswith((".", "~")) or len(path.parts) > 2:
+        raise FileNotFoundError(f"no images found in {where}: there is no such folder or file")
+    return None
+
+
+@contextmanager
+def _explained(where: str) -> Iterator[None]:
+    """Says what else a name that is not on the Hub could have been."""
+    try:
+        yield
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise FileNotFoundError(
+            f"no images found in {where}: expected {SAMPLE_DATASET!r}, an existing folder, parquet files, or the "
+            f"id of a Hub data set that you can read ({error})"
+        ) from error
+
+
+def _walk(root: Path) -> tuple[list[Path], list[Path]]:
+    """The image files and the parquet files below a folder, each sorted; tells which other files are left out."""
+    images: list[Path] = []
+    tables: list[Path] = []
+    others: list[Path] = []
+    for folder, _, files in os.walk(root, followlinks=True):
+        for file in files:
+            path = Path(folder, file)
+            extension = path.suffix.lower()
+            if file.startswith("."):
+                continue
+            (images if extension in IMAGE_EXTENSIONS else tables if extension == ".parquet" else others).append(path)
+    if images and others + tables:
+        names = sorted(str(path.relative_to(root)) for path in others + tables)
+        logger.warning("%s: left out %d files that are not images: %s", root, len(names), shorten(names))
+    return sorted(images), sorted(tables)
+
+
+def _group_images(files: list[Path], root: Path) -> dict[str, list[tuple[Path, Path]]]:
+    splits: dict[str, list[tuple[Path, Path]]] = {}
+    tops = {file.relative_to(root).parts[0] for file in files if file.parent != root}
+    has_splits = any(top.lower() in SPLIT_NAMES for top in tops)
+    for file in files:
+        inner = file.relative_to(root)
+        if not has_splits:
+            splits.setdefault("train", []).append((file, inner))
+        elif inner.parts[0].lower() in SPLIT_NAMES and len(inner.parts) > 1:
+            splits.setdefault(SPLIT_NAMES[inner.parts[0].lower()], []).append((file, Path(*inner.parts[1:])))
+    return splits
+
+
+def _load_folder(splits: dict[str, list[tuple[Path, Path]]], split: str, streaming: bool, where: str) -> AnyDataset:
+    _check_split(split, list(splits), where)
+    everything = [inner for members in splits.values() for _, inner in members]
+    # One list of classes for all splits, so that a label means the same in each.
+    classes = sorted({inner.parts[0] for inner in everything if len(inner.parts) > 1})
+    labelled = len(classes) > 1 and all(len(inner.parts) > 1 for inner in everything)
+    tables = {}
+    for key, members in splits.items():
+        columns: dict[str, list] = {"image": [str(file) for file, _ in members]}
+        features = datasets.Features({"image": datasets.Image(decode=False)})
+        if labelled:
+            columns["label"] = [classes.index(inner.parts[0]) for _, inner in members]
+            features["label"] = datasets.ClassLabel(names=classes)
+        tables[key] = datasets.Dataset.from_dict(columns, features=features)
+
+    instructions = datasets.ReadInstruction.from_spec(split).to_absolute({key: len(t) for key, t in tables.items()})
+    parts = [tables[part.splitname].select(range(part.from_, part.to)) for part in instructions]
+    found = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+    return found.to_iterable_dataset(num_shards=max(1, min(len(found), 16))) if streaming else found
+
+
+def _group_tables(files: Sequence[Path], root: Path | None) -> dict[str, list[str]]:
+    splits: dict[str, list[str]] = {}
+    for file in files:
+        splits.setdefault("train" if root is None else _split_of(file.relative_to(root)), []).append(str(file))
+    return splits
+
+
+def _split_of(path: Path) -> str:
+    """`train-00000-of-00002.parquet` and `train/0000.parquet` are of the split "train"; so is what names no split."""
+    for part in (path.stem, *reversed(path.parts[:-1])):
+        word = re.split(r"[-_. ]", part.lower())[0]
+        if word in SPLIT_NAMES:
+            return SPLIT_NAMES[word]
+    return "train"
+
+
+def _check_split(split: str, available: list[str], where: str) -> None:
+    for part in split.split("+"):
+        if part.split("[")[0].strip() not in available:
+            raise UnknownSplitError(
+                f"unknown split {split!r} of {where}: available are {', '.join(sorted(available))}"
+            )
+
+
+def _standard_columns(found: Any, image_column: str | None, where: str) -> AnyDataset:
+    if found.features is None:  # a stream whose files do not declare their columns
+        found = found._resolve_features()
+    features = found.features
+    columns = f"the columns of {where} are {', '.join(features)}"
+    if image_column is not None and image_column not in features:
+        raise ValueError(f"unknown image column {image_column!r}: {columns}")
+    if image_column is None:
+        typed = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
+        named = [key for key in IMAGE_COLUMNS if key in (typed or features)]
+        candidates = named[:1] or typed
+        if len(candidates) != 1:
+            raise ValueError(f"cannot tell which column holds the images, name it with image_column: {columns}")
+        image_column = candidates[0]
+    label_column = next((key for key in LABEL_COLUMNS if key != image_column and _is_label(features.get(key))), None)
+    found = found.select_columns([image_column] + ([label_column] if label_column else []))
+    names = {image_column: "image"} | ({label_column: "label"} if label_column else {})
+    names = {old: new for old, new in names.items() if old != new}
+    found = found.rename_columns(names) if names else found
+    return found.cast_column("image", datasets.Image(decode=False))
+
+
+def _is_label(feature: Any) -> bool:
+    return isinstance(feature, datasets.ClassLabel) or str(getattr(feature, "dtype", "")).startswith(("int", "uint"))

@@ -1,0 +1,377 @@
+"""Image data sets to token data sets: in any number of processes, restartable, the same bytes however it went.
+
+That holds on one kind of device, with one number of CPU threads and the same versions, as sums in another order can
+flip a near tie between codes. The manifest records them, and a run does not go on with others.
+
+The rows of a split are cut into shards, and a shard into batches, by their numbers alone. Shard k belongs to process
+k % world size; it is written aside and renamed when it is whole, and one that is there is not written again. So the
+files depend neither on the number of processes nor on how often they were killed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import platform
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import datasets
+import PIL.Image
+import torch
+import transformers
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from tqdm.auto import tqdm
+
+from hf_vq.data.shards import ShardWriter, Views, read_shard_info, split_rows, unreadable
+from hf_vq.data.sources import AnyDataset, image_splits, load_images, pinned_revision
+from hf_vq.data.tokens import (
+    FORMAT,
+    MANIFEST_FILE,
+    Manifest,
+    differences,
+    load_tokenizer,
+    push_token_dataset,
+    read_manifest,
+    token_dtype,
+    token_features,
+)
+from hf_vq.modeling.image_processing_vq import VQImageProcessor
+from hf_vq.modeling.modeling_vq import VQModel
+from hf_vq.modeling.version_vq import __version__
+from hf_vq.utils.files import TEMPORARY_PREFIX, atomic_file, write_json
+from hf_vq.utils.hashes import weights_sha256
+from hf_vq.utils.text import shorten
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class TokenizationArguments:
+    """What to tokenize, by what, and how; the help of each field is its documentation."""
+
+    tokenizer: str = field(metadata={"help": "Folder or Hub id of the tokenizer."})
+    dataset: str = field(
+        metadata={"help": "Hub id, folder of images, parquet file(s), or noto-emoji-32, the sample."},
+    )
+    output_dir: str = field(metadata={"help": "Folder for the token data set; seen by all processes."})
+    tokenizer_revision: str | None = field(
+        default=None, metadata={"help": "Commit, branch or tag of a Hub tokenizer."}
+    )
+
+    # Data
+    dataset_revision: str | None = field(default=None, metadata={"help": "Commit, branch or tag of a Hub data set."})
+    splits: list[str] = field(default_factory=list, metadata={"help": "Splits to tokenize (all if not given)."})
+    image_column: str | None = field(default=None, metadata={"help": "Column with the images (found if not given)."})
+    streaming: bool = field(default=False, metadata={"help": "Read the data set as a stream, without storing it."})
+    strict: bool = field(
+        default=False, metadata={"help": "Stop at an image that cannot be read, instead of skipping and naming it."}
+    )
+
+    # Views of each image
+    flip: bool = field(default=False, metadata={"help": "Tokenize the mirror image of each view, too."})
+    num_crops: int = field(default=0, metadata={"help": "Random crops of each image, besides the whole one."})
+    crop_scale: float = field(default=0.9, metadata={"help": "Side of a crop in parts of the image's shorter side."})
+    seed: int = field(default=0, metadata={"help": "Seed of the crops."})
+
+    # Files and batches
+    images_per_shard: int = field(default=10_000, metadata={"help": "Images of one file; what a kill can cost."})
+    batch_size: int = field(default=64, metadata={"help": "Views per process and forward pass."})
+    num_threads: int = field(default=4, metadata={"help": "Threads of each process that read images."})
+
+    # Machine and reports
+    cpu_threads: int = field(
+        default=1, metadata={"help": "Threads of each process that compute on the CPU; tokens can depend on it."}
+    )
+    use_cpu: bool = field(default=False, metadata={"help": "Use the CPU although an accelerator is there."})
+    disable_tqdm: bool = field(default=False, metadata={"help": "No progress bar."})
+    push_to_hub: bool = field(default=False, metadata={"help": "Publish the data set when it is finished."})
+    hub_dataset_id: str | None = field(
+        default=None, metadata={"help": "Where to publish it (a repository with the name of output_dir if not given)."}
+    )
+    hub_private_repo: bool = field(default=False, metadata={"help": "Make that repository private."})
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("num_crops", 0),
+            ("images_per_shard", 1),
+            ("batch_size", 1),
+            ("num_threads", 1),
+            ("cpu_threads", 1),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+        if not 0 < self.crop_scale <= 1:
+            raise ValueError(f"crop_scale must be in (0, 1], got {self.crop_scale}.")
+        for split in self.splits:
+            if not re.fullmatch(r"\w+", split):
+                raise ValueError(f"splits must be names such as train, got {split!r}: whole splits are tokenized.")
+
+
+def tokenize_dataset(args: TokenizationArguments) -> Manifest:
+    """Tokenizes the splits of an image data set; all processes of a run call it with the same arguments.
+
+    Args:
+        args: The settings.
+
+    Returns:
+        The finished manifest.
+
+    Raises:
+        ValueError: `output_dir` was begun with other settings, or no image can be read, or one cannot under `strict`.
+        FileNotFoundError: There are no images, or no tokenizer.
+        HubError: The tokenizer cannot be fetched, or the tokens cannot be published.
+    """
+    # A barrier waits for the slowest process, which may have a whole shard more to write.
+    state = PartialState(cpu=args.use_cpu or not torch.accelerator.is_available(), timeout=timedelta(days=7))
+    with state.main_process_first():  # one process downloads, the others read its cache
+        model, processor = load_tokenizer(args.tokenizer, args.tokenizer_revision)
+        revision = pinned_revision(args.dataset, args.dataset_revision)
+        splits = args.splits or image_splits(args.dataset, revision=revision)
+    model.to(state.device)
+    for split in splits:
+        with state.main_process_first():
+            images = load_images(
+                args.dataset, split, streaming=args.streaming, image_column=args.image_column, revision=revision
+            )
+        tokenize_split(model, processor, images, split, args, revision, state)
+    if args.push_to_hub and state.is_main_process:
+        repo_id = args.hub_dataset_id or Path(args.output_dir).resolve().name
+        logger.info(
+            "Published: %s", push_token_dataset(args.output_dir, repo_id, private=args.hub_private_repo or None)
+        )
+    return read_manifest(args.output_dir)
+
+
+def tokenize_split(
+    model: VQModel,
+    processor: VQImageProcessor,
+    images: AnyDataset,
+    split: str,
+    args: TokenizationArguments,
+    dataset_revision: str | None,
+    state: PartialState,
+) -> None:
+    """Writes this process's shards of a split; the main process then completes the manifest.
+
+    Args:
+        model: The tokenizer, in eval mode on its device.
+        processor: Its image processor.
+        images: What `load_images` returned.
+        split: The split's name.
+        args: The settings.
+        dataset_revision: For the manifest: the commit of a Hub data set.
+        state: The processes of the run.
+    """
+    folder, size = Path(args.output_dir), args.images_per_shard
+    views = Views(args.num_crops, args.crop_scale, args.flip, args.seed)
+    label = images.features.get("label")
+    settings = _settings(model, processor, views, label, args, dataset_revision)
+    num_images = len(images) if isinstance(images, datasets.Dataset) else None
+    if state.is_main_process:
+        _begin(folder, settings, split, num_images)
+    state.wait_for_everyone()
+    record = _continue(folder, settings, split, num_images, args.strict)
+    # Decided by the main process for all: one that looks late would see what another has already written again.
+    finished = ["shards" in record and all((folder / shard["file"]).is_file() for shard in record["shards"])]
+    broadcast_object_list(finished)
+    if finished[0]:
+        logger.info("%s: finished already", split)
+        return
+
+    def is_missing(number: int) -> bool:
+        """Whether this process has a shard to write."""
+        return number % state.num_processes == state.process_index and not _shard(folder, split, number).exists()
+
+    sizes = [min(size, num_images - first) for first in range(0, num_images, size)] if num_images else []
+    total = sum(length for number, length in enumerate(sizes) if is_missing(number)) if num_images else None
+    tokens, number = settings["image_tokens"], -1
+    logger.info("%s: tokenizing in %d process(es) on %s", split, state.num_processes, model.device.type)
+    with (
+        _computing_threads(args.cpu_threads),
+        ThreadPoolExecutor(args.num_threads) as executor,
+        tqdm(total=total, unit="img", desc=split, disable=args.disable_tqdm or not state.is_main_process) as bar,
+    ):
+        writer = ShardWriter(
+            model,
+            processor,
+            views,
+            token_features(math.prod(tokens["shape"]), tokens["num_codes"], label),
+            _sha256(settings),
+            executor,
+            batch_size=args.batch_size,
+            root=Path(args.dataset).expanduser(),
+            strict=args.strict,
+            on_image=bar.update,
+        )
+        for number, rows in split_rows(images, size):
+            if is_missing(number):
+                writer.write(_shard(folder, split, number), rows)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        _finish(folder, split, number + 1)
+    state.wait_for_everyone()
+
+
+def _settings(
+    model: VQModel,
+    processor: VQImageProcessor,
+    views: Views,
+    label: Any,
+    args: TokenizationArguments,
+    dataset_revision: str | None,
+) -> Manifest:
+    """What decides the files' bytes, ready for JSON."""
+    blank = PIL.Image.new("RGB" if processor.num_channels == 3 else "L", (64, 64))
+    with torch.no_grad():
+        tokens = model.encode(views(blank, 0, processor)[:1].to(model.device)).image_tokens
+    settings = {
+        "format": FORMAT,
+        "versions": {
+            "hf_vq": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "pillow": PIL.__version__,
+        },
+        "device": model.device.type,
+        "device_name": _device_name(model.device),
+        "cpu_threads": args.cpu_threads,
+        "tokenizer": {
+            "name": _public_name(args.tokenizer),
+            "revision": getattr(model.config, "_commit_hash", None),
+            "weights_sha256": weights_sha256(model),
+        },
+        "preprocessing": {name: value for name, value in processor.to_dict().items() if name != "auto_map"},
+        "image_tokens": {
+            "shape": list(tokens.shape[1:]),
+            "dtype": token_dtype(model.config.num_codes),
+            "num_codes": model.config.num_codes,
+        },
+        "label_names": getattr(label, "names", None),
+        "dataset": {
+            "name": _public_name(args.dataset),
+            "revision": dataset_revision,
+            "image_column": args.image_column,
+        },
+        "views": {
+            "names": views.names,
+            "crop_scale": views.crop_scale if views.num_crops else None,
+            "seed": views.seed if views.num_crops else None,
+        },
+        "images_per_shard": args.images_per_shard,
+        "batch_size": args.batch_size,
+    }
+    return json.loads(json.dumps(settings))
+
+
+def _device_name(device: torch.device) -> str:
+    """The kind of device; of a CPU the instructions that it has for vectors, which choose the kernels."""
+    if device.type == "cpu":
+        return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    name = getattr(torch.get_device_module(device), "get_device_name", None)
+    return name(device) if name else device.type
+
+
+@contextmanager
+def _computing_threads(number: int) -> Iterator[None]:
+    """PyTorch computes with so many threads on the CPU meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _public_name(name: str) -> str:
+    """Of a path only the last part: the rest says where somebody's files lie."""
+    path = Path(name).expanduser()
+    return path.resolve().name if path.exists() or path.is_absolute() else name
+
+
+def _begin(folder: Path, settings: Manifest, split: str, num_images: int | None) -> None:
+    """Writes the manifest, or notes in it that a split is begun. One with other settings stays as it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        manifest = read_manifest(folder)
+    except FileNotFoundError:
+        manifest = settings | {"splits": {}}
+    if split not in manifest["splits"]:
+        manifest["splits"] = dict(sorted({**manifest["splits"], split: {"num_images": num_images}}.items()))
+        if not differences(_without_splits(manifest), settings):
+            _write(manifest, folder)
+
+
+def _continue(folder: Path, settings: Manifest, split: str, num_images: int | None, strict: bool) -> dict[str, Any]:
+    """What the manifest says about a split, if all that is there was made with the same settings."""
+    manifest = read_manifest(folder)
+    there, here = _without_splits(manifest), settings
+    record = manifest["splits"].get(split, {})
+    if None not in (num_images, record.get("num_images")):
+        there, here = there | {"num_images": record["num_images"]}, here | {"num_images": num_images}
+    changes = differences(there, here)
+    if changes:
+        raise ValueError(
+            f"'{folder}' was begun with other settings:\n{changes}\nGo on with the same ones, or choose another "
+            "output_dir"
+        )
+    digest = _sha256(settings)
+    infos = {file.name: read_shard_info(file) for file in sorted(folder.glob(f"{split}-[0-9]*.parquet"))}
+    foreign = [name for name, info in infos.items() if info.settings != digest]
+    if foreign:
+        raise ValueError(f"'{folder}' holds files that were not made with these settings: {shorten(foreign)}")
+    skipped = {key: reason for info in infos.values() for key, reason in info.skipped.items()}
+    if skipped and strict:
+        raise unreadable(skipped)
+    return record
+
+
+def _finish(folder: Path, split: str, num_shards: int) -> None:
+    """Writes what the shards of a split hold into the manifest."""
+    files = [_shard(folder, split, number) for number in range(num_shards)]
+    infos = [read_shard_info(file) for file in files]
+    num_images, num_rows = sum(info.num_images for info in infos), sum(info.num_rows for info in infos)
+    skipped = {key: reason for info in infos for key, reason in info.skipped.items()}
+    if not num_rows:
+        raise unreadable(skipped) if skipped else ValueError(f"no images found: the split {split!r} is empty")
+    for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):  # of processes that were killed amid a shard
+        leftover.unlink(missing_ok=True)
+    manifest = read_manifest(folder)
+    manifest["splits"][split] = {
+        "num_images": num_images,
+        "num_rows": num_rows,
+        "num_skipped": len(skipped),
+        "skipped": skipped,
+        "shards": [{"file": file.name, "num_rows": info.num_rows} for file, info in zip(files, infos, strict=True)],
+    }
+    _write(manifest, folder)
+    logger.info("%s: %d rows of %d images in %d file(s)", split, num_rows, num_images, num_shards)
+    if skipped:
+        names = shorten([f"{key} ({reason})" for key, reason in skipped.items()])
+        logger.warning("%s: skipped %d of %d images that cannot be read: %s", split, len(skipped), num_images, names)
+
+
+def _without_splits(manifest: Manifest) -> Manifest:
+    return {name: value for name, value in manifest.items() if name != "splits"}
+
+
+def _shard(folder: Path, split: str, number: int) -> Path:
+    return folder / f"{split}-{number:05d}.parquet"
+
+
+def _write(manifest: Manifest, folder: Path) -> None:
+    with atomic_file(folder / MANIFEST_FILE) as temporary:
+        write_json(manifest, temporary)
+
+
+def _sha256(settings: Manifest) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,394 @@
+"""Token data sets: images as parquet files of image tokens, with a manifest that says what made them.
+
+    manifest.json         tokenizer (name, revision, hash of its weights), preprocessing, shape, codes, splits
+    train-00000.parquet   image_tokens (flat), label where there is one, key, view
+    train-00001.parquet   ...
+
+`hf_vq.data.tokenize` writes them, `load_token_dataset` reads them, `push_token_dataset` publishes them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from huggingface_hub import CommitInfo, DatasetCardData
+from transformers import AutoConfig, AutoModel
+
+from hf_vq.cards.merging import metadata_record
+from hf_vq.hub.models import CONFIG_FILE, MODELS, PROCESSOR_FILE, default_image_processor, from_hub
+from hf_vq.hub.repository import CARD_FILE, HubError, branch_to_push, create_repository, fetch_file, publish_folder
+from hf_vq.modeling.image_processing_vq import VQImageProcessor
+from hf_vq.modeling.modeling_vq import VQModel
+from hf_vq.utils.hashes import weights_sha256
+
+FORMAT = 1
+MANIFEST_FILE = "manifest.json"
+
+Manifest = dict[str, Any]
+
+
+def load_token_dataset(
+    path: str | Path,
+    split: str = "train",
+    *,
+    tokenizer: VQModel | str | Path | None = None,
+    revision: str | None = None,
+    streaming: bool = False,
+    token: str | bool | None = None,
+) -> datasets.Dataset | datasets.IterableDataset:
+    """Loads the tokens of images.
+
+    A row is a dict with
+
+    - ``image_tokens``: int64 tensor (h, w), or (h, w, groups) with more than one group, as `VQModel.decode` takes it;
+    - ``label``: int, where the images had labels (-1 for one without); ``features["label"].names`` may name them;
+    - ``key``: str, the image's file name or row number, unique up to the view;
+    - ``view``: str, such as ``"center"`` or ``"crop-1-flip"``; the views of an image follow each other.
+
+    PyTorch's default collation makes batches of them. ``with_format(None)`` gives the flat lists that are stored. A
+    stream has no ``features``; `read_manifest` has the labels' names, too.
+
+    Args:
+        path: Folder, or id of a data set on the Hub.
+        split: Name of the split.
+        tokenizer: What the tokens must have been made by: a model, its folder or Hub id, or its `weights_sha256`.
+            None to take them as they are.
+        revision: Branch, tag or commit of the Hub data set.
+        streaming: Whether to read as it goes.
+        token: As everywhere on the Hub; by default the stored one.
+
+    Returns:
+        The data set.
+
+    Raises:
+        FileNotFoundError: There is no manifest, or files of the split are missing.
+        ValueError: Another tokenizer made the tokens, the split is unknown or was never finished.
+        HubError: There is no such repository or revision, or access is denied.
+    """
+    folder = Path(path).expanduser()
+    manifest_file = _manifest_file(path, revision, token)
+    manifest = read_manifest(manifest_file)
+    where = f"'{path}'"
+    if tokenizer is not None:
+        check_tokenizer(manifest, tokenizer, where)
+    if split not in manifest["splits"]:
+        raise ValueError(f"unknown split {split!r} of {where}: available are {', '.join(manifest['splits'])}")
+    record = manifest["splits"][split]
+    if "shards" not in record:
+        raise ValueError(f"the split {split!r} of {where} is not finished: run the command that writes it again")
+
+    names = [shard["file"] for shard in record["shards"]]
+    if folder.is_dir():
+        files = [str(folder / name) for name in names]
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"{len(missing)} of {len(names)} files of {where} are missing, {missing[0]} for one: run the command "
+                "that wrote them again, it writes what is missing"
+            )
+    else:
+        commit = manifest_file.parent.name
+        if streaming:
+            files = [f"hf://datasets/{path}@{commit}/{name}" for name in names]
+        else:
+            files = [str(fetch_file(str(path), name, commit, token, repo_type="dataset")) for name in names]
+
+    reshape = partial(_to_tensors, shape=manifest["image_tokens"]["shape"])
+    found = datasets.load_dataset("parquet", data_files={split: files}, split=split, streaming=streaming, token=token)
+    if streaming:
+        return found.map(reshape, batched=True, batch_size=256)
+    if len(found) != record["num_rows"]:
+        raise ValueError(
+            f"the files of {where} hold {len(found)} rows, the manifest says {record['num_rows']}: they belong to "
+            "different runs. Delete the folder and tokenize again"
+        )
+    return found.with_transform(reshape)
+
+
+def _to_tensors(batch: dict[str, list], shape: Sequence[int]) -> dict[str, list]:
+    if "image_tokens" not in batch:  # a selection of columns
+        return batch
+    tokens = torch.tensor(batch["image_tokens"], dtype=torch.long).view(-1, *shape)
+    return {**batch, "image_tokens": list(tokens)}
+
+
+def read_manifest(path: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> Manifest:
+    """The manifest of a token data set.
+
+    Args:
+        path: The file, its folder, or the id of a data set on the Hub.
+        revision: Branch, tag or commit of the Hub data set.
+        token: As everywhere on the Hub; by default the stored one.
+
+    Returns:
+        Its content, among it ``image_tokens`` (``shape``, ``dtype``, ``num_codes``), ``tokenizer`` (``name``,
+        ``revision``, ``weights_sha256``), ``label_names`` and ``splits``.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: It is not a manifest, or a newer version of this package wrote it.
+        HubError: There is no such repository or revision, or access is denied.
+    """
+    file = _manifest_file(path, revision, token)
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        version = manifest["format"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"'{file}' is not the manifest of a token data set ({error!r})") from error
+    if version > FORMAT:
+        raise ValueError(
+            f"'{file}' has format {version}, this version of hf_vq reads up to {FORMAT}: pip install --upgrade hf_vq"
+        )
+    return manifest
+
+
+def _manifest_file(path: str | Path, revision: str | None, token: str | bool | None) -> Path:
+    local = Path(path).expanduser()
+    if local.is_file():
+        return local
+    if local.is_dir():
+        if not (local / MANIFEST_FILE).is_file():
+            raise FileNotFoundError(f"'{path}' is not a token data set: it has no {MANIFEST_FILE}")
+        return local / MANIFEST_FILE
+    _require_hub_id(path, "no token data set")
+    try:
+        return fetch_file(str(path), MANIFEST_FILE, revision, token, repo_type="dataset")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"'{path}' is not a token data set: it has no {MANIFEST_FILE}") from None
+
+
+def _require_hub_id(name: str | Path, what: str) -> None:
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(name)) is None or str(name).startswith("."):
+        raise FileNotFoundError(f"{what} in '{name}': there is no such folder, and it is no Hub id such as user/name")
+
+
+# ---- which tokenizer
+
+
+def load_tokenizer(name: str | Path, revision: str | None = None) -> tuple[VQModel, VQImageProcessor]:
+    """A tokenizer in eval mode and its image processor, from a folder or, pinned and verified, from the Hub."""
+    model, processor = load_model(name, revision, kind="tokenizer")
+    return _require_tokenizer(model, name), processor
+
+
+def load_model(name: str | Path, revision: str | None = None, *, kind: str = "model") -> tuple[Any, VQImageProcessor]:
+    """A tokenizer or a generator in eval mode and its image processor, as `load_tokenizer`.
+
+    Args:
+        name: Folder, or id of a repository on the Hub.
+        revision: Branch, tag or commit of the repository.
+        kind: What is missing where there is nothing, for the message.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or no model in it.
+        ValueError: A revision came with a folder.
+        HubError: There is no such repository or revision, access is denied, or it holds something else.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        _require_hub_id(name, f"no {kind}")
+        try:
+            return from_hub(str(name), revision=revision)
+        except HubError as error:
+            if not folder.parent.is_dir() or folder.parent == Path():
+                raise
+            raise HubError(f"{error} Nor is there a folder '{name}', though there is '{folder.parent}'.") from error
+    if revision is not None:
+        raise ValueError(f"'{name}' is a folder, which has no revision {revision!r}: leave it out")
+    if not (folder / CONFIG_FILE).is_file():
+        inner = f". A finished run has its model in '{folder / 'final'}'" if (folder / "final").is_dir() else ""
+        raise FileNotFoundError(f"no {kind} in '{name}': the folder has no {CONFIG_FILE}{inner}")
+    kind_of_model: Any = MODELS.get(AutoConfig.from_pretrained(folder).model_type, AutoModel)
+    model = kind_of_model.from_pretrained(folder)
+    if (folder / PROCESSOR_FILE).is_file():
+        return model, VQImageProcessor.from_pretrained(folder)
+    return model, default_image_processor(model.config)
+
+
+def _require_tokenizer(model: Any, name: str | Path) -> VQModel:
+    if not isinstance(model, VQModel):
+        kind = type(model).__name__
+        raise ValueError(
+            f"'{name}' is not a tokenizer but a {kind}. Of a generator, pass the tokenizer it was made for"
+        )
+    return model
+
+
+def check_tokenizer(manifest: Manifest, tokenizer: VQModel | str | Path, where: str) -> None:
+    """Raises a `ValueError` that says what differs if other weights than the manifest's are in hand."""
+    made_by = manifest["tokenizer"]
+    there = {"weights_sha256": made_by["weights_sha256"]}
+    here: dict[str, Any] = {}
+    if isinstance(tokenizer, str) and re.fullmatch(r"[0-9a-f]{64}", tokenizer):
+        here["weights_sha256"] = tokenizer
+    else:
+        model = tokenizer if isinstance(tokenizer, torch.nn.Module) else load_tokenizer(tokenizer)[0]
+        shape = manifest["image_tokens"]["shape"]
+        there |= {"num_codes": manifest["image_tokens"]["num_codes"], "groups": shape[2] if len(shape) > 2 else 1}
+        here = {
+            "weights_sha256": weights_sha256(model),
+            "num_codes": model.config.num_codes,
+            "groups": model.config.num_groups,
+        }
+    if there == here:
+        return
+    revision = f" at revision {made_by['revision']}" if made_by["revision"] else ""
+    raise ValueError(
+        f"the tokens of {where} were made by another tokenizer:\n{differences(there, here)}\n"
+        f"Pass the one that made them, '{made_by['name']}'{revision}, or tokenize the images again"
+    )
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """The settings that are not the same, one a line."""
+    first, second = dict(_flatten(there)), dict(_flatten(here))
+    names = [name for name in {**first, **second} if first.get(name) != second.get(name)]
+    return "\n".join(f"  {name}: {first.get(name)!r} there, {second.get(name)!r} here" for name in names)
+
+
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+# ---- columns
+
+
+def token_dtype(num_codes: int) -> str:
+    """The smallest unsigned type that holds the ids of so many codes."""
+    return next(f"uint{bits}" for bits in (8, 16, 32) if num_codes <= 2**bits)
+
+
+def token_features(num_tokens: int, num_codes: int, label: Any = None) -> datasets.Features:
+    """The columns of a token data set.
+
+    Args:
+        num_tokens: Tokens of an image, over all groups.
+        num_codes: Codes that they stand for.
+        label: Feature of the labels, None without.
+    """
+    tokens = datasets.List(datasets.Value(token_dtype(num_codes)), length=num_tokens)
+    columns = {"image_tokens": tokens} | ({} if label is None else {"label": label})
+    return datasets.Features(columns | {"key": datasets.Value("string"), "view": datasets.Value("string")})
+
+
+# ---- publishing
+
+
+def push_token_dataset(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    private: bool | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+    token: str | bool | None = None,
+) -> CommitInfo:
+    """Publishes a finished token data set, with a card, in one commit; files of an earlier push are replaced.
+
+    Args:
+        folder: What `hf_vq.data.tokenize` wrote.
+        repo_id: `"user/name"`, or `"name"` for one of the user who is logged in; created if it does not exist.
+        revision: Branch; `"main"` by default. One that does not exist is made.
+        private: Of a new repository; None for the namespace's default.
+        create_pr: Whether to open a pull request instead of moving `"main"`.
+        commit_message: First line of the commit's message.
+        token: As everywhere on the Hub; by default the stored one.
+
+    Returns:
+        The commit: a string, its URL, with `oid` and, for a pull request, `pr_url`.
+
+    Raises:
+        FileNotFoundError: There is no manifest, or files are missing.
+        ValueError: A split is not finished, or `create_pr` came with a branch.
+        HubError: Missing rights, a lost connection, a failing server; the repository is as it was.
+    """
+    folder = Path(folder).expanduser()
+    manifest = read_manifest(folder)
+    unfinished = [split for split, record in manifest["splits"].items() if "shards" not in record]
+    if unfinished:
+        raise ValueError(
+            f"'{folder}' was not published: the splits {', '.join(unfinished)} are not finished. Run the command that "
+            "writes them again"
+        )
+    names = [shard["file"] for record in manifest["splits"].values() for shard in record["shards"]]
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"'{folder}' was not published: {len(missing)} files are missing, such as {missing[0]}"
+        )
+    branch_to_push(revision, create_pr)
+    # Last: what is wrong with the arguments leaves no empty repository. The card needs the full name.
+    repo_id = create_repository(repo_id, repo_type="dataset", private=private, token=token)
+    with tempfile.TemporaryDirectory() as temporary:
+        staged = Path(temporary)  # links to what belongs to the data set, whatever else the folder holds
+        for name in [MANIFEST_FILE, *names]:
+            (staged / name).symlink_to((folder / name).resolve())
+        (staged / CARD_FILE).write_text(token_card(manifest, repo_id), encoding="utf-8")
+        return publish_folder(
+            staged,
+            repo_id,
+            repo_type="dataset",
+            revision=revision,
+            private=private,
+            create_pr=create_pr,
+            commit_message=commit_message or "Upload token data set",
+            token=token,
+        )
+
+
+def token_card(manifest: Manifest, repo_id: str) -> str:
+    """The card of a token data set: what it holds, what made it, how to load it and how to get images back."""
+    made_by, tokens, source = manifest["tokenizer"], manifest["image_tokens"], manifest["dataset"]
+    split = next(iter(manifest["splits"]))
+    data_files = [{"split": split, "path": f"{split}-*.parquet"} for split in manifest["splits"]]
+    data = DatasetCardData(
+        tags=["hf_vq", "image-tokens"], configs=[{"config_name": "default", "data_files": data_files}]
+    )
+    rows = [
+        f"| {split} | {record['num_images']:,} | {record['num_skipped']:,} | {record['num_rows']:,} |"
+        for split, record in manifest["splits"].items()
+    ]
+    at = f" at revision `{made_by['revision']}`" if made_by["revision"] else ""
+    if made_by["revision"]:
+        from_hub_line = f'model, processor = from_hub("{made_by["name"]}", revision="{made_by["revision"]}")'
+    else:
+        from_hub_line = 'model, processor = from_hub("user/name")  # the tokenizer was a local folder: its Hub id here'
+    table = "\n".join(rows)
+    shape = " x ".join(map(str, tokens["shape"]))
+    return f"""---
+{data}
+---
+
+# {repo_id.rpartition("/")[2]}
+
+<!-- hf_vq: begin {metadata_record(data)} -->
+The images of `{source["name"]}` as {shape} image tokens each, ids in [0, {tokens["num_codes"]}). They were made by the
+tokenizer `{made_by["name"]}`{at}; `{MANIFEST_FILE}` holds the hash of its weights, the preprocessing and all
+other settings. Views of each image: {", ".join(manifest["views"]["names"])}.
+
+| split | images | of these unreadable | rows |
+|---|---|---|---|
+{table}
+
+```python
+from hf_vq import from_hub, load_token_dataset
+
+tokens = load_token_dataset("{repo_id}", "{split}")
+{from_hub_line}
+processor.postprocess(model.decode(tokens[0]["image_tokens"][None]).decoded_pixel_values)[0]
+```
+<!-- hf_vq: end -->
+"""

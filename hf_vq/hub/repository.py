@@ -1,0 +1,315 @@
+"""Files to and from the Hub: a folder goes up in one commit, files come down from one commit and are verified.
+
+Whatever the folder holds, a model or a data set, it is published by `publish_folder`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+
+from huggingface_hub import (
+    _CACHED_NO_EXIST,
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    hf_hub_download,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.hf_api import RepoFile
+
+from hf_vq.cards.merging import fill_card
+from hf_vq.modeling.version_vq import __version__
+
+CARD_FILE = "README.md"
+MAIN = "main"
+
+# A whole file of weights would be loaded in place of newer shards, and old parquet files along with new ones. The
+# first group is what the pieces belong to: the model, or a split.
+_PARTS = {
+    "model": re.compile(r"(model)(?:-\d+-of-\d+)?\.safetensors(?:\.index\.json)?"),
+    "dataset": re.compile(r"(\w+)-\d{5,}\.parquet"),
+}
+
+
+class HubError(OSError):
+    """The Hub, or what it holds under a name, does not allow what was asked for; the message says what to do."""
+
+
+def create_repository(
+    repo_id: str, *, repo_type: str = "model", private: bool | None = None, token: str | bool | None = None
+) -> str:
+    """Makes sure that a repository exists.
+
+    Args:
+        repo_id: `"user/name"`, or `"name"` for one of the user who is logged in.
+        repo_type: `"model"` or `"dataset"`.
+        private: Of a new repository; None for the namespace's default.
+        token: As everywhere on the Hub; by default the stored one.
+
+    Returns:
+        The full name.
+
+    Raises:
+        HubError: Nobody is logged in, the namespace is not the user's, or `private=True` was asked for a repository
+            that exists and is public.
+    """
+    api = _api(token)
+    try:
+        full_name = str(api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id)
+        is_private = api.repo_info(full_name, repo_type=repo_type).private if private else True
+    except HFValidationError:
+        raise
+    except Exception as error:
+        advice = "Log in as someone who may write there (`hf auth login`), or pass such a user's `token`."
+        if not isinstance(error, HfHubHTTPError):
+            advice = "Check the connection."
+        raise HubError(
+            f"Cannot create or open the {repo_type} repository '{repo_id}': {_reason(error)}. {advice}"
+        ) from error
+    if not is_private:
+        raise HubError(
+            f"'{full_name}' already exists and is public, so `private=True` cannot be kept. Make it private in its "
+            "settings first, push to another name, or leave `private` out."
+        )
+    return full_name
+
+
+def publish_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    repo_type: str = "model",
+    revision: str | None = None,
+    private: bool | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    token: str | bool | None = None,
+) -> CommitInfo:
+    """Publishes all files of a folder in one commit; what goes wrong before its end leaves the repository as it was.
+
+    A card (README.md) that the repository has is kept; see `fill_card`. Weights and tokens that an earlier push has
+    cut in other pieces are deleted in the same commit; other files that the folder does not have stay.
+
+    Args:
+        folder: What to publish, complete.
+        repo_id: Where; created if it does not exist.
+        repo_type: `"model"` or `"dataset"`.
+        revision: Branch; `"main"` by default. One that does not exist is made, from `"main"`.
+        private: Of a new repository.
+        create_pr: Whether to open a pull request instead of moving the branch `"main"`.
+        commit_message: First line of the commit's message.
+        commit_description: The rest of it.
+        token: As everywhere on the Hub; by default the stored one.
+
+    Returns:
+        The commit: a string, its URL, with `oid` and, for a pull request, `pr_url`.
+
+    Raises:
+        ValueError: The folder has no files, `create_pr` came with a branch, or the repository's card cannot be merged.
+        HubError: Missing rights, a lost connection, a failing server, another commit in the meantime.
+    """
+    folder = Path(folder)
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    if not files:
+        raise ValueError(f"There is nothing to publish: '{folder}' has no files.")
+    branch = branch_to_push(revision, create_pr)
+    repo_id = create_repository(repo_id, repo_type=repo_type, private=private, token=token)
+    api = _api(token)
+    made_branch = False
+    try:
+        head, exists = _head(api, repo_id, repo_type, branch)
+        old = set(api.list_repo_files(repo_id, repo_type=repo_type, revision=head))
+        contents: dict[str, Path | bytes] = dict(files)
+        if CARD_FILE in files and CARD_FILE in old:
+            contents[CARD_FILE] = _merged_card(api, repo_id, repo_type, head, files[CARD_FILE]).encode()
+        additions = [CommitOperationAdd(path, content) for path, content in contents.items()]
+        parts = _PARTS[repo_type]
+        renewed = {part[1] for path in files if (part := parts.fullmatch(path))}
+        deletions = [
+            CommitOperationDelete(path)
+            for path in sorted(old - set(files))
+            if (part := parts.fullmatch(path)) and part[1] in renewed
+        ]
+        # The large files go first: they are seen by nobody before a commit names them.
+        api.preupload_lfs_files(
+            repo_id, additions, repo_type=repo_type, revision=branch if exists else MAIN, create_pr=create_pr,
+            free_memory=False,
+        )  # fmt: skip
+        if not exists:
+            api.create_branch(repo_id, repo_type=repo_type, branch=branch, revision=head)
+            made_branch = True
+        return api.create_commit(
+            repo_id,
+            [*additions, *deletions],
+            commit_message=commit_message or f"Upload {repo_type}",
+            commit_description=commit_description,
+            repo_type=repo_type,
+            revision=branch,
+            create_pr=create_pr,
+            parent_commit=head,  # a card that somebody edits meanwhile is not overwritten
+        )
+    except BaseException as error:
+        if made_branch:
+            with suppress(Exception):
+                api.delete_branch(repo_id, repo_type=repo_type, branch=branch)
+        if not isinstance(error, Exception) or type(error) is ValueError:
+            raise
+        raise HubError(
+            f"'{folder}' was not published to '{repo_id}' ({branch}): {_reason(error)}. Nothing half done is visible "
+            "there; the same call can be made again."
+        ) from error
+
+
+def branch_to_push(revision: str | None, create_pr: bool) -> str:
+    """The branch that these arguments of a push mean.
+
+    Raises:
+        ValueError: `create_pr` came with a branch.
+    """
+    if create_pr and revision not in (None, MAIN):
+        raise ValueError(f"A pull request is opened against '{MAIN}': leave out revision={revision!r} or `create_pr`.")
+    return revision or MAIN
+
+
+def fetch_file(
+    repo_id: str,
+    name: str,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    *,
+    repo_type: str = "model",
+) -> Path:
+    """Fetches a file of a repository, or finds it in the cache, and verifies its content.
+
+    Args:
+        repo_id: `"user/name"`.
+        name: The file's path in the repository.
+        revision: Branch, tag or commit; `"main"` by default.
+        token: As everywhere on the Hub; by default the stored one.
+        repo_type: `"model"` or `"dataset"`.
+
+    Returns:
+        Where it is; the folder's name is the commit.
+
+    Raises:
+        FileNotFoundError: The commit has no such file.
+        HubError: There is no such repository or revision, access is denied, the file is neither reachable nor cached,
+            or its content is not what the Hub has.
+    """
+    try:
+        path = Path(hf_hub_download(repo_id, name, repo_type=repo_type, revision=revision or MAIN, token=token))
+    except LocalEntryNotFoundError as error:
+        cached = try_to_load_from_cache(repo_id, name, revision=revision or MAIN, repo_type=repo_type)
+        if cached is _CACHED_NO_EXIST:
+            raise FileNotFoundError(name) from error
+        raise HubError(
+            f"'{name}' of '{repo_id}' ({revision or MAIN}) is not in the cache and the Hub cannot be reached. Go "
+            "online (without HF_HUB_OFFLINE) once, with the same `revision`."
+        ) from error
+    except EntryNotFoundError as error:
+        raise FileNotFoundError(name) from error
+    except GatedRepoError as error:
+        page = f"{_api(token).endpoint}/{'datasets/' if repo_type == 'dataset' else ''}{repo_id}"
+        raise HubError(
+            f"'{repo_id}' is gated: its owner has to grant access first. Ask for it on {page}, then log in as that "
+            "user (`hf auth login`) or pass the `token`."
+        ) from error
+    except RevisionNotFoundError as error:
+        known = ""
+        with suppress(Exception):
+            refs = _api(token).list_repo_refs(repo_id, repo_type=repo_type)
+            known = f" Its branches: {_names(refs.branches)}; its tags: {_names(refs.tags)}."
+        raise HubError(f"'{repo_id}' has no revision '{revision}'.{known}") from error
+    except RepositoryNotFoundError as error:
+        raise HubError(
+            f"There is no {repo_type} repository '{repo_id}', or it is private and the token that was used may not "
+            "read it. Check the name; for a private one log in (`hf auth login`) or pass a `token`."
+        ) from error
+    except HFValidationError:
+        raise
+    except Exception as error:
+        raise HubError(
+            f"'{name}' of '{repo_id}' could not be fetched: {_reason(error)}. The same call can be made again."
+        ) from error
+    _verify(path, repo_id, name, token, repo_type)
+    return path
+
+
+def _verify(path: Path, repo_id: str, name: str, token: str | bool | None, repo_type: str) -> None:
+    """Compares a file of the cache with the hash under which the Hub knows it."""
+    expected = Path(os.readlink(path)).name if path.is_symlink() else ""
+    if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", expected):
+        # Where links are not to be had the cache does not keep the hash.
+        with suppress(Exception):
+            (entry,) = _api(token).get_paths_info(repo_id, name, revision=path.parent.name, repo_type=repo_type)
+            assert isinstance(entry, RepoFile)
+            expected = entry.lfs.sha256 if entry.lfs else entry.blob_id
+    if not expected:
+        return
+    found = _sha256(path) if len(expected) == 64 else _git_hash(path)
+    if found != expected:
+        raise HubError(
+            f"'{name}' of '{repo_id}' is damaged in the cache: its hash is {found}, on the Hub it is {expected}. "
+            f"Delete {path.resolve()} and load again."
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _git_hash(path: Path) -> str:
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def _head(api: HfApi, repo_id: str, repo_type: str, branch: str) -> tuple[str, bool]:
+    """The commit to build on, and whether the branch exists."""
+    refs = api.list_repo_refs(repo_id, repo_type=repo_type, include_pull_requests=True)
+    heads = {ref.name: ref.target_commit for ref in [*refs.branches, *(refs.pull_requests or [])]}
+    heads |= {ref.ref: ref.target_commit for ref in refs.pull_requests or []}
+    if branch in heads:
+        return heads[branch], True
+    if branch in {tag.name for tag in refs.tags}:
+        raise ValueError(f"'{branch}' is a tag of '{repo_id}', which stays where it is: push to a branch.")
+    return heads[MAIN], False
+
+
+def _merged_card(api: HfApi, repo_id: str, repo_type: str, head: str, ours: Path) -> str:
+    path = api.hf_hub_download(repo_id, CARD_FILE, repo_type=repo_type, revision=head)
+    try:
+        return fill_card(Path(path).read_text(encoding="utf-8"), ours.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"The card of '{repo_id}' cannot be filled in: {error}") from error
+
+
+def _api(token: str | bool | None) -> HfApi:
+    return HfApi(token=token, library_name="hf_vq", library_version=__version__)
+
+
+def _names(refs: list) -> str:
+    return ", ".join(ref.name for ref in refs) or "none"
+
+
+def _reason(error: Exception) -> str:
+    """An exception in one line, with what caused it where that says more."""
+    if isinstance(error, HfHubHTTPError) and error.response is not None and error.response.status_code == 412:
+        return "the branch has moved in the meantime"
+    causes = [error] if error.__cause__ is None or isinstance(error, HfHubHTTPError) else [error, error.__cause__]
+    return ": ".join(" ".join(str(cause).split()).rstrip(".") or type(cause).__name__ for cause in causes)

@@ -1,0 +1,273 @@
+"""Trains a `VQModel` as a tokenizer: reconstruction and commitment, optionally perceptual and adversarial losses."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from PIL import Image
+from torch import Tensor, nn
+
+from hf_vq.cards.tokenizer import tokenizer_card
+from hf_vq.hub.models import PICTURE_FILE
+from hf_vq.losses import (
+    AdversarialKind,
+    PatchDiscriminator,
+    PerceptualLoss,
+    adaptive_weight,
+    generator_loss,
+    hinge_d_loss,
+    nonsaturating_d_loss,
+)
+from hf_vq.metrics.reconstruction import TokenizerMetrics
+from hf_vq.modeling.modeling_vq import VQModel
+from hf_vq.modeling.quantizer_vq import get_vq_layers
+from hf_vq.modeling.version_vq import __version__
+from hf_vq.plots.codebook import usage_histogram
+from hf_vq.plots.images import reconstruction_grid
+from hf_vq.training.arguments import TokenizerTrainingArguments
+from hf_vq.training.monitor import CodebookMonitor
+from hf_vq.training.optimization import forget_gradients, forget_moments, parameter_groups, rewritten_rows
+from hf_vq.training.order import Batch, evaluation_batches, is_stream
+from hf_vq.training.recipe import measured_split, recipe_rows
+from hf_vq.training.trainer import BaseTrainer
+
+Rewritten = dict[nn.Parameter, Tensor]
+"""Parameters with the rows, as a mask, that the quantizer initialised or replaced."""
+
+
+class TokenizerTrainer(BaseTrainer):
+    """Trains a tokenizer.
+
+    A forward pass of the model does the codebook's inner steps, initialisation and replacement by itself; the step
+    here is the task step on `reconstruction + commitment_weight * commitment`, seen from the updated codes. The
+    encoder runs once per batch, the adversarial loss uses the same reconstructions.
+
+    Args:
+        model: The tokenizer; its configuration says the reconstruction loss and the weight of the commitment.
+        args: The settings.
+        train_dataset: Map-style, with items `{"pixel_values": (channels, height, width) in [-1, 1]}`, or a stream.
+        eval_dataset: Held-out images, likewise; without it nothing is measured.
+        image_processor: Saved beside the model.
+
+    Example:
+
+        >>> trainer = TokenizerTrainer(model, TokenizerTrainingArguments(output_dir="out"), train_images, test_images)
+        >>> metrics = trainer.train()
+        >>> trainer.close()
+    """
+
+    args: TokenizerTrainingArguments
+    model: VQModel
+    summed_metrics = frozenset({"replaced_codes"})
+    progress_metrics = ("loss", "usage", "perplexity")
+
+    def __init__(
+        self,
+        model: VQModel,
+        args: TokenizerTrainingArguments,
+        train_dataset: Any,
+        eval_dataset: Any = None,
+        image_processor: Any = None,
+    ) -> None:
+        super().__init__(model, args, train_dataset, eval_dataset, image_processor)
+        self.quantizers = get_vq_layers(model)
+        codes = [weight for layer in self.quantizers for weight in layer.codebook.parameters()]
+        self.add_network("model", model, parameter_groups(model, args.weight_decay, codes), args.learning_rate)
+        self.discriminator: nn.Module | None = None
+        if args.adversarial_weight > 0:
+            self.discriminator = PatchDiscriminator(
+                model.config.num_channels, args.discriminator_channels, args.discriminator_layers
+            )
+            self.add_network(
+                "discriminator",
+                self.discriminator,
+                parameter_groups(self.discriminator, args.weight_decay),
+                args.discriminator_learning_rate or args.learning_rate,
+            )
+        self.adversarial_kind: AdversarialKind = "hinge" if args.discriminator_loss == "hinge" else "nonsaturating"
+        self.perceptual_loss: nn.Module | None = None
+        if args.perceptual_weight > 0:
+            self.perceptual_loss = PerceptualLoss().to(self.accelerator.device)
+        if args.monitor_steps:
+            self.callbacks.append(CodebookMonitor(args.monitor_steps, args.monitor_images))
+        self._warn_of_few_images()
+
+    def train_step(self, batches: list[Batch]) -> dict[str, Tensor]:
+        """One optimizer step of the model and, once it has started, one of the discriminator."""
+        adversarial = self.discriminator is not None and self.step >= self.args.adversarial_start
+        values: dict[str, Tensor] = {}
+        rewritten: Rewritten = {}
+        for number, batch in enumerate(batches, start=1):
+            pixel_values = self.to_device(batch)
+            shared = number == len(batches)
+            with self.gradients_shared("model", shared):
+                reconstruction, terms = self._model_backward(pixel_values, rewritten, adversarial, len(batches))
+            if adversarial:
+                with self.gradients_shared("discriminator", shared):
+                    terms |= self._discriminator_backward(pixel_values, reconstruction, len(batches))
+            for name, value in terms.items():
+                share = value.detach() if name in self.summed_metrics else value.detach() / len(batches)
+                values[name] = values[name] + share if name in values else share
+        forget_moments(self.optimizers["model"], rewritten.items())
+        names = ["model", "discriminator"] if adversarial else ["model"]
+        losses = torch.stack([values["loss"], *([values["discriminator_loss"]] if adversarial else [])])
+        norms = self.apply_gradients(names, losses)
+        if self.ema is not None:
+            self.ema.update(self.model, {id(weight): rows for weight, rows in rewritten.items()})
+        values["grad_norm"] = norms["model"]
+        if adversarial:
+            values["discriminator_grad_norm"] = norms["discriminator"]
+        return values
+
+    def _model_backward(
+        self, pixel_values: Tensor, rewritten: Rewritten, adversarial: bool, micro_batches: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Forward and backward of the model; returns its reconstructions and the terms of its loss."""
+        args = self.args
+        out = self.wrapped["model"](pixel_values)
+        now = rewritten_rows(self.quantizers)
+        forget_gradients(now.items())
+        for weight, rows in now.items():
+            rewritten[weight] = rewritten[weight] | rows if weight in rewritten else rows
+        terms = {
+            name: getattr(out, name)
+            for name in ("reconstruction_loss", "commitment_loss", "perplexity", "usage", "quantization_error")
+        }
+        replaced = sum(rows.sum() for rows in now.values())
+        terms["replaced_codes"] = torch.as_tensor(replaced, device=pixel_values.device)
+        loss, task = out.loss, out.reconstruction_loss
+        reconstruction = out.decoded_pixel_values
+        if self.perceptual_loss is not None:
+            with self.accelerator.autocast():
+                perceptual = self.perceptual_loss(reconstruction, pixel_values).float()
+            terms["perceptual_loss"] = perceptual
+            task = task + args.perceptual_weight * perceptual
+            loss = loss + args.perceptual_weight * perceptual
+        if adversarial:
+            assert self.discriminator is not None
+            # Frozen and not through DDP: this pass must leave no gradients in the discriminator, and no hooks waiting.
+            self.discriminator.requires_grad_(False)
+            deception = generator_loss(self.discriminator(reconstruction).float(), self.adversarial_kind)
+            self.discriminator.requires_grad_(True)
+            weight = loss.new_tensor(args.adversarial_weight)
+            if args.adaptive_adversarial_weight:
+                weight = weight * adaptive_weight(task, deception, output_layer_weight(self.model))
+            terms |= {"generator_loss": deception, "adversarial_weight": weight}
+            loss = loss + weight * deception
+        terms["loss"] = loss
+        self.accelerator.backward(loss / micro_batches)
+        return reconstruction.detach(), terms
+
+    def _discriminator_backward(self, real: Tensor, fake: Tensor, micro_batches: int) -> dict[str, Tensor]:
+        """Forward and backward of the discriminator on images and their (detached) reconstructions."""
+        logits_real, logits_fake = self.wrapped["discriminator"](torch.cat([real, fake])).float().chunk(2)
+        criterion = hinge_d_loss if self.adversarial_kind == "hinge" else nonsaturating_d_loss
+        loss = criterion(logits_real, logits_fake)
+        self.accelerator.backward(loss / micro_batches)
+        return {"discriminator_loss": loss, "logits_real": logits_real.mean(), "logits_fake": logits_fake.mean()}
+
+    def task_loss(self, batch: Batch) -> Tensor:
+        """Reconstruction and perceptual loss; the discriminator's, which changes under way, is left out."""
+        pixel_values = self.to_device(batch)
+        # The class's own forward: Accelerate's autocast is on the instance.
+        out = VQModel.forward(self.model, pixel_values)
+        assert out.reconstruction_loss is not None
+        if self.perceptual_loss is None:
+            return out.reconstruction_loss
+        perceptual = self.perceptual_loss(out.decoded_pixel_values, pixel_values)
+        return out.reconstruction_loss + self.args.perceptual_weight * perceptual
+
+    def evaluation(self) -> tuple[dict[str, float], dict[str, Image.Image]]:
+        """Reconstruction quality and use of the codes on the held-out images, in float32."""
+        args, accelerator = self.args, self.accelerator
+        model = self.published_model()
+        metrics = TokenizerMetrics(model.config.num_codes)
+        originals: list[Tensor] = []
+        reconstructions: list[Tensor] = []
+        for batch in evaluation_batches(
+            self.eval_dataset,
+            args.eval_batch_size,
+            args.max_eval_images,
+            accelerator.process_index,
+            accelerator.num_processes,
+            args.dataloader_num_workers,
+        ):
+            pixel_values = self.to_device(batch)
+            # The class's own forward: Accelerate's autocast is on the instance, and users load the model without it.
+            out = type(model).forward(model, pixel_values)
+            metrics.update(pixel_values, out.decoded_pixel_values, out.image_tokens, out.quantization_error)
+            missing = args.num_grid_images - sum(len(images) for images in originals)
+            if accelerator.is_main_process and missing > 0:
+                originals.append(pixel_values[:missing].cpu())
+                reconstructions.append(out.decoded_pixel_values[:missing].cpu())
+        result = metrics.compute(accelerator)
+        counts = metrics.code_counts(accelerator)
+        pictures = {}
+        if accelerator.is_main_process:
+            if originals:
+                pictures["reconstructions"] = reconstruction_grid(
+                    torch.cat(originals),
+                    {"reconstruction": torch.cat(reconstructions)},
+                    max_images=args.num_grid_images,
+                )
+            pictures["usage"] = usage_histogram(counts)
+        return result, pictures
+
+    def write_model(self, folder: Path) -> None:
+        """Writes configuration, weights, image processor, and a card with the measured numbers and a picture."""
+        args = self.args
+        self.published_model().save_pretrained(folder)
+        if self.image_processor is not None:
+            self.image_processor.save_pretrained(folder)
+        picture = (self.eval_pictures or {}).get("reconstructions")
+        if picture is not None:
+            picture.save(folder / PICTURE_FILE)
+        methods = [*(["lpips"] if args.perceptual_weight else []), *(["vqgan"] if args.adversarial_weight else [])]
+        card = tokenizer_card(
+            self.model.config,
+            self.eval_metrics or {},
+            args.dataset,
+            measured_split(args, args.dataset),
+            self._recipe(),
+            repo_id=self.hub_repository,
+            picture=None if picture is None else PICTURE_FILE,
+            picture_caption="Above, held-out images; below, their reconstructions.",
+            methods=methods,
+            num_parameters=self.model.num_parameters(),
+            versions={"torch": torch.__version__, "transformers": transformers.__version__, "hf_vq": __version__},
+        )
+        (folder / "README.md").write_text(str(card), encoding="utf-8")
+
+    def _recipe(self) -> dict[str, Any]:
+        """The card's rows on how the weights were made; what is off is None."""
+        args = self.args
+        weight, start = args.adversarial_weight, args.adversarial_start
+        return recipe_rows(self) | {
+            "perceptual weight": args.perceptual_weight or None,
+            "adversarial weight": f"{weight:g}, from step {start}" if weight else None,
+            "random flip": args.random_flip or None,
+            "random crop": args.random_crop or None,
+        }
+
+    def _warn_of_few_images(self) -> None:
+        if is_stream(self.train_dataset):
+            return
+        images, codes = len(self.train_dataset), self.model.config.num_codes
+        if images < codes:
+            side = self.model.config.image_size // self.model.config.downsample_factor
+            warnings.warn(
+                f"The training set has {images:,} images ({images * side**2:,} vectors to quantize), fewer than the "
+                f"{codes:,} codes: codes will stay unused or stand for single patches, and usage on other images will "
+                f"be low. Use more images, or a smaller num_codes (at most about {max(1, images):,}).",
+                stacklevel=3,
+            )
+
+
+def output_layer_weight(model: VQModel) -> Tensor:
+    """The weight of the decoder's last convolution, where gradients of losses on pixels are compared."""
+    layers = [module for module in model.decoder.modules() if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)]
+    return layers[-1].weight

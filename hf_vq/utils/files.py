@@ -1,0 +1,93 @@
+"""Files and folders that are either complete or not there: written aside, flushed, then renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+TEMPORARY_PREFIX = ".tmp-"
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Gives a temporary sibling of `path` to write into, which takes its name only once everything is on the disk.
+
+    Whatever stops the writing leaves `path` as it was. A process killed in between leaves a folder whose name starts
+    with `.tmp-`; see `remove_stale_folders`.
+
+    Args:
+        path: The folder to create or to replace.
+    """
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{path.name}"
+    discard(temporary)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        flush_tree(temporary)
+        if path.exists():
+            replaced = path.parent / f"{TEMPORARY_PREFIX}replaced-{path.name}"
+            discard(replaced)
+            os.replace(path, replaced)
+            try:
+                os.replace(temporary, path)
+            except BaseException:
+                os.replace(replaced, path)
+                raise
+            discard(replaced)
+        else:
+            os.replace(temporary, path)
+        flush(path.parent)
+    except BaseException:
+        discard(temporary)
+        raise
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Gives a temporary sibling of `path` to write, which replaces `path` at the end."""
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
+    try:
+        yield temporary
+        flush(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(value: Any, path: Path) -> None:
+    """Writes indented JSON."""
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def free_space(folder: Path) -> str:
+    """What the disk under a folder has left, in words."""
+    return f"The disk has {shutil.disk_usage(folder).free / 2**20:,.1f} MiB left"
+
+
+def discard(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def flush_tree(folder: Path) -> None:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            flush(Path(parent, name))
+        flush(Path(parent))
+
+
+def flush(path: Path) -> None:
+    """Makes the system write a file or a folder's list of names to the disk now."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

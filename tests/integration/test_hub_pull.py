@@ -1,0 +1,344 @@
+"""Pulling: one pinned commit, every file verified, and errors that say what is wrong."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub import HfApi, hf_hub_download
+from safetensors.torch import load, save
+from transformers import AutoModel, BertConfig
+
+import hf_vq
+from hf_vq import VQConfig, VQImageProcessor, VQModel
+from hf_vq import hub as hub_module
+from hf_vq.data.tokens import load_model
+from hf_vq.hub.repository import HubError
+
+if TYPE_CHECKING:
+    from ..hub_server import HubServer
+
+NAME = "alice/vq"
+
+
+def tiny(seed: int = 0) -> VQModel:
+    """A model of some thousand parameters, another for each seed."""
+    torch.manual_seed(seed)
+    config = VQConfig(
+        architecture="sqvae", image_size=16, base_channels=8, num_res_blocks=1, embed_dim=4, num_codes=16
+    )
+    return VQModel(config).eval()
+
+
+def assert_same(first: VQModel, second: VQModel) -> None:
+    """The weights of two models are equal."""
+    assert first.state_dict().keys() == second.state_dict().keys()
+    for name, weight in first.state_dict().items():
+        assert torch.equal(weight, second.state_dict()[name]), name
+
+
+def edit_config(hub: HubServer, **settings: Any) -> None:
+    """Commits another config.json; None takes a key out."""
+    config = json.loads(hub.store.read(NAME, "config.json")) | settings
+    kept = {key: value for key, value in config.items() if value is not None}
+    hub.store.write(NAME, "config.json", json.dumps(kept).encode())
+
+
+@pytest.fixture
+def pushed(hub: HubServer) -> VQModel:
+    """The model that the repository has."""
+    model = tiny()
+    hf_vq.push_to_hub(model, NAME, image_processor=VQImageProcessor(image_size=16, resample=0))
+    return model
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Turns the network off, as HF_HUB_OFFLINE=1 does."""
+    return lambda: monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+def test_a_revision_is_loaded_as_it_was(pushed: VQModel, hub: HubServer) -> None:
+    """A tag, a branch and a commit give the weights of that time; the model says which commit it is from."""
+    HfApi().create_tag(NAME, tag="v1.0")
+    commit = hf_vq.push_to_hub(tiny(1), NAME)
+    old, processor = hf_vq.from_hub(NAME, revision="v1.0")
+    new, _ = hf_vq.from_hub(NAME)
+
+    assert_same(old, pushed)
+    assert_same(new, tiny(1))
+    assert_same(hf_vq.from_hub(NAME, revision=commit.oid)[0], new)
+    assert new.config._commit_hash == commit.oid and new.name_or_path == NAME and not new.training
+    assert isinstance(processor, VQImageProcessor) and processor.resample == 0
+
+
+def test_a_folder_mistyped_is_told_of_beside_the_repository_missing(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`run/finall` could be both; that `run` is a folder tells which was meant."""
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    hint = " Nor is there a folder 'run/finall', though there is 'run'."
+    with pytest.raises(HubError, match=f"There is no model repository 'run/finall'.*{hint}$"):
+        load_model("run/finall")
+    with pytest.raises(HubError, match="There is no model repository 'runs/final'") as caught:
+        load_model("runs/final")
+    assert "folder" not in str(caught.value)
+
+
+def test_all_files_are_of_one_commit(pushed: VQModel, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A push between two of the downloads has no influence."""
+    fetch = hub_module.fetch_file
+
+    def overtaken(repo_id: str, name: str, *args: Any) -> Path:
+        path = fetch(repo_id, name, *args)
+        if name == "config.json":
+            hf_vq.push_to_hub(tiny(1), NAME, image_processor=VQImageProcessor(image_size=16, resample=3))
+        return path
+
+    monkeypatch.setattr(hub_module, "fetch_file", overtaken)
+    model, processor = hf_vq.from_hub(NAME)
+
+    assert_same(model, pushed)
+    assert processor.resample == 0
+
+
+def test_what_was_loaded_once_loads_offline(pushed: VQModel, hub: HubServer, offline: Callable[[], None]) -> None:
+    """By branch and by commit, without a request; what was not loaded is reported."""
+    first, _ = hf_vq.from_hub(NAME)
+    hf_vq.push_to_hub(tiny(1), NAME, revision="v2")
+    offline()
+    hub.requests.clear()
+
+    for revision in (None, "main", first.config._commit_hash):
+        model, processor = hf_vq.from_hub(NAME, revision=revision)
+        assert_same(model, pushed)
+        assert processor.resample == 0
+    assert hub.requests == []
+    with pytest.raises(HubError, match=r"(?s)'alice/vq' \(v2\) is not in the cache and the Hub cannot be reached"):
+        hf_vq.from_hub(NAME, revision="v2")
+
+
+def test_a_repository_without_an_image_processor_gets_the_default(
+    hub: HubServer, tmp_path: Path, offline: Callable[[], None]
+) -> None:
+    """Online, and offline where it is known that there is none; where it is not known the missing file is an error."""
+    tiny().save_pretrained(tmp_path)
+    HfApi().create_repo(NAME)
+    HfApi().upload_folder(repo_id=NAME, folder_path=tmp_path)
+    AutoModel.from_pretrained(NAME)  # leaves the processor's file an open question
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        with pytest.raises(HubError, match="'preprocessor_config.json' of 'alice/vq'"):
+            hf_vq.from_hub(NAME)
+
+    assert hf_vq.from_hub(NAME)[1].crop_size["height"] == 16
+    offline()
+    assert hf_vq.from_hub(NAME)[1].crop_size["height"] == 16
+
+
+def test_missing_and_closed_repositories_are_told_apart(pushed: VQModel, hub: HubServer) -> None:
+    """No such repository or a private one, a gated one, no such revision, no name of a repository."""
+    with pytest.raises(HubError, match="no model repository 'alice/nothing', or it is private"):
+        hf_vq.from_hub("alice/nothing")
+    with pytest.raises(HubError, match="has no revision 'v9'. Its branches: main; its tags: none"):
+        hf_vq.from_hub(NAME, revision="v9")
+    with pytest.raises(ValueError, match="Repo id must be"):
+        hf_vq.from_hub("out/run/final")
+    repository = hub.store.repositories["models", NAME]
+    repository.private = True
+    for token in ("hf_bob", False):
+        with pytest.raises(HubError, match="or it is private and the token that was used may not read it"):
+            hf_vq.from_hub(NAME, token=token)
+    repository.private, repository.gated_for = False, set()
+    for token in ("hf_bob", False):
+        with pytest.raises(HubError, match=f"'alice/vq' is gated.*{hub.url}/alice/vq"):
+            hf_vq.from_hub(NAME, token=token)
+
+    repository.gated_for = {"bob"}
+    assert_same(hf_vq.from_hub(NAME, token="hf_bob")[0], pushed)
+
+
+def test_other_models_are_named(hub: HubServer, tmp_path: Path) -> None:
+    """A transformers model, a diffusers model, a repository without a model; no weights are fetched."""
+    hub.store.create("models", NAME, private=False)
+    with pytest.raises(HubError, match="'alice/vq' is not a VQ model: it has no config.json"):
+        hf_vq.from_hub(NAME)
+    BertConfig(architectures=["BertModel"]).save_pretrained(tmp_path)
+    hub.store.write(NAME, "config.json", (tmp_path / "config.json").read_bytes())
+    with pytest.raises(HubError, match=r"of the type 'bert' \(BertModel\), not 'hf_vq'"):
+        hf_vq.from_hub(NAME)
+    hub.store.write(NAME, "config.json", b'{"_class_name": "AutoencoderKL"}')
+    with pytest.raises(HubError, match="'AutoencoderKL'"):
+        hf_vq.from_hub(NAME)
+    assert not [path for _, path in hub.requests if "safetensors" in path]
+
+
+def test_a_newer_version_is_noticed(pushed: VQModel, hub: HubServer) -> None:
+    """By `from_hub` and by AutoModel; a later patch release and checkpoints without the record are read."""
+    edit_config(hub, hf_vq_version="99.0.0")
+    for loader in (hf_vq.from_hub, AutoModel.from_pretrained):
+        with pytest.raises(ValueError, match="made with hf_vq 99.0.0, newer than .*pip install --upgrade hf_vq"):
+            loader(NAME)
+    assert not [path for _, path in hub.requests if path.endswith("/model.safetensors")]  # none that would be useless
+    for version in (hf_vq.__version__.rpartition(".")[0] + ".999", None):
+        edit_config(hub, hf_vq_version=version)
+        assert_same(hf_vq.from_hub(NAME)[0], pushed)
+    edit_config(hub, hf_vq_version="new")
+    with pytest.raises(ValueError, match="must be a version"):
+        hf_vq.from_hub(NAME)
+
+
+def test_the_version_is_recorded_anew_at_each_save(pushed: VQModel, hub: HubServer, tmp_path: Path) -> None:
+    """What an older version made and this one saves is this one's."""
+    edit_config(hub, hf_vq_version="0.0.1")
+    hf_vq.from_hub(NAME)[0].save_pretrained(tmp_path)
+
+    assert json.loads((tmp_path / "config.json").read_text())["hf_vq_version"] == hf_vq.__version__
+
+
+@pytest.mark.parametrize(
+    ("damage", "size", "is_offline"),
+    [
+        (lambda data: data[:-10], "50GB", False),
+        (lambda data: data[:-10] + bytes(10), "50GB", True),
+        (lambda data: data[:-10] + bytes(10), "8KB", False),
+        (lambda data: b"", "8KB", True),
+    ],
+    ids=["cut", "altered, offline", "altered shard", "empty shard, offline"],
+)
+def test_a_file_damaged_in_the_cache_is_an_error(
+    hub: HubServer, offline: Callable[[], None], damage: Callable[[bytes], bytes], size: str, is_offline: bool
+) -> None:
+    """Whole or the last of several shards: found before a tensor is used; deleting it mends it."""
+    hf_vq.push_to_hub(tiny(), NAME, max_shard_size=size)
+    hf_vq.from_hub(NAME)
+    folder = Path(hf_hub_download(NAME, "config.json")).parent
+    blob = sorted(folder.glob("*.safetensors"))[-1].resolve()
+    blob.write_bytes(damage(blob.read_bytes()))
+    if is_offline:
+        offline()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VQModel, "from_pretrained", None)
+        with pytest.raises(HubError, match=f"is damaged in the cache: .*{blob.name}. Delete {blob}"):
+            hf_vq.from_hub(NAME)
+
+    if not is_offline:
+        blob.unlink()
+        assert_same(hf_vq.from_hub(NAME)[0], tiny())
+
+
+def test_settings_damaged_in_the_cache_are_an_error(pushed: VQModel) -> None:
+    """Not only weights are verified."""
+    path = Path(hf_hub_download(NAME, "config.json"))
+    path.write_text(path.read_text().replace('"embed_dim": 4', '"embed_dim": 5'))
+
+    with pytest.raises(HubError, match="'config.json' of 'alice/vq' is damaged"):
+        hf_vq.from_hub(NAME)
+
+
+def test_where_the_cache_has_no_links_the_hub_is_asked(pushed: VQModel, hub: HubServer) -> None:
+    """As on Windows without developer mode: the hash comes from the Hub."""
+    path = Path(hf_hub_download(NAME, "model.safetensors"))
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content)
+    assert_same(hf_vq.from_hub(NAME)[0], pushed)
+    path.write_bytes(content[:-1] + b"?")
+
+    with pytest.raises(HubError, match="'model.safetensors' of 'alice/vq' is damaged"):
+        hf_vq.from_hub(NAME)
+
+
+@pytest.mark.parametrize("served", [lambda data: data[:-10] + bytes(10), lambda data: data[:-10]])
+def test_other_bytes_than_the_hub_announced_are_an_error(
+    pushed: VQModel, hub: HubServer, served: Callable[[bytes], bytes]
+) -> None:
+    """What arrives altered, or shorter than announced, is not loaded."""
+    sha256 = hub.store.files(NAME)["model.safetensors"].content
+    content = hub.store.contents[sha256]
+    hub.store.contents[sha256] = served(content)
+    with pytest.raises(HubError, match="'model.safetensors' of 'alice/vq'"):
+        hf_vq.from_hub(NAME)
+
+
+def test_a_lost_connection_is_reported_and_the_next_call_goes_on(pushed: VQModel, hub: HubServer) -> None:
+    """The download that broke off leaves nothing that would be taken for the file."""
+    hub.fail("GET", "model.safetensors", "cut")
+    with pytest.raises(HubError, match="'model.safetensors' of 'alice/vq' could not be fetched"):
+        hf_vq.from_hub(NAME)
+
+    hub.mend()
+    assert_same(hf_vq.from_hub(NAME)[0], pushed)
+
+
+def test_nothing_is_unpickled(pushed: VQModel, hub: HubServer, tmp_path: Path) -> None:
+    """A repository with pickled weights alone has no weights for us, and what is in them does not run."""
+    witness = tmp_path / "witness"
+
+    class Payload:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (witness,)
+
+    repository = hub.store.repositories["models", NAME]
+    files = {path: file for path, file in hub.store.files(NAME).items() if path != "model.safetensors"}
+    hub.store.commit(repository, "main", repository.refs["main"], "remove", files)
+    hub.store.write(NAME, "pytorch_model.bin", pickle.dumps(Payload()))
+
+    with pytest.raises(HubError, match="no complete safetensors weights"):
+        hf_vq.from_hub(NAME)
+    assert not witness.exists() and not [path for _, path in hub.requests if path.endswith(".bin")]
+
+
+def test_missing_weights_are_an_error(pushed: VQModel, hub: HubServer) -> None:
+    """A shard that is not there, and a tensor that is in no file, are not replaced by random numbers."""
+    hf_vq.push_to_hub(pushed, NAME, max_shard_size="8KB", revision="shards")
+    repository = hub.store.repositories["models", NAME]
+    files = hub.store.files(NAME, "shards")
+    shard = sorted(path for path in files if path.endswith(".safetensors"))[-1]
+    kept = {path: file for path, file in files.items() if path != shard}
+    hub.store.commit(repository, "shards", repository.refs["shards"], "remove", kept)
+    with pytest.raises(HubError, match=f"no complete safetensors weights .{shard} is missing"):
+        hf_vq.from_hub(NAME, revision="shards")
+
+    tensors = load(hub.store.read(NAME, "model.safetensors"))
+    del tensors["quantize.codebook.weight"]
+    hub.store.write(NAME, "model.safetensors", save(tensors, {"format": "pt"}))
+    with pytest.raises(HubError, match="are not whole: quantize.codebook.weight missing"):
+        hf_vq.from_hub(NAME)
+
+
+def test_no_weights_but_the_verified_ones_are_loaded(pushed: VQModel, hub: HubServer) -> None:
+    """A configuration that names another file of the cache does not get it."""
+    other = save({name: torch.zeros_like(value) for name, value in pushed.state_dict().items()})
+    edit_config(hub, transformers_weights="other.safetensors")
+    commit = hub.store.write(NAME, "other.safetensors", other)
+    hf_hub_download(NAME, "other.safetensors", revision=commit)
+
+    try:
+        loaded, _ = hf_vq.from_hub(NAME)
+    except OSError as error:
+        assert "other.safetensors" in str(error)
+    else:
+        assert_same(loaded, pushed)
+
+
+@pytest.mark.parametrize("weight_map", [{"encoder.conv.0.weight": "weights.bin"}, {"a": "../x.safetensors"}, {}])
+def test_an_index_may_name_safetensors_alone(pushed: VQModel, hub: HubServer, weight_map: dict[str, str]) -> None:
+    """A pickle, or a file elsewhere, is not even fetched."""
+    repository = hub.store.repositories["models", NAME]
+    files = {name: file for name, file in hub.store.files(NAME).items() if name != "model.safetensors"}
+    hub.store.commit(repository, "main", repository.refs["main"], "Delete model.safetensors", files)
+    hub.store.write(NAME, "weights.bin", b"no weights")
+    hub.store.write(NAME, "model.safetensors.index.json", json.dumps({"weight_map": weight_map}).encode())
+
+    with pytest.raises(HubError, match="only safetensors files beside it are read"):
+        hf_vq.from_hub(NAME)
+    assert not any("weights.bin" in path for _, path in hub.requests)
