@@ -9,10 +9,14 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
 from .hub_server import HubServer
+
+if TYPE_CHECKING:
+    from .run_comparison import Runs
 
 if "huggingface_hub" in sys.modules:
     raise RuntimeError("huggingface_hub was imported before tests/conftest.py could direct it to the local Hub")
@@ -38,3 +42,11 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactor
     monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", lambda seconds: None)
     yield _SERVER
     _SERVER.clear()
+
+
+@pytest.fixture
+def runs() -> Runs:
+    """Comparisons of the folders of two runs."""
+    from .run_comparison import Runs
+
+    return Runs()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-import hf_vq.metrics.reconstruction
+from hf_vq.metrics import reconstruction
 from hf_vq.metrics.base import ExactSum, bits_per_image, perplexity
 from hf_vq.metrics.reconstruction import TokenizerMetrics
 
@@ -174,7 +174,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path: Path):
 
     command = [sys.executable, str(tmp_path / "worker.py"), str(tmp_path / "data.pt"), str(tmp_path / "result")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    ranks = [subprocess.Popen([*command, str(rank), hf_vq.metrics.__file__], env=environment) for rank in range(2)]
+    ranks = [subprocess.Popen([*command, str(rank), reconstruction.__file__], env=environment) for rank in range(2)]
     assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
 
     ours, theirs = (json.loads((tmp_path / f"result{rank}").read_text()) for rank in range(2))

@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from hf_vq import codebook_visualization, figures
+from hf_vq.plots import codebook, style
 from hf_vq.plots.codebook import principal_components, project, projection, usage_curves, usage_histogram
 
 
@@ -21,13 +21,13 @@ def colored(image: PIL.Image.Image, color: str) -> int:
 def texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Collects every text of the figures that are drawn from here on."""
     found: list[str] = []
-    draw = figures.picture
+    draw = style.picture
 
     def record(figure: Figure) -> PIL.Image.Image:
         found.extend(text.get_text() for text in figure.findobj(Text))
         return draw(figure)
 
-    monkeypatch.setattr(codebook_visualization, "picture", record)
+    monkeypatch.setattr(codebook, "picture", record)
     return found
 
 
@@ -52,8 +52,8 @@ def test_curves_keep_the_colours_of_the_runs(monkeypatch: pytest.MonkeyPatch):
     curves = usage_curves({"plain VQ": [(0, 5), (100, 4)], "ours": iter([(0, 5), (100, 900)])}, maximum=1024)
     histogram = usage_histogram({"plain VQ": torch.ones(8), "ours": torch.full((8,), 50)})
 
-    assert colored(curves, figures.RUN_COLORS[1]) > 200
-    assert colored(histogram, figures.RUN_COLORS[1]) > 200
+    assert colored(curves, style.RUN_COLORS[1]) > 200
+    assert colored(histogram, style.RUN_COLORS[1]) > 200
     assert {"plain VQ", "ours", "1,024", "perplexity", "training step"} <= set(found)
 
 
@@ -98,7 +98,7 @@ def test_projection_draws_one_panel_for_each_run(monkeypatch: pytest.MonkeyPatch
     )
 
     assert "plain VQ\n25 of 50 codes in use" in found and "ours\n50 of 50 codes in use" in found
-    assert colored(both, figures.USED) > 500
+    assert colored(both, style.USED) > 500
     assert both.width > projection(embeddings, codes, used).width
 
 

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from hf_vq.training import checkpoints as ckpt
+from hf_vq.training import run_checkpoint
 from hf_vq.training.checkpoints import CheckpointError
-from hf_vq.utils.files import atomic_folder, write_json
+from hf_vq.utils.files import TEMPORARY_PREFIX, atomic_folder, write_json
 
 
 def make_checkpoint(output_dir: Path, step: int) -> Path:
@@ -169,14 +170,15 @@ def test_no_part_of_a_failed_checkpoint_survives(
 ) -> None:
     """Whichever file the disk has no room for, the run stops and only the last good checkpoint is there."""
     trainer = make_trainer(max_steps=4, save_steps=2, eval_steps=0)
-    write = getattr(ckpt, failing)
+    module = run_checkpoint if failing == "write_json" else ckpt
+    write = getattr(module, failing)
 
     def no_room(value: Any, path: Path) -> None:
         write(value, path)
         if trainer.step == 4:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(ckpt, failing, no_room)
+    monkeypatch.setattr(module, failing, no_room)
     with pytest.raises(CheckpointError, match=r"(?s)No space left on device.*last good checkpoint is.*checkpoint-2"):
         trainer.train()
 
@@ -186,7 +188,7 @@ def test_no_part_of_a_failed_checkpoint_survives(
 
 def test_a_folder_that_was_being_replaced_is_put_back(tmp_path: Path) -> None:
     """Killed between moving the old folder away and the new one in, a run finds the old one again."""
-    moved = tmp_path / f"{ckpt.TEMPORARY_PREFIX}replaced-final"
+    moved = tmp_path / f"{TEMPORARY_PREFIX}replaced-final"
     moved.mkdir()
     (moved / "weights").write_text("old")
 
