@@ -100,9 +100,9 @@ class MaskGitSampling:
                 raise ValueError('`guidance_power` has no effect without `guidance_schedule="power_cosine"`.')
             if not self.guidance_power > 0:
                 raise ValueError(f"`guidance_power` must be above 0, got {self.guidance_power}.")
-        if len(self._temperatures) != 2:
+        if isinstance(self.temperature, Sequence) and len(self.temperature) != 2:
             raise ValueError(f"`temperature` must be one number, or the first and the last, got {self.temperature}.")
-        if not all(value > 0 for value in self._temperatures):
+        if not all(value > 0 for value in self._first_and_last_temperature):
             raise ValueError(
                 f"`temperature` must be above 0, got {self.temperature}. `top_k=1` takes the likeliest code."
             )
@@ -130,13 +130,15 @@ class MaskGitSampling:
             )
 
     @property
-    def _temperatures(self) -> tuple[float, ...]:
-        return tuple(self.temperature) if isinstance(self.temperature, (tuple, list)) else (self.temperature,) * 2
+    def _first_and_last_temperature(self) -> tuple[float, float]:
+        first, last = self.temperature if isinstance(self.temperature, Sequence) else (self.temperature,) * 2
+        return first, last
 
     @property
     def temperature_of_steps(self) -> list[float]:
         """One temperature for each step."""
-        return torch.linspace(*self._temperatures, self.num_steps).tolist()
+        first, last = self._first_and_last_temperature
+        return torch.linspace(first, last, self.num_steps).tolist()
 
     def with_options(self, options: Mapping[str, Any], known: Iterable[str]) -> "MaskGitSampling":
         """A copy with some options changed.

@@ -8,11 +8,10 @@
 mask being white there.
 """
 
-from __future__ import annotations
-
-import argparse
 import math
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,48 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModel
 
-from hf_vq import MaskGitConfig, MaskGitModel, VQImageProcessor
+from hf_vq import MaskGitConfig, MaskGitModel, MaskGitSampling, VQImageProcessor
+from hf_vq.commands.parsing import parse_command_line
+from hf_vq.utils.fields import RepeatedFields
 
 _GREY = 0.0  # of the model's pixels in [-1, 1]
 
 
+SAMPLING = RepeatedFields(MaskGitSampling)
+
+
+@dataclass
+@SAMPLING.add_to
+class GenerateArguments:
+    """What to generate, and where to write it. The options of `MaskGitSampling` are fields, too."""
+
+    model: str = field(metadata={"help": "Folder or Hub id of a generator."})
+    output: Path = field(metadata={"help": "A .png, a .gif or a folder."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the repository."})
+    class_labels: list[str] = field(
+        default_factory=list, metadata={"help": "Numbers or names; one for each image, or one for all."}
+    )
+    num_images: int | None = field(default=None, metadata={"help": "By default one for each label."})
+    image: Path | None = field(default=None, metadata={"help": "Image of which parts are made anew."})
+    mask: Path | None = field(default=None, metadata={"help": "Picture, white where the image is made anew."})
+    seed: int = field(default=0, metadata={"help": "Image i is drawn with seed + i."})
+    batch_size: int = field(default=16, metadata={"help": "Images at a time."})
+    device: str = field(
+        default="cuda" if torch.cuda.is_available() else "cpu", metadata={"help": "Where the model runs."}
+    )
+    duration: int = field(default=250, metadata={"help": "Milliseconds for each frame of a .gif."})
+
+    def __post_init__(self) -> None:
+        if (self.image is None) != (self.mask is None):
+            raise ValueError("--image and --mask need each other")
+        if self.batch_size < 1:
+            raise ValueError(f"--batch_size must be at least 1, got {self.batch_size}")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses the command line, generates, and writes."""
-    options = parse(argv)
     try:
+        options, _ = parse_command_line(GenerateArguments, None, sys.argv[1:] if argv is None else argv, __doc__)
         config = AutoConfig.from_pretrained(options.model, revision=options.revision)
         if not isinstance(config, MaskGitConfig):
             kind = f"a {config.model_type} model"
@@ -44,40 +76,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     write(images, frames, options.output, options.duration)
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="repository or folder")
-    parser.add_argument("--revision", help="branch, tag or commit of the repository")
-    parser.add_argument("--class_labels", nargs="+", help="numbers or names; one for each image, or one for all")
-    parser.add_argument("--num_images", type=int, help="default: one for each label")
-    parser.add_argument("--num_steps", type=int, default=8)
-    parser.add_argument("--guidance_scale", type=float, default=1.0, help="1 is off")
-    parser.add_argument("--guidance_schedule", default="constant", choices=["constant", "linear", "power_cosine"])
-    parser.add_argument("--schedule", default="arccos", choices=["arccos", "cosine", "linear", "square"])
-    parser.add_argument("--sampler", default="confidence", choices=["confidence", "halton"])
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--choice_temperature", type=float, help="of the confidence sampler; default 4.5")
-    parser.add_argument("--top_k", type=int)
-    parser.add_argument("--top_p", type=float)
-    parser.add_argument("--image", type=Path, help="image of which parts are made anew")
-    parser.add_argument("--mask", type=Path, help="picture, white where the image is made anew")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--duration", type=int, default=250, help="milliseconds for each frame of a .gif")
-    parser.add_argument("--output", type=Path, required=True, help=".png, .gif or folder")
-    options = parser.parse_args(argv)
-    if (options.image is None) != (options.mask is None):
-        parser.error("--image and --mask need each other")
-    if options.batch_size < 1:
-        parser.error("--batch_size must be at least 1")
-    return options
-
-
-def to_numbers(labels: list[str] | None, config: MaskGitConfig) -> list[int] | None:
-    """Names of classes, or their numbers as text, to numbers."""
-    if labels is None:
+def to_numbers(labels: list[str], config: MaskGitConfig) -> list[int] | None:
+    """Turns names of classes, or their numbers as text, into numbers; no labels into None."""
+    if not labels:
         return None
     numbers = {name: int(number) for number, name in (config.id2label or {}).items()}
     unknown = [label for label in labels if label not in numbers and not label.lstrip("-").isdigit()]
@@ -87,13 +88,11 @@ def to_numbers(labels: list[str] | None, config: MaskGitConfig) -> list[int] | N
 
 
 def generate(
-    model: MaskGitModel, labels: list[int] | None, count: int, options: argparse.Namespace
+    model: MaskGitModel, labels: list[int] | None, count: int, options: GenerateArguments
 ) -> tuple[list[Image.Image], list[list[Image.Image]]]:
     """All images and, for an animation, how each looks after every step."""
-    names = ("num_steps", "guidance_scale", "guidance_schedule", "schedule", "sampler", "temperature")
-    arguments: dict[str, Any] = {name: getattr(options, name) for name in names}
-    arguments |= {name: getattr(options, name) for name in ("choice_temperature", "top_k", "top_p")}
-    if options.image is not None:
+    arguments: dict[str, Any] = {"sampling": SAMPLING.read(options)}
+    if options.image is not None and options.mask is not None:
         arguments |= read_image_and_mask(model, options.image, options.mask)
     animated = options.output.suffix.lower() == ".gif"
     images: list[Image.Image] = []

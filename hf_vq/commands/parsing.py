@@ -55,7 +55,8 @@ def parse_command_line(
         allow_abbrev=False,
         conflict_handler="resolve",
     )
-    parser.add_argument("--config", help="YAML file with training fields, and the model's under 'model:'.")
+    under_model = ", and the model's under 'model:'" if config_class else ""
+    parser.add_argument("--config", help=f"YAML file with these fields{under_model}.")
 
     recipe_path, words = _take_config(list(argv))
     recipe, model = read_recipe(recipe_path, training_names, model_names) if recipe_path else ({}, {})

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hf_vq.metrics.features import FEATURES, SHRUNK_PIXELS
 from hf_vq.metrics.generation import SAMPLE_SIZE
+from hf_vq.modeling.options_maskgit import MaskGitSampling
+from hf_vq.utils.fields import RepeatedFields
+
+SAMPLING = RepeatedFields(MaskGitSampling)
+"""The sampling options as fields of `EvaluationArguments`, for generators."""
 
 
 @dataclass
+@SAMPLING.add_to
 class EvaluationArguments:
-    """What to measure, on what, and how; the help of each field is its documentation."""
+    """What to measure, on what, and how; the help of each field is its documentation.
+
+    The options of `MaskGitSampling` are fields, too.
+    """
 
     dataset: str = field(
         metadata={"help": "Hub id, folder of images, parquet file(s), or noto-emoji-32, the sample."},
@@ -54,15 +64,6 @@ class EvaluationArguments:
     num_samples: int | None = field(
         default=None, metadata={"help": "Images to generate (as many as there are reference images if not given)."}
     )
-    num_steps: int = field(default=8, metadata={"help": "Steps of the sampler."})
-    guidance_scale: float = field(default=1.0, metadata={"help": "Guidance towards the class; 1 is off."})
-    guidance_schedule: str = field(default="constant", metadata={"help": "constant, linear or power_cosine."})
-    schedule: str = field(default="arccos", metadata={"help": "How the hidden share falls."})
-    sampler: str = field(default="confidence", metadata={"help": "confidence or halton."})
-    temperature: float = field(default=1.0, metadata={"help": "Of the draws."})
-    choice_temperature: float | None = field(default=None, metadata={"help": "Of the confidence sampler."})
-    top_k: int | None = field(default=None, metadata={"help": "Draw among so many codes."})
-    top_p: float | None = field(default=None, metadata={"help": "Draw among the likeliest codes of this share."})
     seed: int = field(default=0, metadata={"help": "Image i is drawn with seed + i; chooses the kept features, too."})
 
     # Results
@@ -72,6 +73,10 @@ class EvaluationArguments:
     )
     use_cpu: bool = field(default=False, metadata={"help": "Use the CPU although an accelerator is there."})
     disable_tqdm: bool = field(default=False, metadata={"help": "No progress bar."})
+
+    if TYPE_CHECKING:  # type checkers do not see the fields of SAMPLING
+
+        def __init__(self, dataset: str, **fields: Any) -> None: ...
 
     def __post_init__(self) -> None:
         if (self.model is None) == (not self.compare):
@@ -94,6 +99,15 @@ class EvaluationArguments:
             raise ValueError(f"features must be one of {', '.join(FEATURES)}, got {self.features!r}.")
         if self.update_cards and any(split_revision(name)[1] for name in self.names):
             raise ValueError("update_cards writes to the branch main: leave the revision after '@' out.")
+        self.sampling()
+
+    def sampling(self) -> MaskGitSampling:
+        """How generators sample.
+
+        Raises:
+            ValueError: For a wrong value.
+        """
+        return SAMPLING.read(self)
 
     @property
     def names(self) -> list[str]:

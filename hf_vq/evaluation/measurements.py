@@ -25,8 +25,6 @@ from hf_vq.utils.processes import sum_over_processes
 from hf_vq.utils.text import shorten
 
 PICTURE_COLUMNS = 8
-_SAMPLING = ("num_steps", "guidance_scale", "guidance_schedule", "schedule", "sampler", "temperature")
-_OPTIONAL_SAMPLING = ("choice_temperature", "top_k", "top_p")
 
 Measured = tuple[list[dict[str, float]], dict[str, Any], PIL.Image.Image | None]
 """The metrics of each model, what is special in the protocol, and a picture (None if this process saw no images)."""
@@ -85,8 +83,7 @@ def evaluate_generators(
     ]
     classes = torch.zeros(max(subject.model.config.num_classes for subject in subjects), dtype=torch.int64)
     pictures: list[tuple[str, list[PIL.Image.Image]]] = []
-    sampling = {name: getattr(args, name) for name in _SAMPLING}
-    sampling |= {name: getattr(args, name) for name in _OPTIONAL_SAMPLING if getattr(args, name) is not None}
+    sampling = {name: value for name, value in vars(args.sampling()).items() if value is not None}
     for subject in subjects:  # wrong settings are told of before the data set is read
         shares = torch.ones_like(classes)[: subject.model.config.num_classes]
         _sample(subject, shares, torch.zeros(1, dtype=torch.int64), 1, sampling, args.seed)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from hf_vq.modeling.options_maskgit import MaskGitSampling
+from hf_vq.utils.fields import RepeatedFields
 
 
 @dataclass
@@ -236,12 +238,27 @@ class ClassifierTrainingArguments(ImageTrainingArguments):
     """
 
 
+SAMPLES = RepeatedFields(
+    MaskGitSampling,
+    prefix="sample_",
+    changes={
+        "num_steps": {"name": "sample_steps"},
+        "guidance_scale": {
+            "default": 3.0,
+            "help": "Guidance of the samples (1 = off); models without classes or class dropout have none.",
+        },
+    },
+)
+"""The sampling options as fields of `GeneratorTrainingArguments`, for the samples that a run draws."""
+
+
 @dataclass
+@SAMPLES.add_to
 class GeneratorTrainingArguments(BaseTrainingArguments):
     """Settings of [`GeneratorTrainer`].
 
     What belongs to the model (sizes, mask schedule, label smoothing, class dropout, ...) is not here but in
-    `MaskGitConfig`.
+    `MaskGitConfig`. The fields `sample_...` are the options of `MaskGitSampling`, for the samples of the run.
     """
 
     # Tokens
@@ -258,39 +275,28 @@ class GeneratorTrainingArguments(BaseTrainingArguments):
         default=0,
         metadata={"help": "Images generated in each evaluation to compare with held-out ones (0 = off)."},
     )
-    sample_steps: int = field(default=8, metadata={"help": "Sampling steps of these images."})
-    sample_guidance_scale: float = field(
-        default=3.0, metadata={"help": "Their guidance (1 = off); models without classes or class dropout have none."}
-    )
-    sample_temperature: float = field(default=1.0, metadata={"help": "Their temperature; less than 1 sharpens."})
-    sample_choice_temperature: float | None = field(
-        default=None, metadata={"help": "Noise in the confidence sampler's choice (the model's default if not given)."}
-    )
-    sample_sampler: str = field(
-        default="confidence", metadata={"help": "Their sampler.", "choices": ["confidence", "halton"]}
-    )
-
     free_on_resume: ClassVar[frozenset[str]] = BaseTrainingArguments.free_on_resume | {
-        "num_sample_images", "num_distance_images", "sample_steps", "sample_guidance_scale", "sample_sampler",
-        "sample_temperature", "sample_choice_temperature",
+        "num_sample_images", "num_distance_images", *SAMPLES.names.values(),
     }  # fmt: skip
+
+    if TYPE_CHECKING:  # type checkers do not see the fields of SAMPLES
+
+        def __init__(self, output_dir: str, **fields: Any) -> None: ...
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_sample_images", "sample_steps"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
+        self._require("num_sample_images", self.num_sample_images >= 1, "at least 1")
         self._require(
             "num_distance_images",
             self.num_distance_images == 0 or self.num_distance_images >= 2,
             "0, or at least 2 for a covariance",
         )
-        self._require("sample_guidance_scale", math.isfinite(self.sample_guidance_scale), "finite")
-        self._require("sample_temperature", self.sample_temperature > 0, "above 0")
-        choice = self.sample_choice_temperature
-        self._require("sample_choice_temperature", choice is None or choice >= 0, "0 or more")
-        self._require(
-            "sample_choice_temperature",
-            choice is None or self.sample_sampler == "confidence",
-            "left out with the Halton sampler, which keeps all guesses",
-        )
-        self._require("sample_sampler", self.sample_sampler in ("confidence", "halton"), "confidence or halton")
+        self.sampling()
+
+    def sampling(self) -> MaskGitSampling:
+        """How the samples are drawn.
+
+        Raises:
+            ValueError: For a wrong value.
+        """
+        return SAMPLES.read(self)

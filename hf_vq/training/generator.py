@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from hf_vq.metrics.features import ShrunkPixels
 from hf_vq.metrics.generation import FrechetDistance, HiddenTokenMetrics
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
 from hf_vq.modeling.modeling_maskgit import MaskGitModel
+from hf_vq.modeling.options_maskgit import MaskGitSampling
 from hf_vq.modeling.version_vq import __version__
 from hf_vq.plots.images import sample_sheet
-from hf_vq.training.arguments import GeneratorTrainingArguments
+from hf_vq.training.arguments import SAMPLES, GeneratorTrainingArguments
 from hf_vq.training.checkpoints import CheckpointError
 from hf_vq.training.generator_data import FixedMasks, check_tokens, seeded_generator
 from hf_vq.training.optimization import parameter_groups
@@ -81,8 +83,8 @@ class GeneratorTrainer(BaseTrainer):
             check_tokens(eval_dataset, model.config, "held-out")
         rows, columns = model.config.grid_size
         tokens = rows * columns * model.config.num_groups
-        if args.sample_steps > tokens:
-            raise ValueError(f"sample_steps ({args.sample_steps}) must be at most {tokens}, the tokens of an image.")
+        with SAMPLES.errors_renamed():
+            args.sampling().require_steps_within(tokens)
         self.tokenizer_sha256 = weights_sha256(model.tokenizer)
         groups = parameter_groups(model, args.weight_decay, lookup_tables(model))
         self.add_network("model", model, groups, args.learning_rate)
@@ -192,17 +194,14 @@ class GeneratorTrainer(BaseTrainer):
         return output.images
 
     def _sampling(self) -> dict[str, Any]:
-        args, config = self.args, self.model.config
-        choice = args.sample_choice_temperature
-        # Guidance leads away from images of no class, which training shows only where it drops classes.
-        guided = config.num_classes > 0 and config.class_dropout > 0 and args.sample_guidance_scale != 1
-        return (
-            {"num_steps": args.sample_steps}
-            | ({"guidance_scale": args.sample_guidance_scale} if guided else {})
-            | ({"sampler": args.sample_sampler} if args.sample_sampler != "confidence" else {})
-            | ({"temperature": args.sample_temperature} if args.sample_temperature != 1 else {})
-            | ({} if choice is None else {"choice_temperature": choice})
-        )
+        """The arguments of `generate` for the samples: the number of steps, and what differs from the defaults."""
+        config, default = self.model.config, MaskGitSampling()
+        sampling = self.args.sampling()
+        # Guidance leads away from images of no class. A model learns these only if training drops classes.
+        if not (config.num_classes and config.class_dropout > 0):
+            sampling = dataclasses.replace(sampling, guidance_scale=1.0)
+        changed = {name: value for name, value in vars(sampling).items() if value != getattr(default, name)}
+        return {"num_steps": sampling.num_steps, **changed}
 
     # ------------------------------------------------------------------ publishing
 

@@ -107,6 +107,10 @@ def test_inpainting_keeps_the_rest(main: Callable[[list[str]], None], folder: Pa
         ("--class_labels 2", r"error: .*must be in \[0, 2\)"),
         ("--class_labels 0 1 --num_images 3", "error: there are 2 labels for 3 images"),
         ("--sampler halton --choice_temperature 1", "error: .*has no effect"),
+        ("--sampler random", "error: .*--sampler: invalid choice: 'random'"),
+        ("--temprature 2", "error: Unknown field 'temprature' in the command line. Did you mean 'temperature'?"),
+        ("--mask no.png", "error: --image and --mask need each other"),
+        ("--batch_size 0", "error: --batch_size must be at least 1, got 0"),
         ("--image no.png --mask no.png", "error: .*no.png"),
     ],
 )

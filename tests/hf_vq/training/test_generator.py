@@ -400,12 +400,17 @@ def test_ids_of_separate_codebooks_are_checked_group_by_group(make_generator: Ca
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"sample_steps": 17}, r"sample_steps \(17\) must be at most 16"),
+        ({"sample_steps": 17}, "`sample_steps` must be from 1 to 16, the tokens of an image, got 17"),
         ({"num_distance_images": 1}, "num_distance_images must be 0, or at least 2"),
-        ({"sample_sampler": "nucleus"}, "sample_sampler must be confidence or halton"),
-        ({"sample_temperature": 0.0}, "sample_temperature must be above 0"),
-        ({"sample_choice_temperature": -1.0}, "sample_choice_temperature must be 0 or more"),
-        ({"sample_choice_temperature": 1.0, "sample_sampler": "halton"}, "left out with the Halton sampler"),
+        ({"sample_steps": 0}, "`sample_steps` must be a whole number from 1"),
+        ({"sample_guidance_scale": float("nan")}, "`sample_guidance_scale` must be finite"),
+        ({"sample_sampler": "nucleus"}, '`sample_sampler` must be "confidence" or "halton", got .nucleus'),
+        ({"sample_temperature": 0.0}, "`sample_temperature` must be above 0.*`sample_top_k=1` takes"),
+        ({"sample_choice_temperature": -1.0}, "`sample_choice_temperature` must be at least 0"),
+        (
+            {"sample_choice_temperature": 1.0, "sample_sampler": "halton"},
+            '`sample_choice_temperature` has no effect with `sample_sampler="halton"`',
+        ),
     ],
 )
 def test_impossible_settings_are_refused(make_trainer: MakeTrainer, fields: dict[str, Any], message: str) -> None:
