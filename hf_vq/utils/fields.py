@@ -17,12 +17,12 @@ _FROM_WORDS = (int, float, str, type(None))  # what a command line can read of a
 
 
 class RepeatedFields(Generic[Options]):
-    """The fields of a dataclass of options, for other dataclasses that a command line fills.
+    """Repeats the fields of a dataclass of options in other dataclasses that a command line fills.
 
     Args:
-        options: The dataclass; the metadata of each field hold its `help`.
-        prefix: What the repeated names begin with.
-        changes: For an option's name what is different: a `name`, a `default` or a `help`.
+        options: The dataclass. The metadata of each field holds its `help`.
+        prefix: The repeated names begin with it.
+        changes: Maps an option to another `name`, `default` or `help`, where the repeated field differs.
 
     Example:
 
@@ -45,25 +45,22 @@ class RepeatedFields(Generic[Options]):
         self.names: dict[str, str] = {
             each.name: self.changes.get(each.name, {}).get("name", prefix + each.name) for each in self._fields
         }
-        """For each option the name of the repeated field."""
+        """Maps an option to the name of the field that repeats it."""
 
     def add_to(self, cls: Class) -> Class:
-        """Gives the fields to a class, below its `@dataclass`. They are keyword-only."""
+        """Adds the fields to a class, as keyword-only ones. Write it below `@dataclass`."""
         hints = get_type_hints(self.options)
         for each in self._fields:
             changes = self.changes.get(each.name, {})
             help_ = changes.get("help", each.metadata["help"])
             default = changes.get("default", each.default)
             cls.__annotations__[self.names[each.name]] = _type_from_words(hints[each.name])
-            setattr(
-                cls,
-                self.names[each.name],
-                dataclasses.field(default=default, kw_only=True, metadata={"help": help_}),
-            )
+            field = dataclasses.field(default=default, kw_only=True, metadata={"help": help_})
+            setattr(cls, self.names[each.name], field)
         return cls
 
     def read(self, arguments: Any) -> Options:
-        """The options that an instance of such a class holds.
+        """Returns the options that an instance of such a class holds.
 
         Raises:
             ValueError: For a wrong value; the message has the names of the instance's fields.
@@ -73,7 +70,7 @@ class RepeatedFields(Generic[Options]):
 
     @contextmanager
     def errors_renamed(self) -> Iterator[None]:
-        """Messages about an option name the field that repeats it: `sample_top_k` for `top_k`."""
+        """Errors raised inside name the repeated field, such as `sample_top_k`, and not the option `top_k`."""
         try:
             yield
         except ValueError as error:
@@ -82,6 +79,6 @@ class RepeatedFields(Generic[Options]):
 
 
 def _type_from_words(hint: Any) -> Any:
-    """The part of a type that a command line can give: `float` of `float | torch.Tensor`."""
+    """Returns what a command line can give of a type: `float` of `float | torch.Tensor`."""
     members = [member for member in get_args(hint) if member in _FROM_WORDS]
     return functools.reduce(operator.or_, members) if members else hint

@@ -49,7 +49,7 @@ def test_the_fields_are_the_options() -> None:
 
 
 def test_a_command_line_fills_them() -> None:
-    """Types come from the options: of a union what words can give, of a literal its choices."""
+    """Types come from the options. A union gives the types that words can have, a literal gives choices."""
     parser: Any = HfArgumentParser(Arguments)  # type: ignore[arg-type]
     words = "--output out --draws 3 --draw_scale 2 --draw_order down --draw_limit 5"
     (arguments,) = parser.parse_args_into_dataclasses(words.split())
@@ -62,7 +62,7 @@ def test_a_command_line_fills_them() -> None:
 
 
 def test_messages_have_the_names_of_the_fields() -> None:
-    """Who wrote `draws` is not told of `steps`."""
+    """A wrong `draws` is not called `steps`."""
     arguments: Any = Arguments("out")
     arguments.draws = 0
     with pytest.raises(ValueError, match="^`draws` must be at least 1, got 0; `draw_limit=3` is none of `others`.$"):
