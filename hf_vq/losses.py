@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +13,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from hf_vq.modeling.pixel_range_vq import SIGNED, convert_pixels
+
 VGG_WEIGHTS = "timm/vgg16.tv_in1k"
 VGG_REVISION = "3394518cba29aee1ea82a49d971be90d2dd1dab7"
 ReconstructionKind = Literal["l1", "l2"]
@@ -19,14 +22,18 @@ AdversarialKind = Literal["hinge", "nonsaturating"]
 
 
 def reconstruction_loss(
-    decoded_pixel_values: torch.Tensor, pixel_values: torch.Tensor, kind: ReconstructionKind = "l2"
+    decoded_pixel_values: torch.Tensor,
+    pixel_values: torch.Tensor,
+    kind: ReconstructionKind = "l2",
+    pixel_range: Sequence[float] = SIGNED,
 ) -> torch.Tensor:
     """Mean error of the pixels, on the scale of images in [0, 1].
 
     Args:
-        decoded_pixel_values: Reconstructions in [-1, 1], any shape.
-        pixel_values: Images in [-1, 1], of the same shape.
+        decoded_pixel_values: Reconstructions, any shape.
+        pixel_values: Images of the same shape.
         kind: "l1" for the absolute, "l2" for the squared error.
+        pixel_range: Of both, as the configuration says; the width of the range divides the error.
 
     Returns:
         A scalar, float32 or better.
@@ -39,7 +46,8 @@ def reconstruction_loss(
     if kind not in ("l1", "l2"):
         raise ValueError(f"unknown reconstruction loss {kind!r}: expected 'l1' or 'l2'")
     dtype = torch.promote_types(decoded_pixel_values.dtype, torch.float32)
-    difference = (decoded_pixel_values.to(dtype) - pixel_values.to(dtype)) / 2
+    low, high = pixel_range
+    difference = (decoded_pixel_values.to(dtype) - pixel_values.to(dtype)) / (high - low)
     return difference.abs().mean() if kind == "l1" else difference.square().mean()
 
 
@@ -114,10 +122,12 @@ class PerceptualLoss(nn.Module):
     Args:
         network: A module that maps two image batches (batch, 3, height, width) in [-1, 1] to one distance for each
             image: by default `VGGDistance()`. The package lpips has others.
+        pixel_range: Of the images that `forward` takes, as the configuration says.
     """
 
-    def __init__(self, network: nn.Module | None = None):
+    def __init__(self, network: nn.Module | None = None, pixel_range: Sequence[float] = SIGNED):
         super().__init__()
+        self.pixel_range = pixel_range
         self.network = (network or VGGDistance()).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> PerceptualLoss:
@@ -130,7 +140,7 @@ class PerceptualLoss(nn.Module):
         """Mean distance.
 
         Args:
-            decoded_pixel_values: Reconstructions (batch, 1 or 3, height, width) in [-1, 1]; grey is repeated.
+            decoded_pixel_values: Reconstructions (batch, 1 or 3, height, width) in `pixel_range`; grey is repeated.
             pixel_values: Images of the same shape.
 
         Returns:
@@ -141,6 +151,9 @@ class PerceptualLoss(nn.Module):
         if pixel_values.shape[1] == 1:
             decoded_pixel_values = decoded_pixel_values.expand(-1, 3, -1, -1)
             pixel_values = pixel_values.expand(-1, 3, -1, -1)
+        decoded_pixel_values, pixel_values = (
+            convert_pixels(pixels, self.pixel_range, SIGNED) for pixels in (decoded_pixel_values, pixel_values)
+        )
         return self.network(decoded_pixel_values, pixel_values).mean()
 
 
@@ -154,15 +167,22 @@ class PatchDiscriminator(nn.Module):
         num_channels: Channels of the images.
         base_channels: Channels after the first layer; they double with each further one, up to eight times as many.
         num_layers: Layers of stride 2. With 3, a score sees 70 pixels; use 2 for images of 32 pixels (34 pixels).
+        pixel_range: Of the images, as the configuration says; the layers see [-1, 1].
     """
 
-    def __init__(self, num_channels: int = 3, base_channels: int = 64, num_layers: int = 3):
+    def __init__(
+        self,
+        num_channels: int = 3,
+        base_channels: int = 64,
+        num_layers: int = 3,
+        pixel_range: Sequence[float] = SIGNED,
+    ):
         super().__init__()
         if num_layers < 1:
             raise ValueError(f"num_layers must be at least 1, got {num_layers}")
         if base_channels % 8:
             raise ValueError(f"base_channels must be a multiple of 8, got {base_channels}")
-        self.num_layers = num_layers
+        self.num_layers, self.pixel_range = num_layers, pixel_range
         layers: list[nn.Module] = [nn.Conv2d(num_channels, base_channels, 4, 2, 1), nn.LeakyReLU(0.2)]
         channels = base_channels
         for level in range(1, num_layers + 1):
@@ -184,7 +204,7 @@ class PatchDiscriminator(nn.Module):
         """Scores.
 
         Args:
-            pixel_values: Images (batch, channels, height, width) in [-1, 1].
+            pixel_values: Images (batch, channels, height, width) in `pixel_range`.
 
         Returns:
             Logits (batch, 1, rows, columns), one for each patch; larger is more real.
@@ -199,7 +219,7 @@ class PatchDiscriminator(nn.Module):
                 f"a discriminator of {self.num_layers} layers needs images of at least {smallest} pixels, got {size}: "
                 "use fewer layers"
             )
-        return self.layers(pixel_values)
+        return self.layers(convert_pixels(pixel_values, self.pixel_range, SIGNED))
 
 
 def hinge_d_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:

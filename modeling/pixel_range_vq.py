@@ -77,7 +77,7 @@ def pixel_range_of(image_processor: Any) -> list[float] | None:
     return None
 
 
-def require_pixel_range(image_processor: Any, config: Any) -> None:
+def require_pixel_range(image_processor: Any, config: Any, name: Any = None) -> None:
     """Makes sure that an image processor makes the pixels that a model takes.
 
     A processor that normalizes to neither of the two ranges, with ImageNet's mean for example, causes a warning.
@@ -85,20 +85,22 @@ def require_pixel_range(image_processor: Any, config: Any) -> None:
     Args:
         image_processor ([`VQImageProcessor`]): The processor.
         config ([`VQConfig`], [`VQImageClassificationConfig`] or [`MaskGitConfig`]): The model's configuration.
+        name (`str`, *optional*): What to call the model in the message.
 
     Raises:
         `ValueError`: if the configuration says the other range.
     """
     expected, found = getattr(config, "vq_config", config).pixel_range, pixel_range_of(image_processor)
+    whose = "" if name is None else f" of '{name}'"
     if found is None:
         logger.warning(
-            f"The image processor normalizes pixels to a range of its own, but the model's configuration says "
+            f"The image processor{whose} normalizes pixels to a range of its own, but the model's configuration says "
             f"`pixel_range={expected}`. Errors and generated images are right in that range alone. "
             "`VQImageProcessor.for_config(model.config)` makes the processor that fits."
         )
     elif found != expected:
         raise ValueError(
-            f"The image processor makes pixels in {found}, but the model's configuration says "
+            f"The image processor{whose} makes pixels in {found}, but the model's configuration says "
             f"`pixel_range={expected}`. Take `VQImageProcessor.for_config(model.config)`, or set `pixel_range` in the "
             "configuration to the range that the weights were trained with."
         )

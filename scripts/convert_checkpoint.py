@@ -16,11 +16,13 @@ from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
 
-from hf_vq import VQImageProcessor, VQModel
+from hf_vq import VQImageProcessor
 from hf_vq.cards.merging import fill_card
 from hf_vq.cards.tokenizer import tokenizer_card
 from hf_vq.convert.checkpoints import convert_checkpoint, save_for_diffusers
 from hf_vq.convert.layouts import LAYOUTS
+from hf_vq.data.tokens import load_tokenizer
+from hf_vq.modeling.pixel_range_vq import UNIT
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -42,13 +44,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def convert(args: argparse.Namespace) -> None:
     """Another project's weights to a folder of ours."""
     conversion = convert_checkpoint(
-        args.checkpoint, layout=args.layout, image_size=args.image_size, use_ema=args.use_ema
+        args.checkpoint,
+        layout=args.layout,
+        image_size=args.image_size,
+        pixel_range=UNIT if args.no_normalize else None,
+        use_ema=args.use_ema,
     )
     model, config = conversion.model, conversion.model.config
-    do_normalize = conversion.do_normalize and not args.no_normalize
-    processor = VQImageProcessor(
-        image_size=config.image_size, num_channels=config.num_channels, do_normalize=do_normalize
-    )
     origin = f"{Path(args.checkpoint).name}, converted from the layout of {conversion.layout}"
     card = tokenizer_card(
         config,
@@ -61,7 +63,7 @@ def convert(args: argparse.Namespace) -> None:
     readme = args.output_dir / "README.md"
     text = fill_card(readme.read_text(encoding="utf-8"), str(card)) if readme.exists() else str(card)
     model.save_pretrained(args.output_dir)
-    processor.save_pretrained(args.output_dir)
+    VQImageProcessor.for_config(config).save_pretrained(args.output_dir)
     readme.write_text(text, encoding="utf-8")
     for note in conversion.notes:
         print(f"note: {note}")
@@ -74,15 +76,10 @@ def convert(args: argparse.Namespace) -> None:
 
 def export(args: argparse.Namespace) -> None:
     """A folder of ours, or a repository, to a folder of diffusers."""
-    model = VQModel.from_pretrained(args.checkpoint)
-    try:
-        do_normalize = bool(VQImageProcessor.from_pretrained(args.checkpoint).do_normalize)
-    except OSError:
-        do_normalize = not args.no_normalize
-        print(
-            "note: there is no image processor beside the model, `--no_normalize` decides on the range of its pixels"
-        )
-    save_for_diffusers(model, args.output_dir, do_normalize=do_normalize)
+    model, _ = load_tokenizer(args.checkpoint)
+    if args.no_normalize:
+        model.config.pixel_range = list(UNIT)
+    save_for_diffusers(model, args.output_dir)
     print(f"{args.output_dir}: for diffusers.VQModel.from_pretrained")
 
 

@@ -23,8 +23,6 @@ from hf_vq import MaskGitConfig, MaskGitModel, MaskGitSampling, VQImageProcessor
 from hf_vq.commands.parsing import parse_command_line
 from hf_vq.utils.fields import RepeatedFields
 
-_GREY = 0.0  # of the model's pixels in [-1, 1]
-
 
 SAMPLING = RepeatedFields(MaskGitSampling)
 
@@ -118,7 +116,7 @@ def generate(
 def read_image_and_mask(model: MaskGitModel, image: Path, mask: Path) -> dict[str, torch.Tensor]:
     """`pixel_values` and `mask`, both brought to the model's size in the same way."""
     config = model.config.vq_config
-    processor = VQImageProcessor(image_size=config.image_size, num_channels=config.num_channels)
+    processor = VQImageProcessor.for_config(config)
     pixel_values = processor(Image.open(image), return_tensors="pt").pixel_values
     grey = VQImageProcessor(image_size=config.image_size, num_channels=1, do_normalize=False)
     white = grey(Image.open(mask), return_tensors="pt").pixel_values[:, 0] > 0.5
@@ -139,8 +137,8 @@ def render(model: MaskGitModel, tokens: torch.Tensor) -> list[Image.Image]:
     empty = missing.all(-1) if config.num_groups > 1 else missing
     factor = config.downsample_factor
     cells = empty.repeat_interleave(factor, 1).repeat_interleave(factor, 2).unsqueeze(1)
-    processor = VQImageProcessor(num_channels=config.num_channels)
-    return processor.postprocess(pixel_values.masked_fill(cells, _GREY))  # type: ignore[return-value]
+    grey = sum(config.pixel_range) / 2
+    return VQImageProcessor.for_config(config).postprocess(pixel_values.masked_fill(cells, grey))  # type: ignore[return-value]
 
 
 def write(images: list[Image.Image], frames: list[list[Image.Image]], output: Path, duration: int) -> None:

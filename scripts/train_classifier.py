@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             ClassifierTrainingArguments, VQImageClassificationConfig, words, __doc__
         )
         config = VQImageClassificationConfig(**model_fields)
-        train_images, eval_images = build_image_datasets(args, config.image_size, config.num_channels)
+        train_images, eval_images = build_image_datasets(args, config)
         config = classifier_config(config, train_images)
         set_seed(args.seed)
         model = VQModelForImageClassification(config)

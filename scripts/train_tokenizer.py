@@ -35,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         args, model_fields = parse_command_line(TokenizerTrainingArguments, VQConfig, words, __doc__)
         config = VQConfig(**model_fields)
         set_seed(args.seed)
-        train_images, eval_images = build_image_datasets(args, config.image_size, config.num_channels)
-        processor = VQImageProcessor(image_size=config.image_size, num_channels=config.num_channels)
+        train_images, eval_images = build_image_datasets(args, config)
+        processor = VQImageProcessor.for_config(config)
         trainer = TokenizerTrainer(VQModel(config), args, train_images, eval_images, processor)
     except (ValueError, OSError, ImportError, StrictDataclassError) as error:
         raise SystemExit(f"error: {error}") from None

@@ -18,7 +18,7 @@ TINY: dict[str, Any] = {
     "latent_channels": 8,
     "embed_dim": 4,
     "num_codes": 16,
-    "norm_num_groups": 4,
+    "norm_num_groups": 32,
     "kmeans_init": False,
     "replace_freq": 0,
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from hf_vq.convert.layouts import (
 )
 from hf_vq.modeling.configuration_vq import VQConfig
 from hf_vq.modeling.modeling_vq import VQModel
+from hf_vq.modeling.pixel_range_vq import SIGNED, UNIT
 from hf_vq.utils.text import listed
 
 # A converted model has learned no way of training yet: plain vector quantization, with the codes it came with.
@@ -45,18 +46,20 @@ class Conversion:
         model: In eval mode and float32.
         layout: The layout that the weights were in, one of `LAYOUTS`.
         notes: What was left out or decided on the way, a sentence for each.
-        do_normalize: The network takes pixels in [-1, 1], not [0, 1]. Only what `save_for_diffusers` wrote says so;
-            of others it is taken to be true.
     """
 
     model: VQModel
     layout: str
     notes: list[str] = field(default_factory=list)
-    do_normalize: bool = True
 
 
 def convert_checkpoint(
-    path: str | Path, *, layout: str | None = None, image_size: int | None = None, use_ema: bool = False
+    path: str | Path,
+    *,
+    layout: str | None = None,
+    image_size: int | None = None,
+    pixel_range: Sequence[float] | None = None,
+    use_ema: bool = False,
 ) -> Conversion:
     """Reads a checkpoint of another project.
 
@@ -66,6 +69,8 @@ def convert_checkpoint(
             is read as well.
         layout: One of `LAYOUTS`; None to tell by the names.
         image_size: Side of the images; None for what the configuration says, or 256. The weights work with any.
+        pixel_range: Of the images that the weights were trained with, [-1, 1] or [0, 1]. None for what the
+            configuration says, as that of `save_for_diffusers` does, or [-1, 1].
         use_ema: Take the averaged weights of the training run instead, where the file has them.
 
     Raises:
@@ -77,7 +82,12 @@ def convert_checkpoint(
     source_config = json.loads(config_file.read_text()) if config_file.is_file() else {}
     source_config = source_config.get("vq_config", source_config)  # of the whole Janus
     return convert_state_dict(
-        _read(file), layout=layout, image_size=image_size, source_config=source_config, use_ema=use_ema
+        _read(file),
+        layout=layout,
+        image_size=image_size,
+        pixel_range=pixel_range,
+        source_config=source_config,
+        use_ema=use_ema,
     )
 
 
@@ -86,6 +96,7 @@ def convert_state_dict(
     *,
     layout: str | None = None,
     image_size: int | None = None,
+    pixel_range: Sequence[float] | None = None,
     source_config: Mapping[str, Any] | None = None,
     use_ema: bool = False,
 ) -> Conversion:
@@ -98,6 +109,7 @@ def convert_state_dict(
         state_dict: Names to tensors, of any floating dtype; a part of a larger model's will do.
         layout: One of `LAYOUTS`; None to tell by the names.
         image_size: As for `convert_checkpoint`.
+        pixel_range: As for `convert_checkpoint`.
         source_config: The model's configuration, as in its `config.json`.
         use_ema: As for `convert_checkpoint`.
 
@@ -116,10 +128,11 @@ def convert_state_dict(
         fields |= {"norm": "l2", "cb_norm": "l2"}
     elif layout == "janus":
         fields |= _hold_janus_codes(weights, notes)
-    model = VQModel(VQConfig(**fields, **_PLAIN))
+    if pixel_range is None:
+        pixel_range = SIGNED if source_config.get(EXPORT_KEY, {}).get("do_normalize", True) else UNIT
+    model = VQModel(VQConfig(**fields, **_PLAIN, pixel_range=list(pixel_range)))
     _load(model, weights, layout)
-    do_normalize = source_config.get(EXPORT_KEY, {}).get("do_normalize", True)
-    return Conversion(model.eval(), layout, notes, do_normalize)
+    return Conversion(model.eval(), layout, notes)
 
 
 def _hold_janus_codes(weights: dict[str, torch.Tensor], notes: list[str]) -> dict[str, Any]:
@@ -217,18 +230,17 @@ def _read(file: Path) -> Mapping[str, torch.Tensor]:
     return {key: value for key, value in (dict(content) | averaged).items() if isinstance(value, torch.Tensor)}
 
 
-def save_for_diffusers(model: VQModel, folder: str | Path, *, do_normalize: bool = True) -> None:
+def save_for_diffusers(model: VQModel, folder: str | Path) -> None:
     """Writes a folder that ``diffusers.VQModel.from_pretrained`` loads, with the same tokens and pixels.
 
     There the tokens of `pixels` are ``vq.quantize(vq.encode(pixels).latents)[2][2]``, flat, and pixels of tokens
     ``vq.decode(tokens, force_not_quantize=True, shape=(batch, h, w, embed_dim)).sample``. The codes are the effective
     ones: affine map and normalisation are part of them. What belongs to training is lost. `convert_checkpoint` reads
-    the image size and `do_normalize` back.
+    the image size and the range of the pixels back.
 
     Args:
         model: The tokenizer.
         folder: Is created; the files `config.json` and `diffusion_pytorch_model.safetensors` in it are replaced.
-        do_normalize: That of the tokenizer's image processor: whether it takes pixels in [-1, 1], or in [0, 1].
 
     Raises:
         ValueError: the model has parts that diffusers' `VQModel` has not; all are named.
@@ -264,7 +276,7 @@ def save_for_diffusers(model: VQModel, folder: str | Path, *, do_normalize: bool
         "norm_type": "group",
         "mid_block_add_attention": config.mid_block_add_attention,
         "lookup_from_codebook": True,
-        EXPORT_KEY: {"do_normalize": do_normalize},
+        EXPORT_KEY: {"do_normalize": tuple(config.pixel_range) == SIGNED},
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

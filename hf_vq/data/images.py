@@ -1,4 +1,4 @@
-"""Image data sets for training: undecoded images in, ``pixel_values`` in [-1, 1] out.
+"""Image data sets for training: undecoded images in, ``pixel_values`` out.
 
 `ImageDataset` (map-style) and `ImageStream` (streaming) resize and crop exactly like `VQImageProcessor`, draw their
 augmentation from (seed, epoch, index) alone, and go on past files that cannot be read. `load_images` finds the images.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import datasets
@@ -20,12 +20,14 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
+from hf_vq.modeling.pixel_range_vq import SIGNED, UNIT, check_pixel_range
 from hf_vq.utils.text import MAX_NAMES, shorten
 
 logger = logging.getLogger(__name__)
 
-# Byte -> [-1, 1], with the roundings of an image processor: rescale in float64, normalize in float32.
-_LEVELS = ((np.arange(256) * (1 / 255)).astype(np.float32) - np.float32(0.5)) / np.float32(0.5)
+# Byte -> pixel, with the roundings of an image processor: rescale in float64, normalize in float32.
+_UNIT_LEVELS = (np.arange(256) * (1 / 255)).astype(np.float32)
+_LEVELS = {UNIT: _UNIT_LEVELS, SIGNED: (_UNIT_LEVELS - np.float32(0.5)) / np.float32(0.5)}
 _PROCESSOR = VQImageProcessor()
 _ORIENTATION = PIL.ExifTags.Base.Orientation
 _UNSEEN, _GOOD, _ENLARGED, _BAD = range(4)
@@ -59,8 +61,9 @@ def image_to_tensor(
     *,
     position: tuple[float, float] | None = None,
     flip: bool = False,
+    pixel_range: Sequence[float] = SIGNED,
 ) -> torch.Tensor:
-    """Resizes the shorter edge to ``image_size`` (bicubic, antialiased), crops a square and scales to [-1, 1].
+    """Resizes the shorter edge to ``image_size`` (bicubic, antialiased), crops a square and scales to ``pixel_range``.
 
     Smaller images are enlarged. Without ``position`` and ``flip`` this is `VQImageProcessor`, bit for bit.
 
@@ -69,10 +72,15 @@ def image_to_tensor(
         image_size: Side of the square in pixels.
         position: Where the crop lies, top and left, each in [0, 1); the center by default.
         flip: Whether to mirror left and right.
+        pixel_range: Of the result: [-1, 1] or [0, 1].
 
     Returns:
-        Float32 tensor of shape (3 or 1, image_size, image_size) in [-1, 1].
+        Float32 tensor of shape (3 or 1, image_size, image_size) in ``pixel_range``.
+
+    Raises:
+        ValueError: Another range.
     """
+    check_pixel_range(pixel_range)
     width, height = image.size
     short, long = min(width, height), max(width, height)
     if short != image_size:
@@ -87,7 +95,7 @@ def image_to_tensor(
     pixels = np.asarray(image)[top : top + image_size, left : left + image_size]
     pixels = pixels[:, ::-1] if flip else pixels
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-    return torch.from_numpy(np.ascontiguousarray(_LEVELS[pixels].transpose(2, 0, 1)))
+    return torch.from_numpy(np.ascontiguousarray(_LEVELS[tuple(pixel_range)][pixels].transpose(2, 0, 1)))
 
 
 def decode_image(row: Any, num_channels: int = 3) -> PIL.Image.Image:
@@ -114,12 +122,21 @@ def decode_image(row: Any, num_channels: int = 3) -> PIL.Image.Image:
 class _Preprocessor:
     """What `ImageDataset` and `ImageStream` share: from a row to an example."""
 
-    def __init__(self, image_size: int, num_channels: int, random_crop: bool, random_flip: bool, seed: int):
+    def __init__(
+        self,
+        image_size: int,
+        num_channels: int,
+        pixel_range: Sequence[float],
+        random_crop: bool,
+        random_flip: bool,
+        seed: int,
+    ):
         if image_size < 1:
             raise ValueError(f"image_size must be positive, got {image_size}")
         if num_channels not in (1, 3):
             raise ValueError(f"num_channels must be 1 or 3, got {num_channels}")
-        self.image_size, self.num_channels = image_size, num_channels
+        check_pixel_range(pixel_range)
+        self.image_size, self.num_channels, self.pixel_range = image_size, num_channels, list(pixel_range)
         self.random_crop, self.random_flip, self.seed = random_crop, random_flip, seed
 
     def example(self, row: Any, image: PIL.Image.Image, key: tuple[int, ...]) -> dict[str, Any]:
@@ -129,7 +146,9 @@ class _Preprocessor:
             top, left, side = np.random.default_rng((self.seed, *key)).random(3)
             position = (top, left) if self.random_crop else None
             flip = self.random_flip and side < 0.5
-        pixel_values = image_to_tensor(image, self.image_size, position=position, flip=flip)
+        pixel_values = image_to_tensor(
+            image, self.image_size, position=position, flip=flip, pixel_range=self.pixel_range
+        )
         label = row.get("label") if isinstance(row, dict) else None
         return {"pixel_values": pixel_values} | ({} if label is None else {"label": label})
 
@@ -146,8 +165,9 @@ def _name(row: Any, index: int) -> str:
 class ImageDataset(Dataset):
     """Map-style image data set.
 
-    Each item is a dict with ``pixel_values``, float32 of shape (num_channels, image_size, image_size) in [-1, 1], and
-    ``label`` where the source has one. Images smaller than ``image_size`` are enlarged, with one warning.
+    Each item is a dict with ``pixel_values``, float32 of shape (num_channels, image_size, image_size) in
+    ``pixel_range``, and ``label`` where the source has one. Images smaller than ``image_size`` are enlarged, with one
+    warning.
 
     An image that cannot be read is replaced by the next one that can; it is named in a warning and in `bad_images`.
     What workers of a `DataLoader` find is seen here too.
@@ -156,6 +176,7 @@ class ImageDataset(Dataset):
         source: What `load_images` returns, or any sequence of rows (dicts with ``image``), Pillow images or paths.
         image_size: Side of the square images.
         num_channels: 3 or 1.
+        pixel_range: [-1, 1] or [0, 1], as the model's configuration says.
         random_crop: Whether to crop at random along the longer edge; else the center.
         random_flip: Whether to mirror every other image. Both depend on ``seed``, epoch and index only.
         seed: Seed of the augmentation.
@@ -168,6 +189,7 @@ class ImageDataset(Dataset):
         image_size: int,
         *,
         num_channels: int = 3,
+        pixel_range: Sequence[float] = SIGNED,
         random_crop: bool = False,
         random_flip: bool = False,
         seed: int = 0,
@@ -177,7 +199,8 @@ class ImageDataset(Dataset):
             raise ValueError("no images found: the data set is empty")
         self.source = source
         self.strict = strict
-        self.preprocessor = _Preprocessor(image_size, num_channels, random_crop, random_flip, seed)
+        self.pixel_range = list(pixel_range)
+        self.preprocessor = _Preprocessor(image_size, num_channels, pixel_range, random_crop, random_flip, seed)
         # Shared memory, so that the main process learns what workers met, and lasting workers hear of a new epoch.
         self._status = torch.zeros(len(source), dtype=torch.uint8).share_memory_()
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -294,6 +317,7 @@ class ImageStream(IterableDataset):
         source: What ``load_images(..., streaming=True)`` returns.
         image_size: Side of the square images.
         num_channels: 3 or 1.
+        pixel_range: [-1, 1] or [0, 1], as the model's configuration says.
         random_crop: Whether to crop at random along the longer edge; else the center.
         random_flip: Whether to mirror every other image.
         seed: Seed of shuffling and augmentation; the same on all ranks.
@@ -309,6 +333,7 @@ class ImageStream(IterableDataset):
         image_size: int,
         *,
         num_channels: int = 3,
+        pixel_range: Sequence[float] = SIGNED,
         random_crop: bool = False,
         random_flip: bool = False,
         seed: int = 0,
@@ -321,8 +346,8 @@ class ImageStream(IterableDataset):
             source = source.shuffle(seed=seed, buffer_size=shuffle_buffer)
         if world_size > 1:
             source = split_dataset_by_node(source, rank, world_size)
-        self.source, self.strict, self.rank = source, strict, rank
-        self.preprocessor = _Preprocessor(image_size, num_channels, random_crop, random_flip, seed)
+        self.source, self.strict, self.rank, self.pixel_range = source, strict, rank, list(pixel_range)
+        self.preprocessor = _Preprocessor(image_size, num_channels, pixel_range, random_crop, random_flip, seed)
         self.bad_images: dict[str, str] = {}
         self._position = 0
         self._start: tuple[int, int] | None = None  # epoch and position of a loaded state

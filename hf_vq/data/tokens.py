@@ -23,7 +23,7 @@ from huggingface_hub import CommitInfo, DatasetCardData
 from transformers import AutoConfig, AutoModel
 
 from hf_vq.cards.merging import metadata_record
-from hf_vq.hub.models import CONFIG_FILE, MODELS, PROCESSOR_FILE, default_image_processor, from_hub
+from hf_vq.hub.models import CONFIG_FILE, MODELS, from_hub, load_image_processor
 from hf_vq.hub.repository import CARD_FILE, HubError, branch_to_push, create_repository, fetch_file, publish_folder
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
 from hf_vq.modeling.modeling_vq import VQModel
@@ -189,7 +189,7 @@ def load_model(name: str | Path, revision: str | None = None, *, kind: str = "mo
 
     Raises:
         FileNotFoundError: There is no such folder, or no model in it.
-        ValueError: A revision came with a folder.
+        ValueError: A revision came with a folder, or the image processor has another range of pixels than the model.
         HubError: There is no such repository or revision, access is denied, or it holds something else.
     """
     folder = Path(name).expanduser()
@@ -208,9 +208,7 @@ def load_model(name: str | Path, revision: str | None = None, *, kind: str = "mo
         raise FileNotFoundError(f"no {kind} in '{name}': the folder has no {CONFIG_FILE}{inner}")
     kind_of_model: Any = MODELS.get(AutoConfig.from_pretrained(folder).model_type, AutoModel)
     model = kind_of_model.from_pretrained(folder)
-    if (folder / PROCESSOR_FILE).is_file():
-        return model, VQImageProcessor.from_pretrained(folder)
-    return model, default_image_processor(model.config)
+    return model, load_image_processor(folder, model, name)
 
 
 def _require_tokenizer(model: Any, name: str | Path) -> VQModel:

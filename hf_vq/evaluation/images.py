@@ -141,34 +141,6 @@ class ImageBatches:
             yield Batch(number, torch.tensor(indices), torch.stack(pixel_values), torch.tensor(labels))
 
 
-class PixelRange:
-    """Between pixels in [-1, 1] and those that a model's image processor makes.
-
-    Args:
-        processor: The model's.
-    """
-
-    def __init__(self, processor: VQImageProcessor) -> None:
-        mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
-        self._mean, self._std = (torch.tensor(value).reshape(1, -1, 1, 1) for value in (mean, std))
-        self._scale = 255 * processor.rescale_factor if processor.do_rescale else 255.0
-        # The usual case, without rounding.
-        self._same = math.isclose(self._scale, 1) and bool((self._mean == 0.5).all() and (self._std == 0.5).all())
-
-    def from_signed(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Pixels in [-1, 1] as the model takes them; shapes (batch, channels, height, width)."""
-        if self._same:
-            return pixels
-        return ((pixels + 1) / 2 * self._scale - self._mean.to(pixels.device)) / self._std.to(pixels.device)
-
-    def to_signed(self, pixels: torch.Tensor) -> torch.Tensor:
-        """The inverse, in float32."""
-        if self._same:
-            return pixels.float()
-        pixels = pixels.float() * self._std.to(pixels.device) + self._mean.to(pixels.device)
-        return pixels / self._scale * 2 - 1
-
-
 def to_bytes(pixels: torch.Tensor) -> torch.Tensor:
     """Pixels in [-1, 1] as a picture would store them: clamped, rounded to uint8."""
     return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

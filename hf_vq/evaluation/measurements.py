@@ -12,7 +12,7 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from hf_vq.evaluation.arguments import EvaluationArguments
-from hf_vq.evaluation.images import ImageBatches, PixelRange, to_bytes, to_pil
+from hf_vq.evaluation.images import ImageBatches, to_bytes, to_pil
 from hf_vq.evaluation.report import metric_key
 from hf_vq.evaluation.subjects import Subject
 from hf_vq.metrics.base import bits_per_image
@@ -20,6 +20,7 @@ from hf_vq.metrics.features import FeatureExtractor
 from hf_vq.metrics.generation import FrechetDistance, GeneratorMetrics
 from hf_vq.metrics.reconstruction import TokenizerMetrics
 from hf_vq.modeling.modeling_maskgit import MaskGitModel
+from hf_vq.modeling.pixel_range_vq import SIGNED, convert_pixels
 from hf_vq.plots.images import reconstruction_grid, sample_sheet
 from hf_vq.utils.processes import sum_over_processes
 from hf_vq.utils.text import shorten
@@ -35,7 +36,6 @@ def evaluate_tokenizers(
     subjects: Sequence[Subject], batches: ImageBatches, extractor: FeatureExtractor, args: EvaluationArguments
 ) -> Measured:
     """Reconstruction errors, use of the codes, bits, and the Fréchet distance of the reconstructions."""
-    ranges = [PixelRange(subject.processor) for subject in subjects]
     models = [subject.model for subject in subjects]
     metrics = [TokenizerMetrics(model.config.num_codes) for model in models]
     distances = [FrechetDistance(extractor.num_features) for _ in models]
@@ -44,9 +44,10 @@ def evaluate_tokenizers(
     for batch in _with_progress(batches, args):
         pixels = batch.pixel_values.to(models[0].device)
         reference = extractor(to_bytes(pixels)).values
-        for number, (subject, model, range_) in enumerate(zip(subjects, models, ranges, strict=True)):
-            output = model(range_.from_signed(pixels), return_loss=False)
-            decoded = range_.to_signed(output.decoded_pixel_values)
+        for number, (subject, model) in enumerate(zip(subjects, models, strict=True)):
+            pixel_range = model.config.pixel_range
+            output = model(convert_pixels(pixels, SIGNED, pixel_range), return_loss=False)
+            decoded = convert_pixels(output.decoded_pixel_values.float(), pixel_range, SIGNED)
             metrics[number].update(pixels, decoded, output.image_tokens, output.quantization_error)
             distances[number].update(reference, generated=False)
             distances[number].update(extractor(to_bytes(decoded)).values, generated=True)

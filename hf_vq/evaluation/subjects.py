@@ -12,6 +12,7 @@ from hf_vq.evaluation.images import describe_preprocessing, resized
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
 from hf_vq.modeling.modeling_maskgit import MaskGitModel
 from hf_vq.modeling.modeling_vq import VQModel
+from hf_vq.modeling.pixel_range_vq import pixel_range_of
 from hf_vq.utils.hashes import weights_sha256
 
 
@@ -49,7 +50,7 @@ def load_subjects(names: Sequence[str]) -> list[Subject]:
     """Loads models of one kind.
 
     Raises:
-        ValueError: Some are tokenizers and some generators, or one is neither.
+        ValueError: Some are tokenizers and some generators, one is neither, or one has pixels in neither range.
     """
     subjects = []
     for name, label in zip(names, short_names(names), strict=True):
@@ -58,6 +59,11 @@ def load_subjects(names: Sequence[str]) -> list[Subject]:
             raise ValueError(
                 f"'{name}' is neither a tokenizer nor a generator but a {type(model).__name__}, whose numbers its "
                 "training writes into its card"
+            )
+        if pixel_range_of(processor) is None:
+            raise ValueError(
+                f"'{name}' has an image processor that normalizes pixels to a range of its own, so its errors cannot "
+                "be told on [0, 1]. Only models with pixels in [-1, 1] or in [0, 1] are measured"
             )
         subjects.append(Subject(name, label, model.eval(), processor))
     kinds = {subject.kind for subject in subjects}

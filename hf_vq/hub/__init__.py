@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 from hf_vq.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from hf_vq.hub.models import default_image_processor as default_image_processor
     from hf_vq.hub.models import from_hub as from_hub
     from hf_vq.hub.models import push_to_hub as push_to_hub
     from hf_vq.hub.models import reconstruction_picture as reconstruction_picture
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 __all__, __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "models": ["default_image_processor", "from_hub", "push_to_hub", "reconstruction_picture"],
+        "models": ["from_hub", "push_to_hub", "reconstruction_picture"],
         "repository": ["HubError", "create_repository", "fetch_file", "publish_folder"],
     },
 )

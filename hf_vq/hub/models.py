@@ -26,6 +26,7 @@ from hf_vq.modeling.image_processing_vq import VQImageProcessor
 from hf_vq.modeling.modeling_maskgit import MaskGitModel
 from hf_vq.modeling.modeling_vq import VQModel
 from hf_vq.modeling.modeling_vq_classifier import VQModelForImageClassification
+from hf_vq.modeling.pixel_range_vq import require_pixel_range
 from hf_vq.modeling.version_vq import VERSION_KEY, check_version
 
 if TYPE_CHECKING:
@@ -96,14 +97,15 @@ def push_to_hub(
         The commit: a string, its URL, with `oid` and, for a pull request, `pr_url`.
 
     Raises:
-        ValueError: `create_pr` came with a branch, `images` with a classifier, or the repository's own card cannot be
-            filled in.
+        ValueError: `create_pr` came with a branch, `images` with a classifier, the image processor has another range
+            of pixels than the model, or the repository's own card cannot be filled in.
         HubError: Missing rights, a lost connection, a failing server; the repository is as it was.
     """
     branch_to_push(revision, create_pr)
     if images is not None and isinstance(model, VQModelForImageClassification):
         raise ValueError("The card of a classifier has no picture: leave out `images`.")
     processor = image_processor or _image_processor_of(model, token)
+    require_pixel_range(processor, model.config)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model.save_pretrained(folder, max_shard_size=max_shard_size)
@@ -159,7 +161,8 @@ def from_hub(
     Raises:
         HubError: There is no such repository or revision, it is gated or private, a file is damaged or unreachable,
             or it is not a VQ model.
-        ValueError: It was made by a newer version of this package, or `repo_id` is no repository's name.
+        ValueError: It was made by a newer version of this package, its image processor has another range of pixels
+            than its configuration, or `repo_id` is no repository's name.
     """
     try:
         config_path = fetch_file(repo_id, CONFIG_FILE, revision, token)
@@ -177,9 +180,8 @@ def from_hub(
         )
     check_version(settings.get(VERSION_KEY))
     files = [config_path, *_fetch_weights(repo_id, commit, token)]
-    processor = None
     with suppress(FileNotFoundError):
-        processor = VQImageProcessor.from_pretrained(fetch_file(repo_id, PROCESSOR_FILE, commit, token).parent)
+        files.append(fetch_file(repo_id, PROCESSOR_FILE, commit, token))
     with tempfile.TemporaryDirectory() as name:
         # What was verified and nothing else: a configuration, or an adapter's, could name other files of the cache.
         for path in files:
@@ -190,7 +192,8 @@ def from_hub(
         loaded: Any = MODELS[settings["model_type"]].from_pretrained(
             name, use_safetensors=True, output_loading_info=True
         )
-    model, report = loaded
+        model, report = loaded
+        processor = load_image_processor(name, model, repo_id)
     if report["missing_keys"]:
         raise HubError(
             f"The weights of '{repo_id}' at {commit} are not whole: {', '.join(sorted(report['missing_keys']))} "
@@ -199,13 +202,25 @@ def from_hub(
     # Not the cache's folder: where it came from, as after `from_pretrained(repo_id)`.
     model.name_or_path = model.config._name_or_path = repo_id
     model.config._commit_hash = commit
-    return model, processor or default_image_processor(model.config)
+    return model, processor
 
 
-def default_image_processor(config: VQConfig | MaskGitConfig | VQImageClassificationConfig) -> VQImageProcessor:
-    """The image processor that makes images as a configuration, or the tokenizer's in it, wants them."""
-    vq_config = config.vq_config if isinstance(config, MaskGitConfig) else config
-    return VQImageProcessor(image_size=vq_config.image_size, num_channels=vq_config.num_channels)
+def load_image_processor(folder: str | Path, model: HubModel, name: str | Path) -> VQImageProcessor:
+    """The image processor beside a model's weights, or the one that its configuration implies if there is none.
+
+    Args:
+        folder: Where the weights are.
+        model: What was loaded from there.
+        name: What to call the model in messages.
+
+    Raises:
+        ValueError: It makes pixels of another range than the model's configuration says.
+    """
+    if not (Path(folder) / PROCESSOR_FILE).is_file():
+        return VQImageProcessor.for_config(model.config)
+    processor = VQImageProcessor.from_pretrained(folder)
+    require_pixel_range(processor, model.config, name)
+    return processor
 
 
 def reconstruction_picture(model: VQModel, processor: VQImageProcessor, images: Sequence[Any]) -> Image.Image:
@@ -227,11 +242,7 @@ def reconstruction_picture(model: VQModel, processor: VQImageProcessor, images: 
     with torch.no_grad():
         decoded = model(pixel_values.to(model.device), return_loss=False).decoded_pixel_values
     model.train(training)
-    # By way of 8 bits to [-1, 1], whatever range this processor's pixels have.
-    before, after = (
-        torch.as_tensor(processor.postprocess(pixels, "pt")) / 127.5 - 1 for pixels in (pixel_values, decoded.cpu())
-    )
-    return reconstruction_grid(before, {"reconstruction": after})
+    return reconstruction_grid(pixel_values, {"reconstruction": decoded}, pixel_range=model.config.pixel_range)
 
 
 def _image_processor_of(model: HubModel, token: str | bool | None) -> VQImageProcessor:
@@ -242,7 +253,7 @@ def _image_processor_of(model: HubModel, token: str | bool | None) -> VQImagePro
     if source and commit:
         with suppress(FileNotFoundError):
             return VQImageProcessor.from_pretrained(fetch_file(source, PROCESSOR_FILE, commit, token).parent)
-    return default_image_processor(model.config)
+    return VQImageProcessor.for_config(model.config)
 
 
 def _picture(model: HubModel, processor: VQImageProcessor, images: Sequence[Any]) -> Image.Image:

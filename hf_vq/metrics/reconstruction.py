@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
 from hf_vq.metrics.base import ExactSum, perplexity
+from hf_vq.modeling.pixel_range_vq import SIGNED, UNIT, convert_pixels
 from hf_vq.utils.processes import sum_over_processes
 
 if TYPE_CHECKING:
@@ -22,9 +24,10 @@ class TokenizerMetrics:
 
     Args:
         num_codes: Size of the codebook (over all groups).
+        pixel_range: Of the images, as the configuration says. Errors are measured on [0, 1].
 
     Example:
-        >>> metrics = TokenizerMetrics(num_codes=1024)
+        >>> metrics = TokenizerMetrics(num_codes=1024, pixel_range=model.config.pixel_range)
         >>> for pixel_values in batches:
         ...     output = model(pixel_values)
         ...     metrics.update(
@@ -33,10 +36,10 @@ class TokenizerMetrics:
         >>> metrics.compute()["psnr"]
     """
 
-    def __init__(self, num_codes: int):
+    def __init__(self, num_codes: int, pixel_range: Sequence[float] = SIGNED):
         if num_codes < 1:
             raise ValueError(f"num_codes must be positive, got {num_codes}")
-        self.num_codes = num_codes
+        self.num_codes, self.pixel_range = num_codes, pixel_range
         self.reset()
 
     def reset(self) -> None:
@@ -57,8 +60,8 @@ class TokenizerMetrics:
         """Adds a batch; an empty one adds nothing.
 
         Args:
-            pixel_values: Images (batch, channels, height, width) in [-1, 1].
-            decoded_pixel_values: Reconstructions of the same shape; clamped to [-1, 1], as for a picture.
+            pixel_values: Images (batch, channels, height, width) in `pixel_range`.
+            decoded_pixel_values: Reconstructions of the same shape; clamped to that range, as for a picture.
             image_tokens: Codes of the batch, integers in [0, num_codes), any shape.
             quantization_error: A scalar, the batch's mean, which counts once for each image; or one value for each
                 vector.
@@ -78,8 +81,8 @@ class TokenizerMetrics:
             self._count(image_tokens)
         # float64 where the device has it, so that the size of a batch leaves no trace in the sums.
         dtype = torch.float32 if pixel_values.device.type == "mps" else torch.float64
-        image = (pixel_values.to(dtype) + 1) / 2
-        decoded = (decoded_pixel_values.to(dtype).clamp(-1, 1) + 1) / 2
+        image = convert_pixels(pixel_values.to(dtype), self.pixel_range, UNIT)
+        decoded = convert_pixels(decoded_pixel_values.to(dtype).clamp(*self.pixel_range), self.pixel_range, UNIT)
         mse = (image - decoded).square().flatten(1).mean(1).double().cpu()
         self._add(0, mse)
         # An error below 1e-10 counts as one: a perfect image gets 100 dB, not infinity, and the mean stays finite.

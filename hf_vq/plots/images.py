@@ -10,6 +10,7 @@ import PIL.ImageDraw
 import PIL.ImageFont
 import torch
 
+from hf_vq.modeling.pixel_range_vq import SIGNED, convert_pixels
 from hf_vq.plots.style import INK, PAPER
 
 
@@ -17,14 +18,16 @@ def reconstruction_grid(
     originals: torch.Tensor,
     reconstructions: Mapping[str, torch.Tensor],
     *,
+    pixel_range: Sequence[float] = SIGNED,
     max_images: int = 10,
     width: int = 1100,
 ) -> PIL.Image.Image:
     """Images above their reconstructions, one labelled row for each.
 
     Args:
-        originals: Images (batch, 1 or 3, height, width) in [-1, 1].
+        originals: Images (batch, 1 or 3, height, width) in `pixel_range`.
         reconstructions: Row label -> reconstructions of the same shape.
+        pixel_range: Of all of them, as the configuration says.
         max_images: Columns; further images are left out.
         width: Width of the picture in pixels, about; small images are enlarged by whole factors, without smoothing.
 
@@ -54,7 +57,7 @@ def reconstruction_grid(
         draw.text((label_width - margin, top + cell_height // 2), name, fill=INK, font=font, anchor="rm")
         for column in range(columns):
             filter_ = PIL.Image.Resampling.NEAREST if scale else PIL.Image.Resampling.LANCZOS
-            image = _to_pil(values[column]).resize((cell_width, cell_height), filter_)
+            image = _to_pil(values[column], pixel_range).resize((cell_width, cell_height), filter_)
             canvas.paste(image, (label_width + column * (cell_width + gap), top))
     return canvas
 
@@ -106,8 +109,9 @@ def sample_sheet(
     return canvas
 
 
-def _to_pil(image: torch.Tensor) -> PIL.Image.Image:
-    pixels = ((image.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+def _to_pil(image: torch.Tensor, pixel_range: Sequence[float]) -> PIL.Image.Image:
+    image = convert_pixels(image.detach().float().cpu(), pixel_range, SIGNED)
+    pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
     return PIL.Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert("RGB")
 
 

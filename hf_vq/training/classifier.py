@@ -11,14 +11,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hf_vq.cards.classifier import classifier_card
-from hf_vq.hub.models import default_image_processor
 from hf_vq.metrics.classification import ClassificationMetrics
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
 from hf_vq.modeling.modeling_vq_classifier import VQModelForImageClassification
+from hf_vq.modeling.pixel_range_vq import require_pixel_range
 from hf_vq.modeling.quantizer_vq import get_vq_layers
 from hf_vq.modeling.version_vq import __version__
 from hf_vq.training.arguments import ClassifierTrainingArguments
 from hf_vq.training.classifier_data import NO_LABELS, check_labels, check_problem
+from hf_vq.training.image_data import check_images
 from hf_vq.training.monitor import CodebookMonitor
 from hf_vq.training.optimization import forget_gradients, forget_moments, parameter_groups, rewritten_rows
 from hf_vq.training.order import Batch, evaluation_batches
@@ -36,13 +37,14 @@ class ClassifierTrainer(BaseTrainer):
     Args:
         model: The classifier.
         args: The settings.
-        train_dataset: Map-style, with items `{"pixel_values": (channels, height, width) in [-1, 1], "label": int}`, or
-            a stream.
+        train_dataset: Map-style, with items `{"pixel_values": (channels, height, width), "label": int}`, the pixels in
+            the configuration's `pixel_range`, or a stream.
         eval_dataset: Held-out images, likewise; without it nothing is measured.
         image_processor: Saved beside the model; by default the one that its configuration implies.
 
     Raises:
-        ValueError: The data have no labels, or labels that the model has not.
+        ValueError: The data have no labels, or labels that the model has not; the data or the image processor have
+            another range of pixels than the model.
 
     Example:
 
@@ -66,7 +68,10 @@ class ClassifierTrainer(BaseTrainer):
         eval_dataset: Any = None,
         image_processor: VQImageProcessor | None = None,
     ) -> None:
-        processor = image_processor or default_image_processor(model.config)
+        check_images(train_dataset, model.config, "training")
+        check_images(eval_dataset, model.config, "held-out")
+        processor = image_processor or VQImageProcessor.for_config(model.config)
+        require_pixel_range(processor, model.config)
         super().__init__(model, args, train_dataset, eval_dataset, processor)
         check_problem(model.config)
         check_labels(train_dataset, model.num_labels, "training")

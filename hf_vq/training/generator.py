@@ -13,12 +13,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hf_vq.cards.generator import class_names, generator_card
-from hf_vq.hub.models import SAMPLES_FILE, default_image_processor
+from hf_vq.hub.models import SAMPLES_FILE
 from hf_vq.metrics.features import ShrunkPixels
 from hf_vq.metrics.generation import FrechetDistance, HiddenTokenMetrics
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
 from hf_vq.modeling.modeling_maskgit import MaskGitModel
 from hf_vq.modeling.options_maskgit import MaskGitSampling
+from hf_vq.modeling.pixel_range_vq import require_pixel_range
 from hf_vq.modeling.version_vq import __version__
 from hf_vq.plots.images import sample_sheet
 from hf_vq.training.arguments import SAMPLES, GeneratorTrainingArguments
@@ -53,7 +54,8 @@ class GeneratorTrainer(BaseTrainer):
         image_processor: Saved beside the model; by default the one that the tokenizer's configuration implies.
 
     Raises:
-        ValueError: The data do not fit the model; see `check_tokens`.
+        ValueError: The data do not fit the model, see `check_tokens`; or the image processor has another range of
+            pixels than the tokenizer.
 
     Example:
 
@@ -76,7 +78,8 @@ class GeneratorTrainer(BaseTrainer):
         eval_dataset: Any = None,
         image_processor: VQImageProcessor | None = None,
     ) -> None:
-        processor = image_processor or default_image_processor(model.config)
+        processor = image_processor or VQImageProcessor.for_config(model.config)
+        require_pixel_range(processor, model.config)
         super().__init__(model, args, train_dataset, eval_dataset, processor)
         check_tokens(train_dataset, model.config, "training")
         if eval_dataset is not None:

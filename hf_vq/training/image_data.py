@@ -10,12 +10,16 @@ from accelerate import PartialState
 
 from hf_vq.data.images import ImageDataset, ImageStream
 from hf_vq.data.sources import UnknownSplitError, load_images
+from hf_vq.modeling.configuration_vq import VQConfig
+from hf_vq.modeling.configuration_vq_classifier import VQImageClassificationConfig
 from hf_vq.training.arguments import ImageTrainingArguments
 
 logger = logging.getLogger(__name__)
 
 
-def build_image_datasets(args: ImageTrainingArguments, image_size: int, num_channels: int = 3) -> tuple[Any, Any]:
+def build_image_datasets(
+    args: ImageTrainingArguments, config: VQConfig | VQImageClassificationConfig
+) -> tuple[Any, Any]:
     """Loads the training and the held-out images that a run names.
 
     Augmentation is for training only. Without an `eval_split`, `eval_fraction` of the training images is held out, the
@@ -23,8 +27,7 @@ def build_image_datasets(args: ImageTrainingArguments, image_size: int, num_chan
 
     Args:
         args: The settings.
-        image_size: Side of the square images.
-        num_channels: 3 or 1.
+        config: The model's, which says the size, the channels and the range of the pixels.
 
     Returns:
         Training data, and held-out data or None.
@@ -49,7 +52,9 @@ def build_image_datasets(args: ImageTrainingArguments, image_size: int, num_chan
     elif held_out is None:
         logger.warning("Nothing is held out, so nothing will be measured: name an eval_split.")
 
-    common: dict[str, Any] = {"num_channels": num_channels, "seed": args.seed, "strict": args.strict}
+    image_size = config.image_size
+    common: dict[str, Any] = {"num_channels": config.num_channels, "pixel_range": config.pixel_range}
+    common |= {"seed": args.seed, "strict": args.strict}
     augmentation = {"random_crop": args.random_crop, "random_flip": args.random_flip}
     if args.streaming:
         place = {"rank": state.process_index, "world_size": state.num_processes}
@@ -62,6 +67,25 @@ def build_image_datasets(args: ImageTrainingArguments, image_size: int, num_chan
             if images is not None and len(images) <= args.check_images_up_to:
                 images.find_bad_images()
     return train_images, eval_images
+
+
+def check_images(dataset: Any, config: VQConfig | VQImageClassificationConfig, which: str) -> None:
+    """Makes sure that a data set gives pixels of the model's range, where the data set says its own.
+
+    Args:
+        dataset: The data set, an `ImageDataset` or any other; None if there is none.
+        config: The model's.
+        which: What to call the data set.
+
+    Raises:
+        ValueError: The ranges differ.
+    """
+    found = getattr(dataset, "pixel_range", config.pixel_range)
+    if list(found) != config.pixel_range:
+        raise ValueError(
+            f"The {which} set gives pixels in {list(found)}, but the model's configuration says "
+            f"`pixel_range={config.pixel_range}`. Make the data set with `pixel_range=model.config.pixel_range`."
+        )
 
 
 def _load(args: ImageTrainingArguments, split: str) -> Any:

@@ -24,11 +24,13 @@ from hf_vq.losses import (
 )
 from hf_vq.metrics.reconstruction import TokenizerMetrics
 from hf_vq.modeling.modeling_vq import VQModel
+from hf_vq.modeling.pixel_range_vq import require_pixel_range
 from hf_vq.modeling.quantizer_vq import get_vq_layers
 from hf_vq.modeling.version_vq import __version__
 from hf_vq.plots.codebook import usage_histogram
 from hf_vq.plots.images import reconstruction_grid
 from hf_vq.training.arguments import TokenizerTrainingArguments
+from hf_vq.training.image_data import check_images
 from hf_vq.training.monitor import CodebookMonitor
 from hf_vq.training.optimization import forget_gradients, forget_moments, parameter_groups, rewritten_rows
 from hf_vq.training.order import Batch, evaluation_batches, is_stream
@@ -49,9 +51,13 @@ class TokenizerTrainer(BaseTrainer):
     Args:
         model: The tokenizer; its configuration says the reconstruction loss and the weight of the commitment.
         args: The settings.
-        train_dataset: Map-style, with items `{"pixel_values": (channels, height, width) in [-1, 1]}`, or a stream.
+        train_dataset: Map-style, with items `{"pixel_values": (channels, height, width)}` in the configuration's
+            `pixel_range`, or a stream.
         eval_dataset: Held-out images, likewise; without it nothing is measured.
         image_processor: Saved beside the model.
+
+    Raises:
+        ValueError: The data or the image processor have another range of pixels than the model.
 
     Example:
 
@@ -73,6 +79,10 @@ class TokenizerTrainer(BaseTrainer):
         eval_dataset: Any = None,
         image_processor: Any = None,
     ) -> None:
+        check_images(train_dataset, model.config, "training")
+        check_images(eval_dataset, model.config, "held-out")
+        if image_processor is not None:
+            require_pixel_range(image_processor, model.config)
         super().__init__(model, args, train_dataset, eval_dataset, image_processor)
         self.quantizers = get_vq_layers(model)
         codes = [weight for layer in self.quantizers for weight in layer.codebook.parameters()]
@@ -80,7 +90,10 @@ class TokenizerTrainer(BaseTrainer):
         self.discriminator: nn.Module | None = None
         if args.adversarial_weight > 0:
             self.discriminator = PatchDiscriminator(
-                model.config.num_channels, args.discriminator_channels, args.discriminator_layers
+                model.config.num_channels,
+                args.discriminator_channels,
+                args.discriminator_layers,
+                model.config.pixel_range,
             )
             self.add_network(
                 "discriminator",
@@ -91,7 +104,7 @@ class TokenizerTrainer(BaseTrainer):
         self.adversarial_kind: AdversarialKind = "hinge" if args.discriminator_loss == "hinge" else "nonsaturating"
         self.perceptual_loss: nn.Module | None = None
         if args.perceptual_weight > 0:
-            self.perceptual_loss = PerceptualLoss().to(self.accelerator.device)
+            self.perceptual_loss = PerceptualLoss(pixel_range=model.config.pixel_range).to(self.accelerator.device)
         if args.monitor_steps:
             self.callbacks.append(CodebookMonitor(args.monitor_steps, args.monitor_images))
         self._warn_of_few_images()
@@ -185,7 +198,7 @@ class TokenizerTrainer(BaseTrainer):
         """Reconstruction quality and use of the codes on the held-out images, in float32."""
         args, accelerator = self.args, self.accelerator
         model = self.published_model()
-        metrics = TokenizerMetrics(model.config.num_codes)
+        metrics = TokenizerMetrics(model.config.num_codes, model.config.pixel_range)
         originals: list[Tensor] = []
         reconstructions: list[Tensor] = []
         for batch in evaluation_batches(
@@ -212,6 +225,7 @@ class TokenizerTrainer(BaseTrainer):
                 pictures["reconstructions"] = reconstruction_grid(
                     torch.cat(originals),
                     {"reconstruction": torch.cat(reconstructions)},
+                    pixel_range=model.config.pixel_range,
                     max_images=args.num_grid_images,
                 )
             pictures["usage"] = usage_histogram(counts)

@@ -340,23 +340,24 @@ def test_wrong_arguments_leave_no_empty_repository(hub: HubServer, arguments: di
 
 def test_the_image_processor_beside_the_weights_goes_along(hub: HubServer, tmp_path: Path) -> None:
     """That of the folder, or of the commit, that the model was loaded from: another would give other tokens."""
-    tiny().save_pretrained(tmp_path)
-    VQImageProcessor(image_size=16, do_normalize=False).save_pretrained(tmp_path)
+    tiny(pixel_range=[0.0, 1.0]).save_pretrained(tmp_path)
+    VQImageProcessor(image_size=16, do_normalize=False, resample=0).save_pretrained(tmp_path)
     hf_vq.push_to_hub(VQModel.from_pretrained(tmp_path), NAME)
     loaded, processor = hf_vq.from_hub(NAME)
     hf_vq.push_to_hub(loaded, "alice/copy")
 
-    assert not processor.do_normalize
-    assert not hf_vq.from_hub("alice/copy")[1].do_normalize
+    for found in (processor, hf_vq.from_hub("alice/copy")[1]):
+        assert not found.do_normalize and found.resample == 0
 
 
 def test_the_picture_shows_images_as_they_are(hub: HubServer) -> None:
-    """Also with an image processor whose pixels are in [0, 1]."""
+    """Also those of a model whose pixels are in [0, 1]."""
     grey = Image.new("RGB", (16, 16), (60, 60, 60))
     shown = []
-    for do_normalize in (True, False):
-        processor = VQImageProcessor(image_size=16, do_normalize=do_normalize)
-        picture = reconstruction_picture(tiny(), processor, [grey]).convert("L")
+    for pixel_range in ([-1.0, 1.0], [0.0, 1.0]):
+        model = tiny(pixel_range=pixel_range)
+        processor = VQImageProcessor.for_config(model.config)
+        picture = reconstruction_picture(model, processor, [grey]).convert("L")
         shown.append({count_and_level[1] for count_and_level in picture.getcolors(1 << 16) or []})
 
     assert 60 in shown[0] and 60 in shown[1]

@@ -72,6 +72,7 @@ def test_pixels_from_zero_and_notes(theirs: Any, tmp_path: Path, capsys: pytest.
     assert "note: left out the discriminator" in capsys.readouterr().out
     assert "left out the discriminator" in (tmp_path / "ours" / "README.md").read_text()
     assert json.loads((tmp_path / "ours" / "preprocessor_config.json").read_text())["do_normalize"] is False
+    assert json.loads((tmp_path / "ours" / "config.json").read_text())["pixel_range"] == [0.0, 1.0]
 
 
 def test_image_size_and_range_of_pixels_come_back(theirs: Any, tmp_path: Path) -> None:
@@ -84,8 +85,27 @@ def test_image_size_and_range_of_pixels_come_back(theirs: Any, tmp_path: Path) -
 
     for name in ("config.json", "preprocessor_config.json"):
         assert (tmp_path / "back" / name).read_text() == (tmp_path / "ours" / name).read_text(), name
-    assert json.loads((tmp_path / "back" / "config.json").read_text())["image_size"] == 64
+    config = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert config["image_size"] == 64 and config["pixel_range"] == [0.0, 1.0]
     assert json.loads((tmp_path / "back" / "preprocessor_config.json").read_text())["do_normalize"] is False
+
+
+def test_an_older_folder_is_exported_with_its_range(theirs: Any, tmp_path: Path) -> None:
+    """Its configuration says nothing, its image processor does; one that contradicts is refused."""
+    theirs.save_pretrained(tmp_path / "theirs")
+    run("--checkpoint", tmp_path / "theirs", "--output_dir", tmp_path / "ours", "--no_normalize")
+    settings = json.loads((tmp_path / "ours" / "config.json").read_text())
+    for pixel_range in (None, [-1.0, 1.0]):
+        written = {name: value for name, value in settings.items() if name != "pixel_range"}
+        written |= {} if pixel_range is None else {"pixel_range": pixel_range}
+        (tmp_path / "ours" / "config.json").write_text(json.dumps(written))
+        words = ["--checkpoint", tmp_path / "ours", "--output_dir", tmp_path / "export", "--to", "diffusers"]
+        if pixel_range is None:
+            run(*words)
+            assert json.loads((tmp_path / "export" / "config.json").read_text())["_hf_vq"] == {"do_normalize": False}
+        else:
+            with pytest.raises(SystemExit, match=r"error: .*makes pixels in \[0.0, 1.0\], but"):
+                run(*words)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +113,7 @@ def test_image_size_and_range_of_pixels_come_back(theirs: Any, tmp_path: Path) -
     [
         (["--checkpoint", "nothing.pt"], "error: There is no file or folder"),
         (["--checkpoint", "other.pt"], "error: No known layout"),
-        (["--checkpoint", ".", "--to", "diffusers"], "error: .*model.safetensors"),
+        (["--checkpoint", ".", "--to", "diffusers"], "error: no tokenizer in '.': the folder has no config.json"),
         (["--checkpoint", "good.pt", "--image_size", "33"], "error: .*`image_size` must be a positive multiple"),
     ],
 )

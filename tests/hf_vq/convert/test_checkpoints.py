@@ -206,7 +206,7 @@ def test_export_and_back(fields: dict[str, Any], tmp_path: Path) -> None:
 
 def test_an_export_that_diffusers_saved_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """diffusers loads it without a warning and keeps what is ours: image size and range of the pixels."""
-    save_for_diffusers(VQModel(VQConfig(**SMALL)), tmp_path / "export", do_normalize=False)
+    save_for_diffusers(VQModel(VQConfig(**SMALL, pixel_range=[0.0, 1.0])), tmp_path / "export")
     # A handler writes to the standard error of the time when it was made.
     diffusers.utils.logging.disable_default_handler()
     diffusers.utils.logging.add_handler(handler := logging.StreamHandler())
@@ -218,7 +218,7 @@ def test_an_export_that_diffusers_saved_again(tmp_path: Path, capfd: pytest.Capt
         diffusers.utils.logging.enable_default_handler()
 
     conversion = convert_checkpoint(tmp_path / "again")
-    assert (conversion.model.config.image_size, conversion.do_normalize) == (32, False)
+    assert conversion.model.config.image_size == 32 and conversion.model.config.pixel_range == [0.0, 1.0]
     assert "not expected" not in capfd.readouterr().err
 
 
@@ -229,7 +229,7 @@ def test_the_sample_size_of_others_is_not_the_image_size(tmp_path: Path) -> None
     assert json.loads((tmp_path / "config.json").read_text())["sample_size"] == 32
 
     conversion = convert_checkpoint(tmp_path)
-    assert (conversion.model.config.image_size, conversion.do_normalize) == (256, True)
+    assert conversion.model.config.image_size == 256 and conversion.model.config.pixel_range == [-1.0, 1.0]
 
 
 @pytest.mark.parametrize(

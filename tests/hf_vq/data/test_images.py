@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from hf_vq import VQConfig
 from hf_vq.data.images import ImageDataset, ImageStream, convert_image, image_to_tensor
 from hf_vq.data.sources import load_images
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
@@ -167,8 +168,9 @@ def test_every_mode_keeps_its_brightness(mode: str):
         assert level == pytest.approx(255 if mode == "1" else 128, abs=1)
 
 
+@pytest.mark.parametrize("pixel_range", [[-1.0, 1.0], [0.0, 1.0]])
 @pytest.mark.parametrize("num_channels", [1, 3])
-def test_preprocessing_equals_the_image_processor(tmp_path: Path, num_channels: int):
+def test_preprocessing_equals_the_image_processor(tmp_path: Path, num_channels: int, pixel_range: list[float]):
     """What the model is trained on is bit for bit what the published processor makes of the same file."""
     images = {
         "wide": noise(57, 40),
@@ -180,12 +182,14 @@ def test_preprocessing_equals_the_image_processor(tmp_path: Path, num_channels: 
         "palette": noise(32, 32).convert("P"),
     }
     images["alpha"].putalpha(noise(40, 35, 1).convert("L"))
-    processor = VQImageProcessor(image_size=32, num_channels=num_channels)
+    processor = VQImageProcessor.for_config(
+        VQConfig(image_size=32, num_channels=num_channels, pixel_range=pixel_range)
+    )
     for name, image in images.items():
         image.save(tmp_path / f"{name}.png")
     images["keyed"] = PIL.Image.new("RGB", (32, 32), "red")  # one colour of an RGB file is declared transparent
     images["keyed"].save(tmp_path / "keyed.png", transparency=(255, 0, 0))
-    dataset = ImageDataset(load_images(str(tmp_path)), 32, num_channels=num_channels)
+    dataset = ImageDataset(load_images(str(tmp_path)), 32, num_channels=num_channels, pixel_range=pixel_range)
 
     for index, name in enumerate(sorted(images)):
         with PIL.Image.open(tmp_path / f"{name}.png") as image:
@@ -340,16 +344,26 @@ def test_data_set_without_a_readable_image_is_an_error(tmp_path: Path):
 # ---- streams
 
 
-def test_stream_gives_the_examples_of_the_map_style_data_set():
+@pytest.mark.parametrize("pixel_range", [[-1.0, 1.0], [0.0, 1.0]])
+def test_stream_gives_the_examples_of_the_map_style_data_set(pixel_range: list[float]):
     """Streaming changes how the data are read, not what they are."""
-    stream = ImageStream(load_images("noto-emoji-32", "test", streaming=True), 32)
-    dataset = ImageDataset(load_images("noto-emoji-32", "test"), 32)
+    stream = ImageStream(load_images("noto-emoji-32", "test", streaming=True), 32, pixel_range=pixel_range)
+    dataset = ImageDataset(load_images("noto-emoji-32", "test"), 32, pixel_range=pixel_range)
 
     examples = list(stream)
     assert len(examples) == 206
     for index in (0, 100, 205):
         assert torch.equal(examples[index]["pixel_values"], dataset[index]["pixel_values"])
         assert examples[index]["label"] == dataset[index]["label"]
+
+
+def test_other_ranges_are_refused():
+    """Data sets and the function beneath them know two ranges, and both have [-1, 1] by default."""
+    images = [noise(32, 32)]
+    for make in (ImageDataset, ImageStream, lambda rows, size, **fields: image_to_tensor(rows[0], size, **fields)):
+        with pytest.raises(ValueError, match=r"must be \[-1.0, 1.0\] or \[0.0, 1.0\], got \[0.0, 255.0\]"):
+            make(images, 32, pixel_range=[0.0, 255.0])
+    assert ImageDataset(images, 32)[0]["pixel_values"].min() < -0.9
 
 
 def test_ranks_and_workers_share_a_stream_without_overlap(folder: Path):

@@ -181,7 +181,7 @@ def test_crops_depend_on_seed_and_image_alone() -> None:
 
 def test_a_processor_that_differs_is_obeyed(images: Path, tmp_path: Path) -> None:
     """Pixels are what the tokenizer's own processor makes of images, not what the package's default would."""
-    model, processor = tiny(), VQImageProcessor(image_size=16, do_normalize=False)
+    model, processor = tiny(), VQImageProcessor(image_size=16, resample=0)
     model.save_pretrained(tmp_path / "tokenizer")
     processor.save_pretrained(tmp_path / "tokenizer")
     manifest = tokenize_dataset(arguments(str(tmp_path / "tokenizer"), images, tmp_path / "tokens"))
@@ -191,7 +191,8 @@ def test_a_processor_that_differs_is_obeyed(images: Path, tmp_path: Path) -> Non
         expected = model.encode(processor(image, return_tensors="pt").pixel_values).image_tokens[0]
     row: Any = load_token_dataset(tmp_path / "tokens")[0]
     assert torch.equal(row["image_tokens"], expected)
-    assert manifest["preprocessing"]["do_normalize"] is False
+    assert manifest["preprocessing"]["resample"] == 0
+    assert not torch.equal(model.encode(PROCESSOR(image, return_tensors="pt").pixel_values).image_tokens[0], expected)
 
 
 # ---- unreadable images

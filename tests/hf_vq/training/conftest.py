@@ -134,7 +134,7 @@ def make_trainer(tmp_path: Path, make_model: Callable[..., VQModel]) -> Callable
             args,
             Images() if train is None else train,
             Images(7) if held_out is None else held_out,
-            VQImageProcessor(image_size=16),
+            VQImageProcessor.for_config(network.config),
         )
 
     return make
