@@ -87,6 +87,16 @@ class AveragedParameter(nn.Parameter):
         copied.trains = self.trains
         return copied
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # The base class would come back from a pickle as an ordinary parameter, which counts as frozen.
+        return _rebuild_averaged_parameter, (self.data, self.trains)
+
+
+def _rebuild_averaged_parameter(data: torch.Tensor, trains: bool) -> AveragedParameter:
+    parameter = AveragedParameter(data)
+    parameter.trains = trains
+    return parameter
+
 
 class Quantizer(nn.Module):
     """Base class of quantizer layers.

@@ -1,3 +1,5 @@
+import io
+
 """A frozen layer: nothing moves its codes, in whatever way it was frozen, and it trains again once it is thawed."""
 
 import copy
@@ -224,3 +226,19 @@ def test_an_averaged_parameter_is_a_parameter_like_others() -> None:
         assert isinstance(copied.codebook.weight, AveragedParameter) and not copied.codebook.weight.requires_grad
     layer.load_state_dict(VectorQuant(8, 32).state_dict())
     assert not layer.is_frozen()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_pickled_layer_trains_or_rests_as_before(frozen: bool) -> None:
+    """An EMA layer that was pickled whole, as processes are handed models, still moves its codes unless frozen."""
+    layer = VectorQuant(8, 32, codebook_update="ema")
+    if frozen:
+        layer.freeze()
+    file = io.BytesIO()
+    torch.save(layer, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+
+    before = loaded.codebook.weight.detach().clone()
+    loaded.train()(torch.randn(64, 8))
+    assert torch.equal(loaded.codebook.weight, before) == frozen
