@@ -1,8 +1,7 @@
-import io
-
 """A frozen layer: nothing moves its codes, in whatever way it was frozen, and it trains again once it is thawed."""
 
 import copy
+import io
 
 import pytest
 import torch
