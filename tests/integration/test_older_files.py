@@ -36,8 +36,11 @@ ROOT = Path(__file__).parents[2]
 FILES = ROOT / "tests" / "data" / "written_by_0_1"
 EXPECTED: dict[str, Any] = json.loads((FILES / "expected.json").read_text())
 TOKENIZERS = ["affine_l2", "ema", "group", "residual", "sgd", "unsigned", "vector", "vqgan"]
+PICTURES = sorted((FILES / "pictures" / "test").rglob("*.png"))[1::2]  # every model was asked about these three
 MODELS = ["classifier", "maskgit", *TOKENIZERS]
-CLASSES = {"classifier": VQModelForImageClassification, "maskgit": MaskGitModel} | dict.fromkeys(TOKENIZERS, VQModel)
+CLASSES: dict[str, Any] = {"classifier": VQModelForImageClassification, "maskgit": MaskGitModel} | dict.fromkeys(
+    TOKENIZERS, VQModel
+)
 
 
 @pytest.fixture(autouse=True)
@@ -76,11 +79,6 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, list[str]], None]:
     return run
 
 
-def pictures() -> list[Image.Image]:
-    """The three pictures about which every model was asked."""
-    return [Image.open(path) for path in sorted((FILES / "pictures" / "test").rglob("*.png"))[1::2]]
-
-
 def assert_answers(answers: dict[str, torch.Tensor], name: str) -> None:
     """Integers are equal, real numbers nearly."""
     expected = load_file(FILES / "expected" / f"answers_{name}.safetensors")
@@ -101,9 +99,8 @@ def assert_answers(answers: dict[str, torch.Tensor], name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_models_answer_as_they_did(name: str) -> None:
     """Tokens are equal, pixels and logits the same to 1e-5, and so are images drawn with the same seeds."""
-    assert_answers(
-        runpy.run_path(str(FILES / "make_fixtures.py"))["answers"](FILES / "models" / name, pictures()), name
-    )
+    answers = runpy.run_path(str(FILES / "make_fixtures.py"))["answers"]
+    assert_answers(answers(FILES / "models" / name, [Image.open(path) for path in PICTURES]), name)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -111,6 +108,7 @@ def test_auto_classes_load_them_and_find_every_weight(name: str, tmp_path: Path)
     """No flag is asked for, names, dtypes, shapes and bits of the weights stay, also when the model is saved again."""
     folder = FILES / "models" / name
     kind: Any = AutoModelForImageClassification if name == "classifier" else AutoModel
+    model: Any
     model, info = kind.from_pretrained(folder, output_loading_info=True)
     assert type(model) is CLASSES[name]
     assert not any(info[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -164,7 +162,7 @@ def test_a_folder_with_its_code_loads_with_and_without_the_package(tmp_path: Pat
 
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     result = subprocess.run(
-        [sys.executable, "-I", "-c", LOAD_WITHOUT_THE_PACKAGE, str(folder), *(image.filename for image in pictures())],
+        [sys.executable, "-I", "-c", LOAD_WITHOUT_THE_PACKAGE, str(folder), *map(str, PICTURES)],
         env=environment | {"HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -174,17 +172,23 @@ def test_a_folder_with_its_code_loads_with_and_without_the_package(tmp_path: Pat
     assert json.loads(result.stdout.splitlines()[-1]) == expected["image_tokens"].tolist()
 
 
-def test_a_processor_without_normalization_stands_for_pixels_from_0_to_1() -> None:
-    """The tokenizer takes such pixels, and what it decodes comes back as the pictures that it always gave."""
-    folder = FILES / "models" / "unsigned"
+@pytest.mark.parametrize("name", ["classifier", "maskgit", "unsigned", "vqgan"])
+def test_the_range_of_pixels_is_that_of_the_processor(name: str, hub: HubServer, tmp_path: Path) -> None:
+    """A configuration of 0.1.0 does not say it; without normalization it is [0, 1], also once saved and published."""
+    expected = [0.0, 1.0] if name == "unsigned" else [-1.0, 1.0]
+    folder = FILES / "models" / name
+    assert "pixel_range" not in (folder / "config.json").read_text()
     processor = VQImageProcessor.from_pretrained(folder)
-    assert not processor.do_normalize
-    pixel_values = processor(pictures(), return_tensors="pt").pixel_values
-    assert pixel_values.min() >= 0 and pixel_values.max() <= 1
-    with torch.no_grad():
-        model = VQModel.from_pretrained(folder).eval()
-        decoded = model.decode(model.encode(pixel_values).image_tokens).decoded_pixel_values
-    assert torch.equal(processor.postprocess(decoded, "pt"), (decoded * 255).round().clamp(0, 255).to(torch.uint8))
+    pixel_values = processor([Image.new("RGB", (16, 16), color) for color in ("black", "white")]).pixel_values
+    assert [pixel_values[0].min(), pixel_values[1].max()] == expected
+
+    model = CLASSES[name].from_pretrained(folder)
+    model.save_pretrained(tmp_path)
+    api = HfApi()
+    api.create_repo("alice/model")
+    api.upload_folder(repo_id="alice/model", folder_path=folder)
+    for found in (model, CLASSES[name].from_pretrained(tmp_path), hf_vq.from_hub("alice/model")[0]):
+        assert list(getattr(found.config, "vq_config", found.config).pixel_range) == expected
 
 
 @pytest.mark.parametrize("name", ["vector", "maskgit", "classifier"])
@@ -199,6 +203,8 @@ def test_repositories_load_and_keep_what_a_person_wrote(name: str, hub: HubServe
     api.create_repo(f"alice/{name}")
     api.upload_folder(repo_id=f"alice/{name}", folder_path=folder)
 
+    model: Any
+    again: Any
     model, processor = hf_vq.from_hub(f"alice/{name}")
     assert type(model) is CLASSES[name] and isinstance(processor, VQImageProcessor)
     hf_vq.push_to_hub(model, f"alice/{name}", metrics={"num_images": 6})
@@ -328,9 +334,7 @@ def assert_weights(found: dict[str, torch.Tensor], expected: dict[str, torch.Ten
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         tolerance = 1e-3 if is_noisy(key) else 1e-5
-        torch.testing.assert_close(
-            found[key], value, rtol=1e-5, atol=tolerance, msg=lambda text, key=key: f"{key}: {text}"
-        )
+        torch.testing.assert_close(found[key], value, rtol=1e-5, atol=tolerance, msg=f"{key} differs")
 
 
 def assert_snapshot(found: Path, expected: Path) -> None:

@@ -170,7 +170,7 @@ def answers(folder: Path, pictures: list[Image.Image]) -> dict[str, torch.Tensor
 
 def write_answers(name: str) -> None:
     """Writes down what a model says about three of the held-out pictures."""
-    pictures = [Image.open(path) for path in sorted(Path("pictures/test").rglob("*.png"))[1::2]]
+    pictures: list[Image.Image] = [Image.open(path) for path in sorted(Path("pictures/test").rglob("*.png"))[1::2]]
     tensors = {key: value.contiguous() for key, value in answers(Path("models", name), pictures).items()}
     assert len(tensors["image_tokens"].unique()) >= 3, f"{name} says too little to compare"
     save_file(tensors, f"expected/answers_{name}.safetensors")
