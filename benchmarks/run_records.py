@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from hf_vq.utils.files import write_text
+
 
 def load_records(path: Path) -> list[dict[str, Any]]:
     """The records that `save_records` wrote, or an empty list."""
@@ -19,8 +21,8 @@ def load_records(path: Path) -> list[dict[str, Any]]:
 def save_records(path: Path, protocol: dict[str, Any], records: list[dict[str, Any]], table: str) -> None:
     """Writes protocol and records to `path`, and the table to a Markdown file beside it."""
     content = {"protocol": {**protocol, "torch": torch.__version__}, "records": records}
-    path.write_text(json.dumps(content, indent=1) + "\n")
-    path.with_suffix(".md").write_text(table)
+    write_text(json.dumps(content, indent=1) + "\n", path)
+    write_text(table, path.with_suffix(".md"))
 
 
 def holds(records: list[dict[str, Any]], key: dict[str, Any]) -> bool:

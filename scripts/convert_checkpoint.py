@@ -23,6 +23,7 @@ from hf_vq.convert.checkpoints import convert_checkpoint, save_for_diffusers
 from hf_vq.convert.layouts import LAYOUTS
 from hf_vq.data.tokens import load_tokenizer
 from hf_vq.modeling.pixel_range_vq import UNIT
+from hf_vq.utils.files import write_text
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -64,7 +65,7 @@ def convert(args: argparse.Namespace) -> None:
     text = fill_card(readme.read_text(encoding="utf-8"), str(card)) if readme.exists() else str(card)
     model.save_pretrained(args.output_dir)
     VQImageProcessor.for_config(config).save_pretrained(args.output_dir)
-    readme.write_text(text, encoding="utf-8")
+    write_text(text, readme)
     for note in conversion.notes:
         print(f"note: {note}")
     side = config.image_size // config.downsample_factor

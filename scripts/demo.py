@@ -23,7 +23,8 @@ import torch
 from PIL import Image
 
 from hf_vq import MaskGitModel, TokenizerTrainer, TokenizerTrainingArguments, VQConfig, VQImageProcessor, VQModel
-from hf_vq.data.images import ImageDataset, decode_image
+from hf_vq.data.images import ImageDataset
+from hf_vq.data.reading import decode_image
 from hf_vq.data.sources import load_images
 from hf_vq.plots.codebook import projection, usage_curves
 from hf_vq.plots.images import reconstruction_grid, sample_sheet
@@ -51,7 +52,7 @@ RELOAD = """
 import json, sys, torch
 import hf_vq
 from transformers import AutoImageProcessor, AutoModel
-from hf_vq.data.images import load_images, ImageDataset
+from hf_vq.data import ImageDataset, load_images
 folder, count = sys.argv[1], int(sys.argv[2])
 model = AutoModel.from_pretrained(folder).eval()
 processor = AutoImageProcessor.from_pretrained(folder)

@@ -30,6 +30,7 @@ from hf_vq.convert.layouts import (
 from hf_vq.modeling.configuration_vq import VQConfig
 from hf_vq.modeling.modeling_vq import VQModel
 from hf_vq.modeling.pixel_range_vq import SIGNED, UNIT
+from hf_vq.utils.files import atomic_file, write_json
 from hf_vq.utils.text import listed
 
 # A converted model has learned no way of training yet: plain vector quantization, with the codes it came with.
@@ -280,12 +281,10 @@ def save_for_diffusers(model: VQModel, folder: str | Path) -> None:
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {key: value.float().cpu().contiguous() for key, value in weights.items()},
-        folder / "diffusion_pytorch_model.safetensors",
-        metadata={"format": "pt"},
-    )
-    (folder / "config.json").write_text(json.dumps(source, indent=2) + "\n")
+    with atomic_file(folder / "diffusion_pytorch_model.safetensors") as temporary:
+        weights = {key: value.float().cpu().contiguous() for key, value in weights.items()}
+        save_file(weights, temporary, metadata={"format": "pt"})
+    write_json(source, folder / "config.json")
 
 
 def _what_diffusers_lacks(config: VQConfig, widths: list[int]) -> list[str]:

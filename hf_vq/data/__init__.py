@@ -7,9 +7,9 @@ from hf_vq.utils.lazy import lazy_names
 if TYPE_CHECKING:
     from hf_vq.data.images import ImageDataset as ImageDataset
     from hf_vq.data.images import ImageStream as ImageStream
-    from hf_vq.data.images import convert_image as convert_image
-    from hf_vq.data.images import decode_image as decode_image
-    from hf_vq.data.images import image_to_tensor as image_to_tensor
+    from hf_vq.data.reading import convert_image as convert_image
+    from hf_vq.data.reading import decode_image as decode_image
+    from hf_vq.data.reading import image_to_tensor as image_to_tensor
     from hf_vq.data.sources import SAMPLE_DATASET as SAMPLE_DATASET
     from hf_vq.data.sources import UnknownSplitError as UnknownSplitError
     from hf_vq.data.sources import image_splits as image_splits
@@ -26,7 +26,8 @@ __all__, __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "sources": ["SAMPLE_DATASET", "UnknownSplitError", "image_splits", "load_images", "pinned_revision"],
-        "images": ["ImageDataset", "ImageStream", "convert_image", "decode_image", "image_to_tensor"],
+        "reading": ["convert_image", "decode_image", "image_to_tensor"],
+        "images": ["ImageDataset", "ImageStream"],
         "tokens": ["load_token_dataset", "load_tokenizer", "push_token_dataset", "read_manifest"],
         "tokenize": ["TokenizationArguments", "tokenize_dataset"],
     },

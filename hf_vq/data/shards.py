@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
 from dataclasses import dataclass
-from itertools import groupby
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,17 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from hf_vq.data.images import decode_image, error_reason
-from hf_vq.data.sources import AnyDataset
+from hf_vq.data.reading import ImageReader, Row, row_path
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
 from hf_vq.modeling.modeling_vq import VQModel
-from hf_vq.utils.text import shorten
+from hf_vq.utils.files import atomic_file
 
-TEMPORARY_PREFIX = ".tmp-"
 _INFO_KEY = b"hf_vq"  # of the parquet file's metadata
-
-Row = tuple[int, dict[str, Any]]
-"""A row of an image data set and its number in the split."""
 
 
 @dataclass(frozen=True)
@@ -98,27 +91,6 @@ def read_shard_info(path: Path) -> ShardInfo:
     return ShardInfo(info.get("num_images", 0), metadata.num_rows, info.get("skipped", {}), info.get("settings", ""))
 
 
-def split_rows(images: AnyDataset, images_per_shard: int) -> Iterator[tuple[int, Iterable[Row]]]:
-    """Number and rows of each shard; rows that are not asked for are not read, those of a stream not decoded."""
-    if not isinstance(images, datasets.Dataset):
-        yield from groupby(enumerate(images), key=lambda row: row[0] // images_per_shard)
-        return
-    for number, first in enumerate(range(0, len(images), images_per_shard)):
-        yield number, _slice(images, first, min(first + images_per_shard, len(images)))
-
-
-def _slice(images: datasets.Dataset, first: int, end: int) -> Iterator[Row]:
-    yield from enumerate(images.select(range(first, end)), first)
-
-
-class _Example(NamedTuple):
-    key: str
-    label: int
-    pixel_values: torch.Tensor | None
-    """None if the image cannot be read or preprocessed."""
-    reason: str
-
-
 class ShardWriter:
     """Tokenizes the rows of a shard and writes its file.
 
@@ -152,9 +124,14 @@ class ShardWriter:
         strict: bool = False,
         on_image: Callable[[], Any] = lambda: None,
     ):
-        self.model, self.processor, self.views, self.features = model, processor, views, features
-        self.settings, self.executor, self.batch_size = settings, executor, batch_size
-        self.root, self.strict, self.on_image = root, strict, on_image
+        self.model, self.views, self.features = model, views, features
+        self.settings, self.executor, self.batch_size, self.on_image = settings, executor, batch_size, on_image
+        self.reader = ImageReader(
+            processor.num_channels,
+            partial(views, processor=processor),
+            name=partial(image_key, root=root),
+            strict=strict,
+        )
 
     def write(self, path: Path, rows: Iterable[Row]) -> None:
         """Writes a file, which takes its name when it is whole.
@@ -166,20 +143,18 @@ class ShardWriter:
         skipped: dict[str, str] = {}
         pixel_values: list[torch.Tensor] = []
         num_images = 0
-        for example in self._read_ahead(rows):
+        for example in self.reader.read_ahead(rows, self.executor, 2 * self.batch_size // len(self.views.names)):
             num_images += 1
             self.on_image()
-            if example.pixel_values is None:
-                if self.strict:
-                    raise unreadable({example.key: example.reason})
-                skipped[example.key] = example.reason
+            if example.content is None:
+                skipped[example.name] = example.reason
                 continue
-            for view, pixels in zip(self.views.names, example.pixel_values, strict=True):
+            for view, pixels in zip(self.views.names, example.content, strict=True):
                 pixel_values.append(pixels)
-                columns["key"].append(example.key)
+                columns["key"].append(example.name)
                 columns["view"].append(view)
                 if "label" in columns:
-                    columns["label"].append(example.label)
+                    columns["label"].append(-1 if example.label is None else example.label)
             while len(pixel_values) >= self.batch_size:
                 columns["image_tokens"].append(self._encode(pixel_values[: self.batch_size]))
                 del pixel_values[: self.batch_size]
@@ -194,39 +169,8 @@ class ShardWriter:
         info = {"num_images": num_images, "skipped": skipped, "settings": self.settings}
         schema = schema.with_metadata({**schema.metadata, _INFO_KEY: json.dumps(info)})
         table = pa.Table.from_arrays([arrays[name] for name in schema.names], schema=schema)
-        # A name of its own: processes that outlived their killed launcher may still write the same shard.
-        temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
-        try:
-            with temporary.open("xb") as file:
-                pq.write_table(table, file, compression="zstd", use_dictionary=["label", "view"])
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-
-    def _read_ahead(self, rows: Iterable[Row]) -> Iterator[_Example]:
-        pending: deque[Future[_Example]] = deque()
-        for row in rows:
-            pending.append(self.executor.submit(self._read, row))
-            if len(pending) * len(self.views.names) > 2 * self.batch_size:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-
-    def _read(self, row: Row) -> _Example:
-        index, columns = row
-        key, label = _key(columns, index, self.root), columns.get("label")
-        label = -1 if label is None else label
-        try:
-            image = decode_image(columns, self.processor.num_channels)
-            pixel_values = self.views(image, index, self.processor)
-        except Exception as error:  # Pillow's plugins raise anything from OSError to struct.error
-            path = _path(columns)
-            reason = error_reason(error)
-            return _Example(key, label, None, reason.replace(path, os.path.basename(path)) if path else reason)
-        return _Example(key, label, pixel_values, "")
+        with atomic_file(path) as temporary, temporary.open("wb") as file:
+            pq.write_table(table, file, compression="zstd", use_dictionary=["label", "view"])
 
     @torch.no_grad()
     def _encode(self, pixel_values: list[torch.Tensor]) -> np.ndarray:
@@ -235,19 +179,18 @@ class ShardWriter:
         return tokens.flatten().cpu().numpy().astype(dtype)
 
 
-def unreadable(skipped: dict[str, str]) -> ValueError:
-    """The error about images that cannot be read, by key, where each must be."""
-    names = shorten([f"{key} ({reason})" for key, reason in skipped.items()])
-    return ValueError(f"cannot read {names}. Repair or remove what cannot be read, or drop strict")
+def image_key(row: Any, index: int, root: Path | None = None) -> str:
+    """The key of a row's image in a token data set.
 
+    Args:
+        row: A row of an image data set.
+        index: Its number.
+        root: Folder of the images; None for data sets that are no folders of images.
 
-def _key(columns: dict[str, Any], index: int, root: Path | None) -> str:
-    """The path below the folder of images; elsewhere names may repeat, and the row's number goes before them."""
-    path = _path(columns)
+    Returns:
+        The path below the folder. Elsewhere names may repeat, and the row's number goes before them.
+    """
+    path = row_path(row)
     if path and root is not None and Path(path).is_relative_to(root):
         return Path(path).relative_to(root).as_posix()
     return f"{index:09d}" + (f"-{os.path.basename(path)}" if path else "")
-
-
-def _path(columns: dict[str, Any]) -> str | None:
-    return columns["image"]["path"] if isinstance(columns["image"], dict) else None

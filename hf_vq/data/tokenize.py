@@ -32,7 +32,8 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
-from hf_vq.data.shards import ShardWriter, Views, read_shard_info, split_rows, unreadable
+from hf_vq.data.reading import split_rows, unreadable, with_reasons
+from hf_vq.data.shards import ShardWriter, Views, read_shard_info
 from hf_vq.data.sources import AnyDataset, image_splits, load_images, pinned_revision
 from hf_vq.data.tokens import (
     FORMAT,
@@ -48,7 +49,7 @@ from hf_vq.data.tokens import (
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
 from hf_vq.modeling.modeling_vq import VQModel
 from hf_vq.modeling.version_vq import __version__
-from hf_vq.utils.files import TEMPORARY_PREFIX, atomic_file, write_json
+from hf_vq.utils.files import discard_leftovers, write_json
 from hf_vq.utils.hashes import weights_sha256
 from hf_vq.utils.text import shorten
 
@@ -308,7 +309,7 @@ def _begin(folder: Path, settings: Manifest, split: str, num_images: int | None)
     if split not in manifest["splits"]:
         manifest["splits"] = dict(sorted({**manifest["splits"], split: {"num_images": num_images}}.items()))
         if not differences(_without_splits(manifest), settings):
-            _write(manifest, folder)
+            write_json(manifest, folder / MANIFEST_FILE)
 
 
 def _continue(folder: Path, settings: Manifest, split: str, num_images: int | None, strict: bool) -> dict[str, Any]:
@@ -343,8 +344,7 @@ def _finish(folder: Path, split: str, num_shards: int) -> None:
     skipped = {key: reason for info in infos for key, reason in info.skipped.items()}
     if not num_rows:
         raise unreadable(skipped) if skipped else ValueError(f"no images found: the split {split!r} is empty")
-    for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):  # of processes that were killed amid a shard
-        leftover.unlink(missing_ok=True)
+    discard_leftovers(folder)
     manifest = read_manifest(folder)
     manifest["splits"][split] = {
         "num_images": num_images,
@@ -353,11 +353,16 @@ def _finish(folder: Path, split: str, num_shards: int) -> None:
         "skipped": skipped,
         "shards": [{"file": file.name, "num_rows": info.num_rows} for file, info in zip(files, infos, strict=True)],
     }
-    _write(manifest, folder)
+    write_json(manifest, folder / MANIFEST_FILE)
     logger.info("%s: %d rows of %d images in %d file(s)", split, num_rows, num_images, num_shards)
     if skipped:
-        names = shorten([f"{key} ({reason})" for key, reason in skipped.items()])
-        logger.warning("%s: skipped %d of %d images that cannot be read: %s", split, len(skipped), num_images, names)
+        logger.warning(
+            "%s: skipped %d of %d images that cannot be read: %s",
+            split,
+            len(skipped),
+            num_images,
+            with_reasons(skipped),
+        )
 
 
 def _without_splits(manifest: Manifest) -> Manifest:
@@ -366,11 +371,6 @@ def _without_splits(manifest: Manifest) -> Manifest:
 
 def _shard(folder: Path, split: str, number: int) -> Path:
     return folder / f"{split}-{number:05d}.parquet"
-
-
-def _write(manifest: Manifest, folder: Path) -> None:
-    with atomic_file(folder / MANIFEST_FILE) as temporary:
-        write_json(manifest, temporary)
 
 
 def _sha256(settings: Manifest) -> str:

@@ -18,7 +18,7 @@ from hf_vq.evaluation.report import Report, metric
 from hf_vq.hub.repository import CARD_FILE, fetch_file, publish_folder
 from hf_vq.modeling.modeling_maskgit import MaskGitModel
 from hf_vq.modeling.modeling_vq import VQModel
-from hf_vq.utils.files import atomic_file
+from hf_vq.utils.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +61,7 @@ def update_cards(report: Report, models: Sequence[tuple[str, VQModel | MaskGitMo
     for name, card in cards:
         folder = Path(name).expanduser()
         if folder.is_dir():
-            with atomic_file(folder / CARD_FILE) as temporary_file:
-                temporary_file.write_text(card, encoding="utf-8")
+            write_text(card, folder / CARD_FILE)
             logger.info("Updated %s", folder / CARD_FILE)
             continue
         with tempfile.TemporaryDirectory() as temporary:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import datasets
@@ -12,13 +13,10 @@ import PIL.Image
 import torch
 from accelerate.utils import gather_object
 
-from hf_vq.data.images import decode_image, error_reason
-from hf_vq.data.shards import split_rows, unreadable
+from hf_vq.data.reading import Example, ImageReader, Row, split_rows
 from hf_vq.data.sources import AnyDataset
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
 from hf_vq.utils.processes import sum_over_processes
-
-_Read = tuple[torch.Tensor | None, str]
 
 
 class Batch(NamedTuple):
@@ -45,7 +43,7 @@ class ImageBatches:
 
     Args:
         images: What `load_images` returned.
-        processor: Makes the pixels; its normalisation is set aside.
+        processor: Makes the pixels; its normalization is set aside.
         batch_size: Rows of a batch.
         max_images: Rows to read at most; None for all.
         num_threads: Threads that read images.
@@ -55,7 +53,7 @@ class ImageBatches:
 
     Attributes:
         num_rows: Rows read so far by this process.
-        skipped: Row and reason of each image that this process cannot read.
+        skipped: Name and reason of each image that this process cannot read.
     """
 
     def __init__(
@@ -71,9 +69,10 @@ class ImageBatches:
         strict: bool = False,
     ) -> None:
         self.images, self.batch_size, self.max_images = images, batch_size, max_images
-        self.num_threads, self.rank, self.world_size, self.strict = num_threads, rank, world_size, strict
+        self.num_threads, self.rank, self.world_size = num_threads, rank, world_size
         signed = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": 0.5}
         self.processor = VQImageProcessor.from_dict(processor.to_dict() | signed | {"image_std": 0.5})
+        self.reader = ImageReader(processor.num_channels, self._preprocess, strict=strict)
         self.num_rows = 0
         self.skipped: dict[str, str] = {}
 
@@ -97,48 +96,45 @@ class ImageBatches:
     def __iter__(self) -> Iterator[Batch]:
         self.num_rows, self.skipped = 0, {}
         with ThreadPoolExecutor(self.num_threads) as executor:
-            ahead: tuple[int, list[tuple[int, Any, Future[_Read]]]] | None = None
-            for number, rows in split_rows(self.images, self.batch_size):
-                if self.max_images is not None and number * self.batch_size >= self.max_images:
-                    break
-                if number % self.world_size != self.rank:
-                    continue
-                wanted = [row for row in rows if self.max_images is None or row[0] < self.max_images]
-                reads = [(index, row.get("label"), executor.submit(self._read, row)) for index, row in wanted]
-                if ahead is not None:
-                    yield from self._batch(*ahead)
-                ahead = number, reads
-            if ahead is not None:
-                yield from self._batch(*ahead)
+            examples = self.reader.read_ahead(self._rows(), executor, self.batch_size)
+            for number, members in groupby(examples, key=lambda example: example.index // self.batch_size):
+                kept = [example for example in members if self._count(example)]
+                if kept:
+                    yield self._batch(number, kept)
 
-    def _read(self, row: Any) -> _Read:
-        try:
-            image = decode_image(row, self.processor.num_channels)
-            return self.processor([image], return_tensors="pt").pixel_values[0], ""
-        except Exception as error:  # Pillow's plugins raise anything from OSError to struct.error
-            return None, error_reason(error)
+    def _rows(self) -> Iterator[Row]:
+        """The rows of this process's batches."""
+        end = math.inf if self.max_images is None else self.max_images
+        for number, rows in split_rows(self.images, self.batch_size):
+            if number * self.batch_size >= end:
+                return
+            if number % self.world_size == self.rank:
+                yield from ((index, row) for index, row in rows if index < end)
 
-    def _batch(self, number: int, reads: list[tuple[int, Any, Future[_Read]]]) -> Iterator[Batch]:
-        """The batch, if any of its images can be read."""
-        kept: list[tuple[int, int, torch.Tensor]] = []
-        for index, label, future in reads:
-            pixels, reason = future.result()
-            self.num_rows += 1
-            if pixels is None:
-                self.skipped[f"row {index}"] = reason
-                if self.strict:
-                    raise unreadable(self.skipped)
-            else:
-                kept.append((index, -1 if label is None else int(label), pixels))
-        if kept:
-            shapes = sorted({tuple(pixels.shape[1:]) for _, _, pixels in kept})
-            if len(shapes) > 1:
-                raise ValueError(
-                    f"the image processor makes images of different sizes, {shapes[0]} and {shapes[-1]} among them: "
-                    "turn its centre crop on, or give an image_size"
-                )
-            indices, labels, pixel_values = zip(*kept, strict=True)
-            yield Batch(number, torch.tensor(indices), torch.stack(pixel_values), torch.tensor(labels))
+    def _preprocess(self, image: PIL.Image.Image, index: int) -> torch.Tensor:
+        return self.processor([image], return_tensors="pt").pixel_values[0]
+
+    def _count(self, example: Example) -> bool:
+        """Counts a row, and says whether its image can be read."""
+        self.num_rows += 1
+        if example.content is None:
+            self.skipped[example.name] = example.reason
+        return example.content is not None
+
+    def _batch(self, number: int, examples: list[Example]) -> Batch:
+        shapes = sorted({tuple(example.content.shape[1:]) for example in examples})
+        if len(shapes) > 1:
+            raise ValueError(
+                f"the image processor makes images of different sizes, {shapes[0]} and {shapes[-1]} among them: "
+                "turn its center crop on, or give an image_size"
+            )
+        labels = [-1 if example.label is None else int(example.label) for example in examples]
+        return Batch(
+            number,
+            torch.tensor([example.index for example in examples]),
+            torch.stack([example.content for example in examples]),
+            torch.tensor(labels),
+        )
 
 
 def to_bytes(pixels: torch.Tensor) -> torch.Tensor:

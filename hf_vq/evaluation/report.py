@@ -13,7 +13,7 @@ import PIL.Image
 from hf_vq.cards.tokenizer import METRICS as TOKENIZER_METRICS
 from hf_vq.cards.tokenizer import table_cell
 from hf_vq.metrics.features import INCEPTION
-from hf_vq.utils.files import write_json
+from hf_vq.utils.files import atomic_file, write_json, write_text
 
 FORMAT = 1
 TABLE_FILE, JSON_FILE, PICTURE_FILE = "evaluation.md", "evaluation.json", "evaluation.png"
@@ -152,11 +152,12 @@ class Report:
         """Writes `evaluation.md`, `evaluation.json` and, if there is a picture, `evaluation.png`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / TABLE_FILE).write_text(self.to_markdown(), encoding="utf-8")
+        write_text(self.to_markdown(), folder / TABLE_FILE)
         write_json(self.to_dict(), folder / JSON_FILE)
         (folder / PICTURE_FILE).unlink(missing_ok=True)  # an earlier one shows other images
         if self.picture is not None:
-            self.picture.save(folder / PICTURE_FILE)
+            with atomic_file(folder / PICTURE_FILE) as temporary:
+                self.picture.save(temporary)
 
 
 def flatten(values: Mapping[str, Any]) -> dict[str, str]:

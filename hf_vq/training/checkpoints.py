@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from hf_vq.utils.files import TEMPORARY_PREFIX, discard
+from hf_vq.utils.files import TEMPORARY_PREFIX, discard, discard_leftovers
 
 CHECKPOINT_PATTERN = re.compile(r"checkpoint-(\d+)")
 STATE_FILE = "trainer_state.json"
@@ -60,8 +60,7 @@ def remove_stale_folders(output_dir: Path) -> None:
         path = output_dir / replaced.name.removeprefix(f"{TEMPORARY_PREFIX}replaced-")
         if not path.exists():
             os.replace(replaced, path)
-    for leftover in output_dir.glob(f"{TEMPORARY_PREFIX}*"):
-        discard(leftover)
+    discard_leftovers(output_dir)
 
 
 def set_aside_later_checkpoints(output_dir: Path, step: int) -> list[Path]:

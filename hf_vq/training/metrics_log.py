@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_vq.utils.files import atomic_file
+from hf_vq.utils.files import write_text
 
 
 class LogWindow:
@@ -92,5 +92,4 @@ class MetricsFile:
         if not self.path.exists():
             return
         kept = [line for line in self.read() if line["step"] <= step]
-        with atomic_file(self.path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        write_text("".join(json.dumps(line) + "\n" for line in kept), self.path)

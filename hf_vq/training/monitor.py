@@ -15,7 +15,7 @@ from hf_vq.training.callbacks import TrainerCallback
 from hf_vq.training.order import Batch, evaluation_batches
 from hf_vq.training.run_folder import MONITOR_FOLDER, batch_norm_statistics, preserved_random_state
 from hf_vq.training.snapshots import CodebookSnapshot, moment_distances
-from hf_vq.utils.files import TEMPORARY_PREFIX, atomic_file
+from hf_vq.utils.files import atomic_file, discard_leftovers
 from hf_vq.utils.processes import sum_over_processes
 
 if TYPE_CHECKING:
@@ -114,8 +114,7 @@ class CodebookMonitor(TrainerCallback):
         if accelerator.is_main_process:
             folder = trainer.output_dir / MONITOR_FOLDER / self.name
             folder.mkdir(parents=True, exist_ok=True)
-            for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
-                leftover.unlink()
+            discard_leftovers(folder)
 
     def on_step_end(self, trainer: BaseTrainer) -> None:
         """Takes a snapshot where one is due."""

@@ -14,7 +14,7 @@ from PIL import Image
 from hf_vq.training.arguments import BaseTrainingArguments
 from hf_vq.training.metrics_log import MetricsFile
 from hf_vq.training.run_folder import METRICS_FILE, PICTURES_FOLDER
-from hf_vq.utils.files import atomic_file
+from hf_vq.utils.files import atomic_file, discard_leftovers
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ class Reporter:
         """Opens the trackers, and forgets what was reported after `step`, where the run goes on."""
         if self.accelerator.is_main_process:
             self.metrics_file.truncate(step)
+            discard_leftovers(self.output_dir / PICTURES_FOLDER)
         if self.args.report_to:
             self.accelerator.init_trackers(
                 self.args.run_name,

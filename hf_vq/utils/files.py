@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,8 +50,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Gives a temporary sibling of `path` to write, which replaces `path` at the end."""
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
+    """Gives a temporary sibling of `path` to write, which replaces `path` once everything is on the disk.
+
+    Whatever stops the writing leaves `path` as it was. The sibling's name is new each time, since processes that
+    outlived their killed launcher may still write the same file. It begins with `.tmp-` and ends like `path`.
+
+    Args:
+        path: The file to create or to replace.
+    """
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}-{path.name}")
     try:
         yield temporary
         flush(temporary)
@@ -60,9 +68,21 @@ def atomic_file(path: Path) -> Iterator[Path]:
         raise
 
 
+def write_text(text: str, path: Path) -> None:
+    """Writes a text file, whole or not at all."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_json(value: Any, path: Path) -> None:
-    """Writes indented JSON."""
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    """Writes indented JSON, whole or not at all."""
+    write_text(json.dumps(value, indent=2) + "\n", path)
+
+
+def discard_leftovers(folder: Path) -> None:
+    """Removes what processes that were killed amid their writing have left in a folder."""
+    for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        discard(leftover)
 
 
 def free_space(folder: Path) -> str:

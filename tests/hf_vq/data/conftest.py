@@ -11,12 +11,18 @@ import torch
 from accelerate.state import PartialState
 
 from ...tiny_tokens import picture, save, tiny
+from .pictures import noise
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps the Arrow copies of parquet files out of the user's cache."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture
-def one_thread_and_own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator:
-    """Arrow copies stay out of the user's cache, and Accelerate forgets its state."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+def one_thread() -> Iterator[None]:
+    """One thread computes, and Accelerate forgets its state."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -38,3 +44,22 @@ def images(tmp_path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         picture(number, (20 + number, 28)).save(path)
     return tmp_path / "images"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Six images in two classes, at two depths."""
+    for number in range(6):
+        path = tmp_path / "images" / ("cats" if number % 2 else "dogs/brown") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise(40, 32, number).save(path)
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def damaged(folder: Path) -> Path:
+    """The folder, with one truncated image and one text file that is called an image."""
+    whole = (folder / "cats/3.png").read_bytes()
+    (folder / "cats/3.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "cats/5.png").write_text("not an image")
+    return folder

@@ -31,7 +31,7 @@ from hf_vq.utils.hashes import weights_sha256
 
 from ...tiny_tokens import PROCESSOR, arguments, contents, picture, save, tiny
 
-pytestmark = pytest.mark.usefixtures("one_thread_and_own_cache")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # ---- what is in it

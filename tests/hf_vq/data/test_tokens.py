@@ -22,7 +22,7 @@ from ...tiny_tokens import PROCESSOR, arguments, picture, save, tiny
 if TYPE_CHECKING:
     from ...hub_server import HubServer
 
-pytestmark = pytest.mark.usefixtures("one_thread_and_own_cache")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # ---- whose tokens they are

@@ -72,8 +72,8 @@ def test_unreadable_images_are_skipped_and_counted(tmp_path: Path, images: Path)
     batches = ImageBatches(load_images(str(tmp_path)), PROCESSOR, batch_size=4)
 
     assert [batch.indices.tolist() for batch in batches] == [[0, 2, 3]]
-    assert batches.count() == (3, 2) and list(batches.skipped) == ["row 1", "row 4"]
-    with pytest.raises(ValueError, match="cannot read row 1 .*drop strict"):
+    assert batches.count() == (3, 2) and list(batches.skipped) == [str(tmp_path / "1.png"), str(tmp_path / "4.png")]
+    with pytest.raises(ValueError, match=r"cannot read .*1\.png .*drop strict"):
         read(load_images(str(tmp_path)), strict=True)
 
 

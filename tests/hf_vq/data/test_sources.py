@@ -1,0 +1,94 @@
+"""Finding images: the sample, folders and parquet files."""
+
+from pathlib import Path
+
+import datasets
+import pytest
+
+from hf_vq.data.images import ImageDataset
+from hf_vq.data.sources import load_images
+
+from .pictures import encoded, noise
+
+
+def test_sample_data_set_has_both_splits_and_labels():
+    """The shipped sample needs no download: 1,700 and 206 labelled 32 px images."""
+    train, test = load_images("noto-emoji-32"), load_images("noto-emoji-32", "test")
+
+    assert (len(train), len(test)) == (1700, 206)
+    assert set(train.column_names) == {"image", "label"}
+    assert isinstance(train[0]["image"]["bytes"], bytes)
+    assert ImageDataset(test, 32)[0]["pixel_values"].shape == (3, 32, 32)
+
+
+def test_folder_gives_every_image_in_sorted_order_with_class_labels(folder: Path):
+    """Images are found at any depth, sorted, and the first sub-folder is the label."""
+    found = load_images(str(folder))
+
+    assert [Path(row["image"]["path"]).name for row in found] == ["1.png", "3.png", "5.png", "0.png", "2.png", "4.png"]
+    assert found.features["label"].names == ["cats", "dogs"]
+    assert found["label"] == [0, 0, 0, 1, 1, 1]
+
+
+def test_folder_splits_share_one_list_of_classes(folder: Path, tmp_path: Path):
+    """Sub-folders named like splits are splits, and a label means the same in each of them."""
+    root = tmp_path / "split"
+    for path in ("train/a/0.png", "train/c/1.png", "val/b/2.png", "val/c/3.png"):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        noise(8, 8).save(root / path)
+
+    assert load_images(str(root))["label"] == [0, 2]
+    assert load_images(str(root), "validation")["label"] == [1, 2]
+    with pytest.raises(ValueError, match="unknown split 'test'.*train, validation"):
+        load_images(str(root), "test")
+
+
+def test_folder_without_splits_can_be_sliced(folder: Path):
+    """A split for evaluation can be cut from a plain folder, with nothing in both parts."""
+    parts = [load_images(str(folder), spec) for spec in ("train[:4]", "train[4:]")]
+
+    names = [row["image"]["path"] for part in parts for row in part]
+    assert [len(part) for part in parts] == [4, 2]
+    assert len(set(names)) == 6
+
+
+def test_files_that_are_no_images_are_left_out_by_name(folder: Path, caplog: pytest.LogCaptureFixture):
+    """Other files in a folder are left out, with their count and names in a warning; hidden files without."""
+    (folder / "notes.txt").write_text("x")
+    (folder / ".DS_Store").write_text("x")
+
+    assert len(load_images(str(folder))) == 6
+    assert "left out 1 files" in caplog.text and "notes.txt" in caplog.text
+
+
+def test_parquet_files_are_found_by_path_pattern_and_folder(tmp_path: Path):
+    """One file is the train split whatever its name; patterns and folders take the split from the names."""
+    for name, count in (("train-00000-of-00002", 3), ("train-00001-of-00002", 2), ("test", 1)):
+        rows = {"picture": [{"bytes": encoded(noise(8, 8)), "path": None}] * count, "caption": ["x"] * count}
+        datasets.Dataset.from_dict(rows).to_parquet(tmp_path / f"{name}.parquet")
+
+    assert len(load_images(str(tmp_path), image_column="picture")) == 5
+    assert len(load_images(str(tmp_path / "*.parquet"), "test", image_column="picture")) == 1
+    single = load_images(str(tmp_path / "test.parquet"), image_column="picture")
+    assert single.column_names == ["image"] and len(single) == 1
+    assert ImageDataset(single, 8)[0]["pixel_values"].shape == (3, 8, 8)
+
+
+def test_unknown_columns_are_errors_that_list_what_is_there(tmp_path: Path):
+    """A wrong or missing image column is an error that lists the columns."""
+    datasets.Dataset.from_dict({"picture": [b"x"], "caption": ["x"]}).to_parquet(tmp_path / "a.parquet")
+
+    with pytest.raises(ValueError, match="unknown image column 'img'.*picture, caption"):
+        load_images(str(tmp_path), image_column="img")
+    with pytest.raises(ValueError, match="image_column.*picture, caption"):
+        load_images(str(tmp_path))
+
+
+def test_nothing_found_says_what_was_expected(tmp_path: Path):
+    """An empty folder, a missing folder and a pattern without a match are errors that name the place."""
+    with pytest.raises(FileNotFoundError, match="no images found in .*expected files ending in"):
+        load_images(str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        load_images(str(tmp_path / "missing"))
+    with pytest.raises(FileNotFoundError, match="no parquet file matches"):
+        load_images(str(tmp_path / "*.parquet"))
