@@ -33,6 +33,7 @@ from .codebook_updates_vq import (
     replace_codes,
 )
 from .codebook_vq import Codebook, normalize
+from .codebook_words_vq import codebook_works, describe_codebook
 from .configuration_quantizer_vq import check_quantizer
 from .distributed_vq import sum_over_ranks
 from .gradient_vq import pass_gradient
@@ -332,6 +333,16 @@ class VectorQuant(Quantizer):
     def load_training_state(self, state: dict[str, torch.Tensor]) -> None:
         """Inverse of `training_state`."""
         self.codebook.load_training_state(state)
+
+    @classmethod
+    def card_words(cls, config: Any) -> str:
+        """The parts of the quantizer that are on, in words."""
+        return describe_codebook(cls.kind, config)
+
+    @classmethod
+    def cited_works(cls, config: Any) -> list[str]:
+        """The works whose methods are on."""
+        return codebook_works(cls.kind, config)
 
     def extra_repr(self) -> str:
         return f"feature_size={self.feature_size}, num_codes={self.num_codes}, groups={self.groups}, dim={self.dim}"

@@ -1,12 +1,4 @@
-"""The works whose methods a model can use, as BibTeX, and which of them a tokenizer's configuration does use."""
-
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from hf_vq.modeling.configuration_quantizer_vq import QuantizerConfig
-    from hf_vq.modeling.configuration_vq import VQConfig
+"""The works whose methods a model can use, as BibTeX."""
 
 CITATIONS = {
     "huh": """@inproceedings{huh2023straightening,
@@ -80,27 +72,3 @@ CITATIONS = {
   year      = {2018}
 }""",
 }
-
-
-def cited_works(config: VQConfig) -> list[str]:
-    """Keys of `CITATIONS` for a tokenizer: its network, and the parts of the quantizer that are on."""
-    return [*quantizer_works(config), config.architecture]
-
-
-def quantizer_works(config: QuantizerConfig) -> list[str]:
-    """Keys of `CITATIONS` for the parts of the quantizer that a configuration turns on."""
-    used = {
-        "huh": config.alternating_steps > 0 or config.sync_nu > 0 or has_affine_map(config),
-        "oord": True,
-        "ema": config.codebook_update == "ema",
-        "residual": config.quantizer_type == "residual",
-        "rotation": config.gradient_estimator == "rotation",
-        "kmeans": config.kmeans_init or (config.replace_freq > 0 and config.replace_policy == "kmeans"),
-        "l2": "l2" in (config.norm, config.cb_norm),
-    }
-    return [key for key, is_used in used.items() if is_used]
-
-
-def has_affine_map(config: QuantizerConfig) -> bool:
-    """Whether the codes go through an affine map."""
-    return config.affine_lr > 0 or config.affine_mode == "running"

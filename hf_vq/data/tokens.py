@@ -19,10 +19,10 @@ from typing import Any
 
 import datasets
 import torch
-from huggingface_hub import CommitInfo, DatasetCardData
+from huggingface_hub import CommitInfo
 from transformers import AutoConfig, AutoModel
 
-from hf_vq.cards.merging import metadata_record
+from hf_vq.cards.tokens import token_card
 from hf_vq.hub.models import CONFIG_FILE, MODELS, from_hub, load_image_processor
 from hf_vq.hub.repository import CARD_FILE, HubError, branch_to_push, create_repository, fetch_file, publish_folder
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
@@ -334,7 +334,7 @@ def push_token_dataset(
         staged = Path(temporary)  # links to what belongs to the data set, whatever else the folder holds
         for name in [MANIFEST_FILE, *names]:
             (staged / name).symlink_to((folder / name).resolve())
-        (staged / CARD_FILE).write_text(token_card(manifest, repo_id), encoding="utf-8")
+        (staged / CARD_FILE).write_text(str(token_card(manifest, repo_id)), encoding="utf-8")
         return publish_folder(
             staged,
             repo_id,
@@ -345,48 +345,3 @@ def push_token_dataset(
             commit_message=commit_message or "Upload token data set",
             token=token,
         )
-
-
-def token_card(manifest: Manifest, repo_id: str) -> str:
-    """The card of a token data set: what it holds, what made it, how to load it and how to get images back."""
-    made_by, tokens, source = manifest["tokenizer"], manifest["image_tokens"], manifest["dataset"]
-    split = next(iter(manifest["splits"]))
-    data_files = [{"split": split, "path": f"{split}-*.parquet"} for split in manifest["splits"]]
-    data = DatasetCardData(
-        tags=["hf_vq", "image-tokens"], configs=[{"config_name": "default", "data_files": data_files}]
-    )
-    rows = [
-        f"| {split} | {record['num_images']:,} | {record['num_skipped']:,} | {record['num_rows']:,} |"
-        for split, record in manifest["splits"].items()
-    ]
-    at = f" at revision `{made_by['revision']}`" if made_by["revision"] else ""
-    if made_by["revision"]:
-        from_hub_line = f'model, processor = from_hub("{made_by["name"]}", revision="{made_by["revision"]}")'
-    else:
-        from_hub_line = 'model, processor = from_hub("user/name")  # the tokenizer was a local folder: its Hub id here'
-    table = "\n".join(rows)
-    shape = " x ".join(map(str, tokens["shape"]))
-    return f"""---
-{data}
----
-
-# {repo_id.rpartition("/")[2]}
-
-<!-- hf_vq: begin {metadata_record(data)} -->
-The images of `{source["name"]}` as {shape} image tokens each, ids in [0, {tokens["num_codes"]}). They were made by the
-tokenizer `{made_by["name"]}`{at}; `{MANIFEST_FILE}` holds the hash of its weights, the preprocessing and all
-other settings. Views of each image: {", ".join(manifest["views"]["names"])}.
-
-| split | images | of these unreadable | rows |
-|---|---|---|---|
-{table}
-
-```python
-from hf_vq import from_hub, load_token_dataset
-
-tokens = load_token_dataset("{repo_id}", "{split}")
-{from_hub_line}
-processor.postprocess(model.decode(tokens[0]["image_tokens"][None]).decoded_pixel_values)[0]
-```
-<!-- hf_vq: end -->
-"""

@@ -106,7 +106,7 @@ def evaluated_card(
                     dataset_type=dataset["name"],
                     dataset_name=dataset["name"],
                     dataset_split=dataset["split"],
-                    metric_type=METRICS[key][0] if key in METRICS else key,
+                    metric_type=METRICS[key].type if key in METRICS else key,
                     metric_name=shown.title,
                     metric_value=float(f"{value:.6g}"),
                     metric_args=settings,

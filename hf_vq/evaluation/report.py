@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import PIL.Image
 
+from hf_vq.cards.base import table_cell
 from hf_vq.cards.tokenizer import METRICS as TOKENIZER_METRICS
-from hf_vq.cards.tokenizer import table_cell
 from hf_vq.metrics.features import INCEPTION
 from hf_vq.utils.files import atomic_file, write_json, write_text
 
@@ -46,9 +46,7 @@ class _OfFeatures(NamedTuple):
 
 
 _BETTER = {"mse": False, "psnr": True, "ssim": True, "usage": True}
-_METRICS = {
-    key: Metric(title, format_, _BETTER.get(key)) for key, (_, title, format_) in TOKENIZER_METRICS.items()
-} | {
+_METRICS = {key: Metric(shown.title, shown.format, _BETTER.get(key)) for key, shown in TOKENIZER_METRICS.items()} | {
     "bits_per_image": Metric("Bits per image, fixed length", "{:,.0f}", None),
     "entropy_bits_per_image": Metric("Bits per image, entropy of the codes", "{:,.1f}", None),
 }
