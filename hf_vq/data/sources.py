@@ -1,4 +1,7 @@
-"""Finds images: `load_images` reads the shipped sample, a folder, parquet files or a Hub data set, undecoded."""
+"""Finds images: `load_images` reads the shipped sample, a folder, parquet files or a Hub data set, undecoded.
+
+`SOURCES` lists where images can be. A new kind of place is one function there, which returns a `Source`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import glob
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -70,104 +73,181 @@ def load_images(
         FileNotFoundError: Nothing is there, or no image is in it.
         ValueError: Unknown split or column.
     """
-    where = repr(str(dataset))
-    files = _find_files(dataset, where)
-    if files is None:
-        with _explained(where):
-            found = datasets.load_dataset(dataset, name, split=split, streaming=streaming, revision=revision)
-    elif files.images:
-        found = _load_folder(files.images, split, streaming, where)
-    else:
-        _check_split(split, list(files.tables), where)
-        found = datasets.load_dataset("parquet", data_files=files.tables, split=split, streaming=streaming)
-    return _standard_columns(found, image_column, where)
+    place = Place(str(dataset), revision, name)
+    return _standard_columns(_find(place).load(split, streaming), image_column, repr(place.dataset))
 
 
 def image_splits(dataset: str, *, revision: str | None = None, name: str | None = None) -> list[str]:
     """The names of the splits that `load_images` finds; takes its arguments and raises its errors."""
-    where = repr(str(dataset))
-    files = _find_files(dataset, where)
-    if files is None:
-        with _explained(where):
-            return datasets.get_dataset_split_names(dataset, name, revision=revision)
-    return list(files.images or files.tables)
+    return _find(Place(str(dataset), revision, name)).splits()
 
 
 def pinned_revision(dataset: str, revision: str | None = None) -> str | None:
     """The commit that a revision of a Hub data set stands for now; None for the sample and for local files.
 
-    Without a connection (`HF_HUB_OFFLINE`) the revision as it is. Errors are those of `load_images`.
+    Without a connection (`HF_HUB_OFFLINE`) it is the revision as given. Errors are those of `load_images`.
     """
-    where = repr(str(dataset))
-    if Path(dataset).expanduser().exists() or _find_files(dataset, where) is not None:
-        return None
-    if is_offline_mode():
-        return revision
-    try:
-        return HfApi().dataset_info(dataset, revision=revision).sha
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise FileNotFoundError(
-            f"no images found in {where}: there is no such Hub data set that you can read, or it has no revision "
-            f"{revision or 'main'!r} ({error})"
-        ) from error
+    place = Place(str(dataset), revision)
+    return None if place.path.exists() else _find(place).commit()
 
 
 class UnknownSplitError(ValueError):
     """The data set has no split of that name."""
 
 
-class _Files(NamedTuple):
-    """The files of each split, of one of the two kinds; images with their paths below the split's folder."""
-
-    images: dict[str, list[tuple[Path, Path]]]
-    tables: dict[str, list[str]]
+# ---- the sources
 
 
-def _find_files(dataset: str, where: str) -> _Files | None:
-    """The files of the sample or of a local data set, None for what can only be a Hub id."""
-    path = Path(dataset).expanduser()
-    if dataset == SAMPLE_DATASET:
-        root = Path(__file__).parent / "noto_emoji_32"
-        return _Files({}, _group_tables(sorted(root.glob("*.parquet")), root))
-    if path.is_dir():
-        images, tables = _walk(path)
-        if images:
-            return _Files(_group_images(images, path), {})
-        if tables:
-            return _Files({}, _group_tables(tables, path))
-        raise FileNotFoundError(
-            f"no images found in {where}: expected files ending in .parquet or "
-            f"{' '.join(sorted(IMAGE_EXTENSIONS))}, at any depth"
+class Place(NamedTuple):
+    """Where images are, as the caller of `load_images` says it."""
+
+    dataset: str
+    revision: str | None = None
+    name: str | None = None
+
+    @property
+    def path(self) -> Path:
+        """The place as a path, whether or not it exists."""
+        return Path(self.dataset).expanduser()
+
+
+class Source:
+    """Images in a place; a subclass loads them.
+
+    Args:
+        place: The place.
+        files: The files of each split.
+    """
+
+    def __init__(self, place: Place, files: dict[str, list[Any]] | None = None) -> None:
+        self.place, self.files = place, files or {}
+
+    def splits(self) -> list[str]:
+        """The names of the splits."""
+        return list(self.files)
+
+    def load(self, split: str, streaming: bool) -> AnyDataset:
+        """The rows of a split, of which one column holds undecoded images."""
+        raise NotImplementedError
+
+    def commit(self) -> str | None:
+        """The commit of a Hub data set; None elsewhere."""
+        return None
+
+    def _check(self, split: str) -> None:
+        for part in split.split("+"):
+            if part.split("[")[0].strip() not in self.files:
+                raise UnknownSplitError(
+                    f"unknown split {split!r} of {self.place.dataset!r}: available are {', '.join(sorted(self.files))}"
+                )
+
+
+def find_sample(place: Place) -> Source | None:
+    """The sample that is shipped with the package."""
+    if place.dataset != SAMPLE_DATASET:
+        return None
+    root = Path(__file__).parent / "noto_emoji_32"
+    return _ParquetFiles(place, _group_tables(sorted(root.glob("*.parquet")), root))
+
+
+def find_in_folder(place: Place) -> Source | None:
+    """A folder of images or of parquet files."""
+    if not place.path.is_dir():
+        return None
+    images, tables = _walk(place.path)
+    if images:
+        return _ImageFiles(place, _group_images(images, place.path))
+    if tables:
+        return _ParquetFiles(place, _group_tables(tables, place.path))
+    raise FileNotFoundError(
+        f"no images found in {place.dataset!r}: expected files ending in .parquet or "
+        f"{' '.join(sorted(IMAGE_EXTENSIONS))}, at any depth"
+    )
+
+
+def find_parquet_files(place: Place) -> Source | None:
+    """A parquet file, or all that match a pattern."""
+    is_pattern = glob.has_magic(str(place.path))
+    if not is_pattern and place.path.suffix != ".parquet":
+        return None
+    tables = [Path(match).absolute() for match in sorted(glob.glob(str(place.path), recursive=True))]
+    if not tables:
+        raise FileNotFoundError(f"no parquet file matches {place.dataset!r}")
+    common = Path(os.path.commonpath([table.parent for table in tables]))
+    # A single file that is named outright is the data set, whatever it is called.
+    return _ParquetFiles(place, _group_tables(tables, common if is_pattern else None))
+
+
+def find_on_hub(place: Place) -> Source | None:
+    """A data set on the Hub: whatever is no path."""
+    if place.path.exists():
+        raise ValueError(f"{place.dataset!r} is a single file: expected a folder of images, parquet files or a Hub id")
+    if place.path.is_absolute() or place.dataset.startswith((".", "~")) or len(place.path.parts) > 2:
+        raise FileNotFoundError(f"no images found in {place.dataset!r}: there is no such folder or file")
+    return _HubDataset(place)
+
+
+# Each takes a place, and returns None if it is not of its kind. The first that knows it gives the images.
+SOURCES: list[Callable[[Place], Source | None]] = [find_sample, find_in_folder, find_parquet_files, find_on_hub]
+
+
+def _find(place: Place) -> Source:
+    return next(source for find in SOURCES if (source := find(place)) is not None)
+
+
+class _ParquetFiles(Source):
+    def load(self, split: str, streaming: bool) -> AnyDataset:
+        self._check(split)
+        return datasets.load_dataset("parquet", data_files=self.files, split=split, streaming=streaming)
+
+
+def _group_tables(files: Sequence[Path], root: Path | None) -> dict[str, list[str]]:
+    splits: dict[str, list[str]] = {}
+    for file in files:
+        splits.setdefault("train" if root is None else _split_of(file.relative_to(root)), []).append(str(file))
+    return splits
+
+
+def _split_of(path: Path) -> str:
+    """`train-00000-of-00002.parquet` and `train/0000.parquet` are of the split "train"; so is what names no split."""
+    for part in (path.stem, *reversed(path.parts[:-1])):
+        word = re.split(r"[-_. ]", part.lower())[0]
+        if word in SPLIT_NAMES:
+            return SPLIT_NAMES[word]
+    return "train"
+
+
+# ---- folders
+
+
+class _ImageFiles(Source):
+    """Each file stands beside its path below the split's folder."""
+
+    def load(self, split: str, streaming: bool) -> AnyDataset:
+        self._check(split)
+        everything = [inner for members in self.files.values() for _, inner in members]
+        # One list of classes for all splits, so that a label means the same in each.
+        classes = sorted({inner.parts[0] for inner in everything if len(inner.parts) > 1})
+        labelled = len(classes) > 1 and all(len(inner.parts) > 1 for inner in everything)
+        tables = {}
+        for key, members in self.files.items():
+            columns: dict[str, list] = {"image": [str(file) for file, _ in members]}
+            features = datasets.Features({"image": datasets.Image(decode=False)})
+            if labelled:
+                columns["label"] = [classes.index(inner.parts[0]) for _, inner in members]
+                features["label"] = datasets.ClassLabel(names=classes)
+            tables[key] = datasets.Dataset.from_dict(columns, features=features)
+
+        instructions = datasets.ReadInstruction.from_spec(split).to_absolute(
+            {key: len(t) for key, t in tables.items()}
         )
-    if path.suffix == ".parquet" or glob.has_magic(str(path)):
-        tables = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
-        if not tables:
-            raise FileNotFoundError(f"no parquet file matches {where}")
-        common = Path(os.path.commonpath([table.absolute().parent for table in tables]))
-        # A single file that is named outright is the data set, whatever it is called.
-        grouped = len(tables) > 1 or glob.has_magic(str(path))
-        return _Files({}, _group_tables([table.absolute() for table in tables], common if grouped else None))
-    if path.exists():
-        raise ValueError(f"{where} is a single file: expected a folder of images, parquet files or a Hub id")
-    if path.is_absolute() or str(dataset).startswith((".", "~")) or len(path.parts) > 2:
-        raise FileNotFoundError(f"no images found in {where}: there is no such folder or file")
-    return None
-
-
-@contextmanager
-def _explained(where: str) -> Iterator[None]:
-    """Says what else a name that is not on the Hub could have been."""
-    try:
-        yield
-    except datasets.exceptions.DatasetNotFoundError as error:
-        raise FileNotFoundError(
-            f"no images found in {where}: expected {SAMPLE_DATASET!r}, an existing folder, parquet files, or the "
-            f"id of a Hub data set that you can read ({error})"
-        ) from error
+        parts = [tables[part.splitname].select(range(part.from_, part.to)) for part in instructions]
+        found = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+        return found.to_iterable_dataset(num_shards=max(1, min(len(found), 16))) if streaming else found
 
 
 def _walk(root: Path) -> tuple[list[Path], list[Path]]:
-    """The image files and the parquet files below a folder, each sorted; tells which other files are left out."""
+    """The image files and the parquet files below a folder, each sorted. Names the other files in a warning."""
     images: list[Path] = []
     tables: list[Path] = []
     others: list[Path] = []
@@ -197,49 +277,46 @@ def _group_images(files: list[Path], root: Path) -> dict[str, list[tuple[Path, P
     return splits
 
 
-def _load_folder(splits: dict[str, list[tuple[Path, Path]]], split: str, streaming: bool, where: str) -> AnyDataset:
-    _check_split(split, list(splits), where)
-    everything = [inner for members in splits.values() for _, inner in members]
-    # One list of classes for all splits, so that a label means the same in each.
-    classes = sorted({inner.parts[0] for inner in everything if len(inner.parts) > 1})
-    labelled = len(classes) > 1 and all(len(inner.parts) > 1 for inner in everything)
-    tables = {}
-    for key, members in splits.items():
-        columns: dict[str, list] = {"image": [str(file) for file, _ in members]}
-        features = datasets.Features({"image": datasets.Image(decode=False)})
-        if labelled:
-            columns["label"] = [classes.index(inner.parts[0]) for _, inner in members]
-            features["label"] = datasets.ClassLabel(names=classes)
-        tables[key] = datasets.Dataset.from_dict(columns, features=features)
-
-    instructions = datasets.ReadInstruction.from_spec(split).to_absolute({key: len(t) for key, t in tables.items()})
-    parts = [tables[part.splitname].select(range(part.from_, part.to)) for part in instructions]
-    found = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
-    return found.to_iterable_dataset(num_shards=max(1, min(len(found), 16))) if streaming else found
+# ---- the Hub
 
 
-def _group_tables(files: Sequence[Path], root: Path | None) -> dict[str, list[str]]:
-    splits: dict[str, list[str]] = {}
-    for file in files:
-        splits.setdefault("train" if root is None else _split_of(file.relative_to(root)), []).append(str(file))
-    return splits
+class _HubDataset(Source):
+    def splits(self) -> list[str]:
+        with self._explained():
+            return datasets.get_dataset_split_names(self.place.dataset, self.place.name, revision=self.place.revision)
 
-
-def _split_of(path: Path) -> str:
-    """`train-00000-of-00002.parquet` and `train/0000.parquet` are of the split "train"; so is what names no split."""
-    for part in (path.stem, *reversed(path.parts[:-1])):
-        word = re.split(r"[-_. ]", part.lower())[0]
-        if word in SPLIT_NAMES:
-            return SPLIT_NAMES[word]
-    return "train"
-
-
-def _check_split(split: str, available: list[str], where: str) -> None:
-    for part in split.split("+"):
-        if part.split("[")[0].strip() not in available:
-            raise UnknownSplitError(
-                f"unknown split {split!r} of {where}: available are {', '.join(sorted(available))}"
+    def load(self, split: str, streaming: bool) -> AnyDataset:
+        place = self.place
+        with self._explained():
+            return datasets.load_dataset(
+                place.dataset, place.name, split=split, streaming=streaming, revision=place.revision
             )
+
+    def commit(self) -> str | None:
+        revision = self.place.revision
+        if is_offline_mode():
+            return revision
+        try:
+            return HfApi().dataset_info(self.place.dataset, revision=revision).sha
+        except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+            raise FileNotFoundError(
+                f"no images found in {self.place.dataset!r}: there is no such Hub data set that you can read, or it "
+                f"has no revision {revision or 'main'!r} ({error})"
+            ) from error
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Says what else a name that is not on the Hub could have been."""
+        try:
+            yield
+        except datasets.exceptions.DatasetNotFoundError as error:
+            raise FileNotFoundError(
+                f"no images found in {self.place.dataset!r}: expected {SAMPLE_DATASET!r}, an existing folder, parquet "
+                f"files, or the id of a Hub data set that you can read ({error})"
+            ) from error
+
+
+# ---- columns
 
 
 def _standard_columns(found: Any, image_column: str | None, where: str) -> AnyDataset:

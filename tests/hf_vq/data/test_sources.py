@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import datasets
+import PIL.Image
 import pytest
 
+from hf_vq.data import sources
 from hf_vq.data.images import ImageDataset
-from hf_vq.data.sources import load_images
+from hf_vq.data.sources import Place, Source, image_splits, load_images, pinned_revision
 
 from .pictures import encoded, noise
 
@@ -92,3 +94,51 @@ def test_nothing_found_says_what_was_expected(tmp_path: Path):
         load_images(str(tmp_path / "missing"))
     with pytest.raises(FileNotFoundError, match="no parquet file matches"):
         load_images(str(tmp_path / "*.parquet"))
+
+
+def test_a_new_source_is_one_row(monkeypatch: pytest.MonkeyPatch):
+    """A function in the table is all that a new kind of place needs; other places go on as they were."""
+
+    class Colors(Source):
+        def load(self, split: str, streaming: bool) -> datasets.Dataset:
+            images = [PIL.Image.new("RGB", (8, 8), name) for name in self.files[split]]
+            return datasets.Dataset.from_dict({"image": images, "class": [5, 6]}).cast_column(
+                "image", datasets.Image()
+            )
+
+        def commit(self) -> str:
+            return "abc"
+
+    def find_colors(place: Place) -> Source | None:
+        return Colors(place, {"test": ["red", "blue"]}) if place.dataset.startswith("colors:") else None
+
+    monkeypatch.setattr(sources, "SOURCES", [find_colors, *sources.SOURCES])
+    assert image_splits("colors:some") == ["test"] and pinned_revision("colors:some") == "abc"
+    items = list(ImageDataset(load_images("colors:some", "test"), 4))
+    assert [item["label"] for item in items] == [5, 6]
+    assert items[1]["pixel_values"].mean((1, 2)).tolist() == [-1, -1, 1]
+    assert len(load_images("noto-emoji-32", "test")) == 206
+
+
+def test_local_places_have_splits_and_no_commit(folder: Path):
+    """The sample, a folder and a parquet file are of no commit, and say their splits without loading them."""
+    datasets.Dataset.from_dict({"image": [encoded(noise(8, 8))]}).to_parquet(folder.parent / "test.parquet")
+
+    for place, splits in (
+        ("noto-emoji-32", ["test", "train"]),
+        (str(folder), ["train"]),
+        (str(folder.parent / "test.parquet"), ["train"]),
+        (str(folder.parent / "*.parquet"), ["test"]),
+    ):
+        assert sorted(image_splits(place)) == splits and pinned_revision(place) is None
+
+
+def test_places_that_are_no_source_are_errors(folder: Path):
+    """A single image, and a path that is not there, are not looked for on the Hub."""
+    for function in (load_images, image_splits):
+        with pytest.raises(ValueError, match="is a single file: expected a folder of images"):
+            function(str(folder / "cats" / "1.png"))
+    for function in (load_images, image_splits, pinned_revision):
+        for place in (str(folder / "missing"), "./missing", "a/b/c"):
+            with pytest.raises(FileNotFoundError, match=f"no images found in '{place}': there is no such folder"):
+                function(place)
