@@ -1,9 +1,8 @@
 """The autoencoder experiment that the quality tables share: one small network, one budget, any quantizer.
 
-The network is an SQ-VAE with 64 channels for 32 px images and 1,024 codes. It trains on batches of 32 with AdamW 3e-4,
-a one-cycle schedule and the mean squared error. The photographs are those that scikit-learn and scikit-image ship, cut
-into tiles and split by photograph. Settings are chosen on `VALIDATION_PHOTOS`. For the tables these photographs train
-as well, and `TEST_PHOTOS` are measured.
+SQ-VAE network with 64 channels for 32 px images, 1,024 codes, batch 32, AdamW 3e-4 with a one-cycle schedule, mean
+squared error. Photographs are those that scikit-learn and scikit-image ship, cut in tiles, split by photograph:
+settings are chosen on `VALIDATION_PHOTOS`, the tables train on these as well and are measured on `TEST_PHOTOS`.
 """
 
 from __future__ import annotations
@@ -30,11 +29,8 @@ NUM_CODES = 1024
 SIZE = 32
 TRAIN_PHOTOS = ("coffee.png", "chelsea.png", "rocket.jpg")
 VALIDATION_PHOTOS = ("flower.jpg", "astronaut.png")
-MAX_SIDE = 1536  # px; larger photographs are shrunk to this
-TEST_PHOTOS = (
-    "china.jpg",
-    "motorcycle_left.png",
-)  # the most varied ones, so that codes have a use
+MAX_SIDE = 1536  # px, of photographs that others bring
+TEST_PHOTOS = ("china.jpg", "motorcycle_left.png")  # the most varied ones, so that usage means something
 
 
 def emoji() -> tuple[torch.Tensor, torch.Tensor]:
@@ -51,26 +47,22 @@ def emoji() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def photographs() -> tuple[torch.Tensor, torch.Tensor]:
-    """Training tiles (stride 16) and tiles of held-out photographs (stride 32), in the format of `emoji`."""
+    """Training tiles (stride 16) and held-out tiles (stride 32, of other photographs), as `emoji`."""
     return _tiles(TRAIN_PHOTOS + VALIDATION_PHOTOS, 16), _tiles(TEST_PHOTOS, SIZE)
 
 
 def validation() -> tuple[torch.Tensor, torch.Tensor]:
-    """Like `photographs`, but for choosing settings. Neither half contains a test photograph."""
+    """As `photographs`, for choosing settings: neither half holds a photograph of the test."""
     return _tiles(TRAIN_PHOTOS, 16), _tiles(VALIDATION_PHOTOS, SIZE)
 
 
 def overlapping() -> torch.Tensor:
-    """The held-out tiles of `photographs` with a stride of 8. They are 15 times as many, so rare codes show up too."""
+    """The held-out tiles of `photographs` with a stride of 8, 15 times as many: rare codes have their chance."""
     return _tiles(TEST_PHOTOS, 8)
 
 
 def photo(name: str) -> np.ndarray:
-    """Pixels `(H, W, 3)` of a photograph, shrunk if it is large.
-
-    Args:
-        name: An absolute path, or a file name that scikit-image or scikit-learn ships.
-    """
+    """Pixels `(H, W, 3)` of a photograph, by its path or its name in scikit-image or scikit-learn; shrunk if large."""
     path = Path(name)
     if not path.is_absolute():
         import skimage
@@ -117,7 +109,7 @@ class Foreign(nn.Module):
     """A quantizer of another library behind the interface that `VQModel` calls.
 
     Args:
-        layer: Takes `(B, h * w, dim)` and returns `(quantized, ids, loss)`.
+        layer: takes `(B, h * w, dim)`, returns `(quantized, ids, loss)`.
     """
 
     def __init__(self, layer: nn.Module):
@@ -136,14 +128,7 @@ class Foreign(nn.Module):
 
 
 def build(quantizer: dict | Callable[[int], nn.Module] | None, embed_dim: int = 64, seed: int = 0) -> VQModel:
-    """The autoencoder with a quantizer of your choice.
-
-    Args:
-        quantizer: Arguments of `VectorQuant`, or a function from the dimension of the codes to another library's
-            layer, or None for the model's own default.
-        embed_dim: Dimension of the codes.
-        seed: Seed of the weights.
-    """
+    """The autoencoder with a `VectorQuant` of these arguments, with a foreign layer, or (None) with no quantizer."""
     torch.manual_seed(seed)
     config = VQConfig(
         architecture="sqvae",
@@ -172,7 +157,7 @@ def train(
     weight_decay: float = 1e-4,
     seed: int = 0,
 ) -> float:
-    """Trains the model in place on `images` and returns the seconds that this took."""
+    """Trains in place on `images`; returns the seconds it took."""
     codebooks = [p for n, p in model.named_parameters() if n.startswith("quantize.")]
     others = [p for n, p in model.named_parameters() if not n.startswith("quantize.")]
     groups = [{"params": others, "weight_decay": weight_decay}]
@@ -187,7 +172,7 @@ def train(
         out = model(batch)
         loss = out.reconstruction_loss + commitment_weight * out.commitment_loss
         loss.backward()
-        for layer in model.modules():  # a code that was just rewritten starts with fresh moments
+        for layer in model.modules():  # a code that has just been rewritten starts with fresh moments
             if isinstance(layer, VectorQuant) and layer.codebook.rewritten is not None:
                 state = optimizer.state.get(layer.codebook.weight, {})
                 for name in ("exp_avg", "exp_avg_sq"):
@@ -203,7 +188,7 @@ def train(
 
 @torch.no_grad()
 def evaluate(model: VQModel, images: torch.Tensor, num_codes: int = NUM_CODES) -> dict[str, float]:
-    """Measures `mse` (pixels in [0, 1]), `psnr` (of the mean error), `perplexity`, and `usage` in [0, 1]."""
+    """Held-out `mse` (on [0, 1]), `psnr` (of the mean error), `perplexity`, `usage` in [0, 1]."""
     model.eval()
     squared, counts = 0.0, torch.zeros(num_codes, dtype=torch.double, device=images.device)
     for batch in images.split(128):
@@ -224,10 +209,10 @@ def evaluate(model: VQModel, images: torch.Tensor, num_codes: int = NUM_CODES) -
 
 @torch.no_grad()
 def kmeans_usage(model: VQModel, fit_images: torch.Tensor, images: torch.Tensor) -> float:
-    """Share of the codes that `images` would use if the codes were the k-means centroids of `fit_images`' vectors.
+    """Share of codes that `images` would use, were the codebook the k-means centroids of `fit_images`' vectors.
 
-    This is the yardstick for `usage`. K-means++ and Lloyd's iterations on all vectors at once leave no centroid
-    without a vector of `fit_images`. So the centroids that `images` do not use show how much the two sets differ.
+    The yardstick of `usage`: k-means++ and Lloyd's iterations on all vectors at once leave no centroid without vectors
+    of the images that it is fitted on, so what other images do not use is the difference between the two sets.
     """
     model.eval()
     fitted, held_out = (

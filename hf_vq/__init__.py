@@ -17,6 +17,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_vq.modeling import (
     RECOMMENDED_QUANTIZER,
+    FiniteScalarQuant,
     GroupVectorQuant,
     ImageGenerationPipeline,
     ImageTokenizationPipeline,
@@ -24,6 +25,8 @@ from hf_vq.modeling import (
     MaskGitModel,
     MaskGitSampling,
     MaxVecPool2d,
+    Quantizer,
+    QuantizerOutput,
     ResidualVectorQuant,
     SoftMaxVecPool2d,
     VectorQuant,
@@ -35,6 +38,7 @@ from hf_vq.modeling import (
     draw_mask,
     get_vq_layers,
     no_vq,
+    register_quantizer,
 )
 from hf_vq.modeling.version_vq import __version__
 from hf_vq.utils.lazy import lazy_names
@@ -96,6 +100,7 @@ _lazy, __getattr__, __dir__ = lazy_names(
 # Names that need the training extra are left out: a star import has to work without it.
 __all__ = [
     "RECOMMENDED_QUANTIZER",
+    "FiniteScalarQuant",
     "GroupVectorQuant",
     "ImageGenerationPipeline",
     "ImageTokenizationPipeline",
@@ -103,6 +108,8 @@ __all__ = [
     "MaskGitModel",
     "MaskGitSampling",
     "MaxVecPool2d",
+    "Quantizer",
+    "QuantizerOutput",
     "ResidualVectorQuant",
     "SoftMaxVecPool2d",
     "VQConfig",
@@ -117,4 +124,5 @@ __all__ = [
     "get_vq_layers",
     "no_vq",
     "push_to_hub",
+    "register_quantizer",
 ]

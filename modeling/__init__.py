@@ -14,6 +14,7 @@ from .configuration_maskgit import PRESETS, MaskGitConfig
 from .configuration_quantizer_vq import RECOMMENDED_QUANTIZER
 from .configuration_vq import VQConfig
 from .configuration_vq_classifier import VQImageClassificationConfig
+from .finite_scalar_vq import FiniteScalarQuant
 from .generation_maskgit import MaskGitGenerateOutput
 from .image_processing_vq import VQImageProcessor
 from .masking_maskgit import draw_mask, mask_ratio
@@ -25,12 +26,14 @@ from .pipeline_maskgit import ImageGenerationPipeline
 from .pipeline_vq import ImageTokenizationPipeline
 from .pooling_vq import MaxVecPool2d, SoftMaxVecPool2d
 from .quantizer_vq import GroupVectorQuant, VectorQuant
+from .quantizers_vq import register_quantizer
 from .residual_vq import ResidualVectorQuant
 
 __all__ = [
     "PRESETS",
     "RECOMMENDED_QUANTIZER",
     "Codebook",
+    "FiniteScalarQuant",
     "GroupVectorQuant",
     "ImageGenerationPipeline",
     "ImageTokenizationPipeline",
@@ -60,4 +63,5 @@ __all__ = [
     "get_vq_layers",
     "mask_ratio",
     "no_vq",
+    "register_quantizer",
 ]

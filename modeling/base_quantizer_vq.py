@@ -116,6 +116,7 @@ class Quantizer(nn.Module):
         groups: ids for each position, the last axis of `q`.
         code_dim: size of a code.
         enabled: False under `no_vq`.
+        takes_nearest: whether a vector's code is the nearest one of a list, which other libraries can hold as well.
     """
 
     feature_size: int
@@ -124,6 +125,7 @@ class Quantizer(nn.Module):
     dim: int = 1
     groups: int = 1
     enabled: bool = True
+    takes_nearest: bool = False
     _frozen: bool = False
     _no_split_modules: tuple[str, ...] = ()
 
@@ -155,7 +157,7 @@ class Quantizer(nn.Module):
     def _call(self, x: torch.Tensor) -> tuple[torch.Tensor, QuantizerOutput]:
         with torch.autocast(x.device.type, enabled=False):
             z_q, output = super().__call__(x)
-            return z_q, self._completed(output, x, z_q)
+            return z_q, self.complete(output, x, z_q)
 
     def forward(self, z: torch.Tensor) -> tuple[torch.Tensor, QuantizerOutput]:
         """Quantizes `z`, in float32 or better. Called through the layer itself, which prepares `z`."""
@@ -238,6 +240,11 @@ class Quantizer(nn.Module):
         return f"{config.quantizer_type}, {options}" if options else config.quantizer_type
 
     @classmethod
+    def card_loss(cls, config: Any) -> str:
+        """The layer's term of the training loss, in words; empty if it has none."""
+        return f"{config.commitment_weight:g} x commitment"
+
+    @classmethod
     def cited_works(cls, config: Any) -> list[str]:
         """The works whose methods these settings use: keys of `hf_vq`'s citations, or BibTeX entries."""
         return []
@@ -276,8 +283,8 @@ class Quantizer(nn.Module):
         if not z.is_floating_point():
             raise ValueError(f"expected a floating point tensor, got {z.dtype}")
 
-    def _completed(self, output: QuantizerOutput, z: torch.Tensor, z_q: torch.Tensor) -> QuantizerOutput:
-        """The output with what `forward` left out."""
+    def complete(self, output: QuantizerOutput, z: torch.Tensor, z_q: torch.Tensor) -> QuantizerOutput:
+        """The output with what `forward` left out. A call does it by itself; a forward hook sees the output before."""
         if output.q is None:
             raise ValueError(f"The `forward` of {type(self).__name__} must return the ids `q` in its QuantizerOutput.")
         missing: dict[str, torch.Tensor] = {}

@@ -10,6 +10,9 @@ effective code (k-means, replacement, centroid and EMA steps) goes through the i
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -127,11 +130,17 @@ class Codebook(nn.Module):
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """As of every module; the codes of an EMA codebook never require a gradient, also when they are loaded."""
-        if name == "weight" and self.codebook_update == "ema" and param is not None:
+        is_averaged = param is None or isinstance(param, AveragedParameter)
+        if name == "weight" and self.codebook_update == "ema" and not is_averaged:
             averaged = AveragedParameter(param.data)
             averaged.__dict__.update(param.__dict__)  # transformers marks what it has loaded
             param = averaged
         super().register_parameter(name, param)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Codebook:
+        super()._apply(fn, recurse)
+        self.weight = self.weight  # moving from the meta device makes an ordinary parameter of it
+        return self
 
     def reset_parameters(self) -> None:
         """Sets every parameter and buffer; those that a checkpoint has just filled are left alone."""

@@ -4,6 +4,7 @@
 # the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0
 """The fields of quantizers, for configurations, and their only validation, which the layers call as well."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
@@ -11,10 +12,14 @@ from huggingface_hub.dataclasses import strict
 
 from .configuration_base_vq import HubConfig, require_at_least
 
-QUANTIZER_TYPES = ("vector", "group", "residual")
+QUANTIZER_TYPES = ("vector", "group", "residual", "fsq")
 """Names of the kinds of quantizers that this package has, for `quantizer_type`."""
 
-_registered: list[str] = []  # kinds of somebody else, see `register_quantizer`
+REGISTERED_TYPES: list[str] = []
+"""Names of other people's kinds, see `register_quantizer`."""
+
+MAX_IMPLICIT_CODES = 2**24
+"""Most codes of a quantizer without a codebook: the uses of each are counted."""
 
 _Norm = Literal["none", "l2", "clip", "bn", "gn", "in"]
 _CodeNorm = Literal["none", "l2", "clip"]
@@ -23,6 +28,7 @@ _ReplacePolicy = Literal["input", "kmeans", "busy"]
 _StepKind = Literal["sgd", "centroid"]
 _CodebookUpdate = Literal["gradient", "ema"]
 _GradientEstimator = Literal["ste", "rotation"]
+_LevelActivation = Literal["tanh", "sigmoid"]
 _CHOICES: dict[str, Any] = {
     "norm": _Norm,
     "cb_norm": _CodeNorm,
@@ -31,6 +37,7 @@ _CHOICES: dict[str, Any] = {
     "alternating_kind": _StepKind,
     "codebook_update": _CodebookUpdate,
     "gradient_estimator": _GradientEstimator,
+    "activation": _LevelActivation,
 }
 
 RECOMMENDED_QUANTIZER: dict[str, Any] = {
@@ -52,16 +59,36 @@ RECOMMENDED_QUANTIZER: dict[str, Any] = {
 }
 """Keyword arguments of `VectorQuant` for the full method; the defaults of configurations' fields of the same names."""
 
+_CODEBOOK = {name: name for name in (*RECOMMENDED_QUANTIZER, "codebook_decay")}
+_GROUPS = {"groups": "num_groups", "share": "share_codebook"}
+# Arguments of a kind's layer -> fields, beside `feature_size`, `num_codes` and `dim`, which every kind takes. Layers
+# of other kinds get `quantizer_options`.
+_FIELDS: dict[str, dict[str, str]] = {
+    "vector": _CODEBOOK,
+    "group": _CODEBOOK | _GROUPS,
+    "residual": _CODEBOOK | _GROUPS,
+    "fsq": {"levels": "levels", "activation": "level_activation"},
+}
+
 
 @strict
 class QuantizerConfig(HubConfig):
     r"""The fields of a quantizer, for the configuration of a model that has one.
 
     Args:
-        quantizer_type (`"vector"`, `"group"` or `"residual"`, defaults to `"vector"`):
-            One code per position, one code for each of `num_groups` slices of the channels, or `num_groups` codes
-            that sum up.
-        num_codes (`int`, defaults to 1024): Codes in total, over all groups. At least 1.
+        quantizer_type (`str`, defaults to `"vector"`):
+            `"vector"`: one code per position. `"group"`: one code for each of `num_groups` slices of the channels.
+            `"residual"`: `num_groups` codes that sum up. `"fsq"`: channels rounded to `levels`, without a codebook.
+            Or the name of a kind of your own, see [`register_quantizer`].
+        quantizer_options (`dict`, *optional*): Arguments for the layer of a kind of your own.
+        num_codes (`int`, defaults to 1024): Codes in total, over all groups. At least 1. Of `"fsq"`, the product of
+            `levels`.
+        levels (`list[int]`, *optional*):
+            `"fsq"` only, and needed there. Levels of each channel, at least 2, such as `[8, 5, 5, 5]` for vectors of
+            four channels and 1,000 codes.
+        level_activation (`"tanh"` or `"sigmoid"`, defaults to `"tanh"`):
+            `"fsq"` only. What bounds a channel: `tanh(x)`, or `2 sigmoid(1.6 x) - 1`, under which a normally
+            distributed channel becomes about uniform between its bounds (iFSQ).
         num_groups (`int`, defaults to 1):
             Slices of a `"group"` quantizer (must divide the size of the vectors) or levels of a `"residual"` one.
         share_codebook (`bool`, defaults to `True`):
@@ -88,10 +115,14 @@ class QuantizerConfig(HubConfig):
             Weight of the commitment loss in the model's loss, at least 0 (alpha in the paper).
 
     The fields `beta` to `gradient_estimator` are arguments of `VectorQuant` and default to `RECOMMENDED_QUANTIZER`.
+    They are for the kinds with a codebook: `"vector"`, `"group"` and `"residual"`.
     """
 
-    quantizer_type: Literal["vector", "group", "residual"] = "vector"
+    quantizer_type: str = "vector"
+    quantizer_options: dict[str, Any] | None = None
     num_codes: int = 1024
+    levels: list[int] | tuple[int, ...] | None = None
+    level_activation: _LevelActivation = "tanh"
     num_groups: int = 1
     share_codebook: bool = True
     beta: float | int = RECOMMENDED_QUANTIZER["beta"]
@@ -113,31 +144,52 @@ class QuantizerConfig(HubConfig):
 
     commitment_weight: float | int = 1.0
 
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.levels is not None:
+            self.levels = list(self.levels)
+            if self.quantizer_type == "fsq" and self.num_codes == type(self).num_codes:
+                self.num_codes = math.prod(self.levels)
+        super().__post_init__(**kwargs)
+
     def _quantizer_kwargs(self, feature_size: int | None, dim: int) -> dict[str, Any]:
         """Arguments of the layer that `quantizer_type` names."""
         kwargs: dict[str, Any] = {"feature_size": feature_size, "num_codes": self.num_codes, "dim": dim}
-        kwargs["codebook_decay"] = self.codebook_decay
-        kwargs |= {name: getattr(self, name) for name in RECOMMENDED_QUANTIZER}
-        if self.quantizer_type != "vector":
-            kwargs |= {"groups": self.num_groups, "share": self.share_codebook}
-        return kwargs
+        fields = _FIELDS.get(self.quantizer_type)
+        if fields is None:
+            return kwargs | (self.quantizer_options or {})
+        return kwargs | {argument: getattr(self, field) for argument, field in fields.items()}
 
     def _check_quantizer(self, feature_size: int | None, called: str) -> None:
         """Checks the quantizer's fields. `called` is what a message says for `feature_size`, None if not known yet."""
 
         def say(argument: str) -> str:
             name, sign, value = argument.partition("=")
-            field = {"groups": "num_groups", "share": "share_codebook"}.get(name, name)
+            field = _FIELDS.get(kind, {}).get(name, name)
             return called if name == "feature_size" else f"`{field}{sign}{value}`"
 
-        if self.quantizer_type == "vector" and self.num_groups != 1:
+        kind = self.quantizer_type
+        if kind not in (*QUANTIZER_TYPES, *REGISTERED_TYPES):
             raise ValueError(
-                f'`num_groups={self.num_groups}` needs `quantizer_type` "group" or "residual", got "vector".'
+                f"There is no quantizer_type {kind!r}, only {', '.join((*QUANTIZER_TYPES, *REGISTERED_TYPES))}. If it "
+                f"is a kind of your own, register it first: `hf_vq.register_quantizer({kind!r}, YourQuantizer)`."
             )
+        if self.num_groups != 1 and kind in ("vector", "fsq"):
+            raise ValueError(
+                f'`num_groups={self.num_groups}` needs `quantizer_type` "group" or "residual", got "{kind}".'
+            )
+        if self.levels is not None and kind != "fsq":
+            raise ValueError(f'`levels={self.levels}` needs `quantizer_type="fsq"`, got "{kind}".')
+        if self.quantizer_options and kind in _FIELDS:
+            raise ValueError(
+                f"`quantizer_options` are for kinds of your own, got {self.quantizer_options}. The settings of "
+                f'"{kind}" are fields of the configuration.'
+            )
+        taken = {"feature_size", "num_codes", "dim"} & set(self.quantizer_options or {})
+        if taken:
+            raise ValueError(f"`quantizer_options` must not hold {sorted(taken)}, which every layer is given anyway.")
         self._require_at_least("num_groups", 1)
         self._require_at_least("commitment_weight", 0)
-        arguments = self._quantizer_kwargs(feature_size, dim=1)
-        check_quantizer(self.quantizer_type, arguments, say)
+        check_quantizer(kind, self._quantizer_kwargs(feature_size, dim=1), say)
 
 
 def check_quantizer(kind: str, arguments: Mapping[str, Any], say: Callable[[str], str] = str) -> None:
@@ -151,14 +203,23 @@ def check_quantizer(kind: str, arguments: Mapping[str, Any], say: Callable[[str]
     Raises:
         ValueError: for the first value that is out of range or makes no sense; it says what was expected.
     """
-    for name, choices in _CHOICES.items():
-        if arguments[name] is not None and arguments[name] not in get_args(choices):
-            raise ValueError(
-                f"{say(name)} must be one of {', '.join(map(repr, get_args(choices)))}, got {arguments[name]!r}."
-            )
-    for name in ("feature_size", "num_codes", "groups", "affine_groups"):
-        if arguments.get(name) is not None:
+    ours = _FIELDS.get(kind, {})  # a kind of somebody's own checks its options itself
+    for name in filter(ours.__contains__, _CHOICES):
+        choices = (*get_args(_CHOICES[name]), *([None] if name in ("norm", "cb_norm") else []))
+        if arguments[name] not in choices:
+            raise ValueError(f"{say(name)} must be one of {', '.join(map(repr, choices))}, got {arguments[name]!r}.")
+    for name in ("feature_size", "num_codes"):
+        if arguments[name] is not None:
             require_at_least(say(name), arguments[name], 1)
+    if kind == "fsq":
+        _check_levels(arguments, say)
+    elif ours:
+        _check_codebook(arguments, say)
+        _check_groups(kind, arguments, say)
+
+
+def _check_codebook(arguments: Mapping[str, Any], say: Callable[[str], str]) -> None:
+    require_at_least(say("affine_groups"), arguments["affine_groups"], 1)
     for name in ("sync_nu", "affine_lr", "replace_freq", "alternating_steps"):
         require_at_least(say(name), arguments[name], 0)
     if not 0 <= arguments["beta"] <= 1:
@@ -179,11 +240,11 @@ def check_quantizer(kind: str, arguments: Mapping[str, Any], say: Callable[[str]
             f"{ema} needs {no_sync} and {no_steps}, got {arguments['sync_nu']} and {arguments['alternating_steps']}: "
             "EMA codes receive no gradient, and such a codebook already moves to its vectors."
         )
-    _check_groups(kind, arguments, say)
 
 
 def _check_groups(kind: str, arguments: Mapping[str, Any], say: Callable[[str], str]) -> None:
     groups, share, num_codes = arguments.get("groups", 1), arguments.get("share", True), arguments["num_codes"]
+    require_at_least(say("groups"), groups, 1)
     is_running, running = arguments["affine_mode"] == "running", say('affine_mode="running"')
     if kind == "group" and arguments["feature_size"] is not None and arguments["feature_size"] % groups:
         raise ValueError(
@@ -216,4 +277,35 @@ def _check_groups(kind: str, arguments: Mapping[str, Any], say: Callable[[str], 
         )
 
 
-__all__ = ["QUANTIZER_TYPES", "RECOMMENDED_QUANTIZER", "QuantizerConfig", "check_quantizer"]
+def _check_levels(arguments: Mapping[str, Any], say: Callable[[str], str]) -> None:
+    levels, num_codes, size = arguments["levels"], arguments["num_codes"], arguments["feature_size"]
+    if not levels or min(levels) < 2:
+        raise ValueError(
+            f"{say('levels')} must be the number of levels of each channel, at least 2, such as [8, 5, 5, 5], got "
+            f"{levels}."
+        )
+    if size is not None and size != len(levels):
+        raise ValueError(
+            f"{say('feature_size')} must be the number of {say('levels')}, got {size} channels and {len(levels)} "
+            f"levels: {levels}."
+        )
+    if math.prod(levels) > MAX_IMPLICIT_CODES:
+        raise ValueError(
+            f"{say('levels')} must make at most {MAX_IMPLICIT_CODES:,} codes, since the uses of each are counted, got "
+            f"{levels}, which make {math.prod(levels):,}."
+        )
+    if num_codes != math.prod(levels):
+        raise ValueError(
+            f"{say('num_codes')} must be the product of {say('levels')}, got {num_codes} codes and {levels}, whose "
+            f"product is {math.prod(levels)}. It may be left out."
+        )
+
+
+__all__ = [
+    "MAX_IMPLICIT_CODES",
+    "QUANTIZER_TYPES",
+    "RECOMMENDED_QUANTIZER",
+    "REGISTERED_TYPES",
+    "QuantizerConfig",
+    "check_quantizer",
+]

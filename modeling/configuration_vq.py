@@ -94,6 +94,11 @@ class VQConfig(QuantizerConfig):
         """`int`: pixels per token along each side of an image."""
         return 4 if self.architecture == "sqvae" else 2 ** max(len(self.channel_multiplier) - 1, 0)
 
+    @property
+    def code_dim(self) -> int:
+        """`int`: dimensions of a code."""
+        return self.embed_dim // self.num_groups if self.quantizer_type == "group" else self.embed_dim
+
     def quantizer_kwargs(self) -> dict[str, Any]:
         """Keyword arguments for the quantizer layer that `quantizer_type` names.
 

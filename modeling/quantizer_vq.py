@@ -79,6 +79,7 @@ class VectorQuant(Quantizer):
 
     kind = "vector"
     share = True
+    takes_nearest = True
 
     def __init__(
         self,
@@ -338,6 +339,11 @@ class VectorQuant(Quantizer):
     def card_words(cls, config: Any) -> str:
         """The parts of the quantizer that are on, in words."""
         return describe_codebook(cls.kind, config)
+
+    @classmethod
+    def card_loss(cls, config: Any) -> str:
+        """With the codebook's share."""
+        return f"{super().card_loss(config)} (codebook share beta {config.beta:g})"
 
     @classmethod
     def cited_works(cls, config: Any) -> list[str]:

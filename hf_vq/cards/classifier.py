@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from hf_vq.cards.base import FOLDER, Facts, Metric, Slots, card, named_classes
 from hf_vq.cards.tokenizer import METRICS as TOKENIZER_METRICS
+from hf_vq.cards.tokenizer import quantizer_loss
 from hf_vq.modeling.quantizers_vq import QUANTIZERS
 
 if TYPE_CHECKING:
@@ -45,9 +46,7 @@ def classifier_card(config: VQImageClassificationConfig, facts: Facts, trained_o
             "codebook": f"{config.num_codes:,} codes, for vectors of {config.quantized_size} dimensions",
             "quantizer": quantizer.card_words(config),
         },
-        recipe={
-            "loss": f"cross entropy + {config.commitment_weight:g} x commitment (codebook share beta {config.beta:g})"
-        },
+        recipe={"loss": f"cross entropy{quantizer_loss(config)}"},
         task=("image-classification", "Image classification"),
         metrics=METRICS,
         limits=[

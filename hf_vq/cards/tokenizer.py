@@ -9,6 +9,7 @@ from hf_vq.cards.base import FOLDER, Facts, Metric, Slots, card
 from hf_vq.modeling.quantizers_vq import QUANTIZERS
 
 if TYPE_CHECKING:
+    from hf_vq.modeling.configuration_quantizer_vq import QuantizerConfig
     from hf_vq.modeling.configuration_vq import VQConfig
 
 METRICS = {
@@ -61,14 +62,11 @@ def tokenizer_card(config: VQConfig, facts: Facts, trained_on: str) -> Slots:
             "parameters": facts.get("num_parameters") or None,
             "image": f"{config.num_channels} x {size} x {size}",
             "downsampling": f"{factor} x",
-            "codebook": f"{config.num_codes:,} codes of {_code_dim(config)} dimensions",
+            "codebook": f"{config.num_codes:,} codes of {config.code_dim} dimensions",
             "rate": f"{_bits(config) / size**2:.3g} bits per pixel",
             "quantizer": QUANTIZERS[config.quantizer_type].card_words(config),
         },
-        recipe={
-            "loss": f"{config.reconstruction_loss.upper()} on pixels in [0, 1] + {config.commitment_weight:g} x "
-            f"commitment (codebook share beta {config.beta:g})"
-        },
+        recipe={"loss": f"{config.reconstruction_loss.upper()} on pixels in [0, 1]{quantizer_loss(config)}"},
         task=("image-to-image", "Image reconstruction"),
         metrics=METRICS,
         preprocessing=facts.get("preprocessing")
@@ -91,6 +89,12 @@ def tokenizer_works(config: VQConfig) -> list[str]:
     return [*QUANTIZERS[config.quantizer_type].cited_works(config), config.architecture]
 
 
+def quantizer_loss(config: QuantizerConfig) -> str:
+    """The quantizer's term of the training loss, to be said behind the others; empty if it has none."""
+    words = QUANTIZERS[config.quantizer_type].card_loss(config)
+    return f" + {words}" if words else ""
+
+
 def grid(rows: int, columns: int, groups: int) -> str:
     """The shape of an image's tokens in words."""
     return f"{rows} x {columns}" + ("" if groups == 1 else f" x {groups}")
@@ -101,7 +105,3 @@ def _bits(config: VQConfig) -> int:
     per_group = config.num_codes if config.share_codebook else config.num_codes // config.num_groups
     positions = (config.image_size // config.downsample_factor) ** 2
     return math.ceil(positions * config.num_groups * math.log2(per_group))
-
-
-def _code_dim(config: VQConfig) -> int:
-    return config.embed_dim // config.num_groups if config.quantizer_type == "group" else config.embed_dim

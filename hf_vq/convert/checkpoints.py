@@ -30,6 +30,7 @@ from hf_vq.convert.layouts import (
 from hf_vq.modeling.configuration_vq import VQConfig
 from hf_vq.modeling.modeling_vq import VQModel
 from hf_vq.modeling.pixel_range_vq import SIGNED, UNIT
+from hf_vq.modeling.quantizers_vq import QUANTIZERS
 from hf_vq.utils.files import atomic_file, write_json
 from hf_vq.utils.text import listed
 
@@ -291,6 +292,8 @@ def _what_diffusers_lacks(config: VQConfig, widths: list[int]) -> list[str]:
     if config.architecture != "vqgan":
         return [f"its architecture is {config.architecture!r}, not 'vqgan'"]
     problems = []
+    if not QUANTIZERS[config.quantizer_type].takes_nearest:
+        problems.append(f"its quantizer {config.quantizer_type!r} does not take the nearest of a list of codes")
     if config.num_groups > 1:
         problems.append(f"it has {config.num_groups} codes per position, not one")
     if config.num_attention_heads > 1 and (config.mid_block_add_attention or config.attn_resolutions):

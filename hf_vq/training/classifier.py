@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from hf_vq.cards.classifier import classifier_card
 from hf_vq.metrics.classification import ClassificationMetrics
+from hf_vq.modeling.base_quantizer_vq import get_vq_layers
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
 from hf_vq.modeling.modeling_vq_classifier import VQModelForImageClassification
 from hf_vq.modeling.pixel_range_vq import require_pixel_range
-from hf_vq.modeling.quantizer_vq import get_vq_layers
 from hf_vq.modeling.version_vq import __version__
 from hf_vq.training.arguments import ClassifierTrainingArguments
 from hf_vq.training.classifier_data import NO_LABELS, check_labels, check_problem
@@ -81,7 +81,7 @@ class ClassifierTrainer(BaseTrainer):
         model.config.problem_type = "single_label_classification"
         self.quantizers = get_vq_layers(model)
         freeze_unused(model)
-        codes = [weight for layer in self.quantizers for weight in layer.codebook.parameters()]
+        codes = [weight for layer in self.quantizers for weight in layer.code_parameters()]
         tables = (module for module in model.modules() if isinstance(module, nn.Embedding))
         undecayed = codes + [weight for table in tables for weight in table.parameters()]
         groups = parameter_groups(model, args.weight_decay, undecayed)

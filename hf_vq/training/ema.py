@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from hf_vq.modeling.quantizer_vq import get_vq_layers
+from hf_vq.modeling.base_quantizer_vq import get_vq_layers
 
 
 class WeightEMA:
@@ -57,9 +57,9 @@ class WeightEMA:
     def _take_over_codes(self, model: nn.Module, rewritten: dict[int, Tensor]) -> None:
         """Makes rewritten codes the average's own as they are used, behind its affine map, which is another."""
         for average, layer in zip(get_vq_layers(self.module), get_vq_layers(model), strict=True):
-            rows = rewritten.get(id(layer.codebook.weight))
-            if rows is not None:
-                average.codebook.overwrite(layer.codebook.effective(), rows)
+            theirs = {weight: rewritten[id(weight)] for weight in layer.code_parameters() if id(weight) in rewritten}
+            if theirs:
+                average.take_over(layer, theirs)
 
     @torch.no_grad()
     def copy_buffers(self, model: nn.Module) -> None:

@@ -256,7 +256,7 @@ def _look(trainer: BaseTrainer, layer: Quantizer, batch: Batch, quantized: bool 
         return (inputs[-1], *arguments[1:])
 
     def keep(_: nn.Module, __: Any, result: tuple[Tensor, QuantizerOutput]) -> tuple[Tensor, QuantizerOutput]:
-        outputs.append(result[1])
+        outputs.append(layer.complete(result[1], inputs[-1], result[0]))
         return result if quantized else (layer.unquantized(inputs[-1]), result[1])
 
     hooks = [layer.register_forward_pre_hook(cut), layer.register_forward_hook(keep)]

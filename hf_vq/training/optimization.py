@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from hf_vq.modeling.quantizer_vq import VectorQuant
+from hf_vq.modeling.base_quantizer_vq import Quantizer
 from hf_vq.training.arguments import BaseTrainingArguments
 
 
@@ -70,10 +70,9 @@ def _cosine_between(start: float, end: float, progress: float) -> float:
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def rewritten_rows(layers: Iterable[VectorQuant]) -> dict[nn.Parameter, Tensor]:
-    """The codes, as masks over rows, that the last forward of some quantizers initialised or replaced."""
-    found = {layer.codebook.weight: layer.codebook.rewritten for layer in layers}
-    return {weight: rows.clone() for weight, rows in found.items() if rows is not None}
+def rewritten_rows(layers: Iterable[Quantizer]) -> dict[nn.Parameter, Tensor]:
+    """The codes, as masks over rows, that the last forward of some quantizers initialized or replaced."""
+    return {weight: rows for layer in layers for weight, rows in layer.rewritten_rows().items()}
 
 
 @torch.no_grad()

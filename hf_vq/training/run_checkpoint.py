@@ -21,7 +21,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from hf_vq.modeling.quantizer_vq import get_vq_layers
+from hf_vq.modeling.base_quantizer_vq import get_vq_layers
 from hf_vq.modeling.version_vq import VERSION_KEY, __version__
 from hf_vq.training import checkpoints as ckpt
 from hf_vq.training.order import is_stream

@@ -23,9 +23,9 @@ from hf_vq.losses import (
     nonsaturating_d_loss,
 )
 from hf_vq.metrics.reconstruction import TokenizerMetrics
+from hf_vq.modeling.base_quantizer_vq import get_vq_layers
 from hf_vq.modeling.modeling_vq import VQModel
 from hf_vq.modeling.pixel_range_vq import require_pixel_range
-from hf_vq.modeling.quantizer_vq import get_vq_layers
 from hf_vq.modeling.version_vq import __version__
 from hf_vq.plots.codebook import usage_histogram
 from hf_vq.plots.images import reconstruction_grid
@@ -85,7 +85,7 @@ class TokenizerTrainer(BaseTrainer):
             require_pixel_range(image_processor, model.config)
         super().__init__(model, args, train_dataset, eval_dataset, image_processor)
         self.quantizers = get_vq_layers(model)
-        codes = [weight for layer in self.quantizers for weight in layer.codebook.parameters()]
+        codes = [weight for layer in self.quantizers for weight in layer.code_parameters()]
         self.add_network("model", model, parameter_groups(model, args.weight_decay, codes), args.learning_rate)
         self.discriminator: nn.Module | None = None
         if args.adversarial_weight > 0:

@@ -225,6 +225,8 @@ def test_an_averaged_parameter_is_a_parameter_like_others() -> None:
         assert isinstance(copied.codebook.weight, AveragedParameter) and not copied.codebook.weight.requires_grad
     layer.load_state_dict(VectorQuant(8, 32).state_dict())
     assert not layer.is_frozen()
+    empty = VectorQuant(8, 32, codebook_update="ema").to("meta").to_empty(device="cpu")
+    assert not empty.is_frozen() and not empty.codebook.weight.requires_grad
 
 
 @pytest.mark.parametrize("frozen", [False, True])

@@ -130,6 +130,28 @@ def test_a_saved_model_runs_and_saves_again_without_the_package(tmp_path, hub):
             assert file_names(tmp_path / name) == file_names(folder)
 
 
+def test_a_model_without_a_codebook_runs_without_the_package(tmp_path):
+    """The levels of finite scalar quantization come from the configuration alone; tokens and pixels are the same."""
+    torch.manual_seed(0)
+    fields = {"quantizer_type": "fsq", "levels": [8, 5, 5, 5], "level_activation": "sigmoid", "embed_dim": 4}
+    model = VQModel(VQConfig(architecture="sqvae", image_size=16, base_channels=8, **fields)).eval()
+    processor = VQImageProcessor(image_size=16)
+    image = torch.randint(0, 256, (16, 16, 3), dtype=torch.uint8).numpy()
+    np.save(tmp_path / "image.npy", image)
+    with torch.no_grad():
+        model.quant_conv.weight.mul_(30)
+        tokens = model.encode(processor(image, return_tensors="pt").pixel_values).image_tokens
+        pixels = model.decode(tokens).decoded_pixel_values
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "checkpoint")
+    assert len(torch.unique(tokens)) > 2
+
+    (answer,) = load_elsewhere([str(tmp_path / "checkpoint")], tmp_path)
+    assert all(module.startswith("transformers_modules.") for module in answer["modules"])
+    assert answer["tokens"] == tokens.tolist()
+    assert answer["pixels"] == pytest.approx(pixels.double().sum().item(), rel=1e-6)
+
+
 def test_the_saved_folder_is_complete(tmp_path):
     """Weights, settings, code and the map that tells Auto classes where it is: nothing less, nothing more."""
     config = VQConfig(architecture="sqvae", image_size=16, base_channels=8, num_codes=32)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +204,7 @@ def test_the_perceptual_loss_is_added_with_its_weight(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loss is that of the model plus the weighted perceptual distance."""
-    monkeypatch.setattr(tokenizer_module, "PerceptualLoss", partial(PerceptualLoss, Brightness()))
+    monkeypatch.setattr(tokenizer_module, "PerceptualLoss", lambda: PerceptualLoss(network=Brightness()))
     trainer = make_trainer(perceptual_weight=3.0)
 
     values = trainer.train_step(batches_of(trainer, 1))
