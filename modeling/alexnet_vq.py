@@ -2,11 +2,15 @@
 #
 # Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
 # the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0
-"""An AlexNet for small images: five convolutions, two fully connected layers.
+"""An AlexNet for small images: five convolutions and two fully connected layers.
 
-Widths (64, 192, 384, 256, 256 times `base_channels / 64`) and pooling are those of Krizhevsky's one-tower network. The
-first convolution is 5 x 5 with stride 2 instead of 11 x 11 with stride 4, pooling windows do not overlap, batch norm
-takes the place of local response norm, and the fully connected layers are 1,024 wide instead of 4,096.
+The widths (64, 192, 384, 256, 256 times `base_channels / 64`) and the pooling are those of Krizhevsky's one-tower
+network. Four things differ from it:
+
+- The first convolution is 5 x 5 with stride 2 instead of 11 x 11 with stride 4.
+- Pooling windows do not overlap.
+- Batch norm replaces local response norm.
+- The fully connected layers are 1,024 wide instead of 4,096.
 """
 
 from typing import Any
@@ -21,7 +25,7 @@ from .configuration_vq_classifier import VQImageClassificationConfig
 
 
 class AlexNetConvLayer(nn.Module):
-    """Convolution, batch norm, ReLU, and in some layers max pooling."""
+    """A convolution, batch norm, ReLU, and in some layers max pooling."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, pool: nn.Module) -> None:
         super().__init__()
@@ -30,12 +34,12 @@ class AlexNetConvLayer(nn.Module):
         self.pool = pool
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(batch, in_channels, h, w) to (batch, out_channels, h', w')."""
+        """Maps (batch, in_channels, h, w) to (batch, out_channels, h', w')."""
         return self.pool(F.relu(self.norm(self.conv(x))))
 
 
 class AlexNetLinearLayer(nn.Module):
-    """Dropout, matrix, ReLU."""
+    """Dropout, a linear map, ReLU."""
 
     def __init__(self, in_features: int, out_features: int, dropout: float) -> None:
         super().__init__()
@@ -43,7 +47,7 @@ class AlexNetLinearLayer(nn.Module):
         self.linear = nn.Linear(in_features, out_features)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(batch, ...), in_features in all, to (batch, out_features)."""
+        """Flattens (batch, ...) to in_features and maps it to (batch, out_features)."""
         return F.relu(self.linear(self.dropout(x.flatten(1))))
 
 
@@ -51,7 +55,7 @@ class AlexNet(nn.Module):
     """The network without its last layer, with the interface of transformers' backbones.
 
     Args:
-        config ([`VQImageClassificationConfig`]): Says widths, channels of the images, and dropout.
+        config ([`VQImageClassificationConfig`]): Sets the widths, the channels of the images, and the dropout.
     """
 
     def __init__(self, config: VQImageClassificationConfig) -> None:
@@ -73,11 +77,15 @@ class AlexNet(nn.Module):
     def forward(
         self, pixel_values: torch.Tensor, output_hidden_states: bool | None = False, **kwargs: Any
     ) -> BackboneOutput:
-        """Images (batch, num_channels, height, width), sides of at least 8, to features.
+        """Maps images to features.
+
+        Args:
+            pixel_values (`torch.FloatTensor`): Images (batch, num_channels, height, width) with sides of at least 8.
+            output_hidden_states (`bool`, *optional*, defaults to `False`): Whether to return `hidden_states`.
 
         Returns:
-            [`~transformers.modeling_outputs.BackboneOutput`]: `feature_maps` with the features (batch, channels), and
-            `hidden_states`, if asked for, with the output of each layer.
+            [`~transformers.modeling_outputs.BackboneOutput`]: `feature_maps` holds the features (batch, channels).
+            `hidden_states` holds the output of each layer, if it was asked for.
         """
         hidden_states, states = [], pixel_values
         for layer in self.layers:

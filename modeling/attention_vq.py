@@ -2,7 +2,7 @@
 #
 # Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
 # the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0
-"""Attention that autoencoder and transformers share."""
+"""Attention that the autoencoder and the transformer share."""
 
 import torch
 import torch.nn.functional as F
@@ -19,18 +19,19 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: object,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention in plain operations, the one implementation that returns its weights.
+    """Computes attention in plain operations. This is the only implementation that returns its weights.
 
     Args:
-        module (`nn.Module`): the calling module; part of the interface, not used.
+        module (`nn.Module`): The calling module. transformers' attention interface passes it; only its `training`
+            flag is read.
         query, key, value (`torch.Tensor`): (batch, heads, positions, head_dim).
-        attention_mask (`torch.Tensor`, *optional*): added to the scores; broadcast to (batch, heads, positions,
-            positions).
-        scaling (`float`): factor of the scores.
-        dropout (`float`): rate of dropout on the weights.
+        attention_mask (`torch.Tensor`, *optional*): Added to the scores. It must broadcast to
+            (batch, heads, positions, positions).
+        scaling (`float`): Factor of the scores.
+        dropout (`float`): Dropout rate of the weights.
 
     Returns:
-        `tuple`: the output (batch, positions, heads, head_dim) and the weights (batch, heads, positions, positions).
+        `tuple`: The output (batch, positions, heads, head_dim) and the weights (batch, heads, positions, positions).
     """
     scores = torch.matmul(query, key.transpose(-1, -2)) * scaling
     if attention_mask is not None:

@@ -4,12 +4,12 @@
 # the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0
 """Encoders and decoders between pixels and latents.
 
-Two backbones, each a pair with the same interface: the encoder maps (batch, num_channels, height, width) to
-(batch, latent_channels, height / f, width / f), the decoder maps back; f is the config's `downsample_factor`.
+There are two backbones. Each is a pair with the same interface: the encoder maps (batch, num_channels, height, width)
+to (batch, latent_channels, height / f, width / f), and the decoder maps back. f is the config's `downsample_factor`.
 
-- VQGAN: residual blocks with group norm and SiLU, attention where asked for. Modules are named as in the original
-  VQGAN code, so that weights trained with it or its descendants load under their own names.
-- SQ-VAE: the small network with batch norm of the SQ-VAE experiments, for images of 32 px or so.
+- VQGAN has residual blocks with group norm and SiLU, and attention where the config asks for it. Its modules have the
+  names of the original VQGAN code, so weights trained with that code or its descendants load under their own names.
+- SQ-VAE is the small batch-norm network of the SQ-VAE experiments, for images of about 32 px.
 """
 
 import math
@@ -34,12 +34,15 @@ def _group_norm(config: VQConfig, channels: int) -> nn.GroupNorm:
 
 
 def _silu(features: torch.Tensor) -> torch.Tensor:
-    """SiLU of a tensor that nothing else reads; it is overwritten where no gradient is wanted."""
+    """Applies SiLU to a tensor that nothing else reads. Without gradients it overwrites the tensor."""
     return F.silu(features, inplace=not torch.is_grad_enabled())
 
 
 class VQGANResnetBlock(GradientCheckpointingLayer):
-    """Two times (group norm, SiLU, 3 x 3 convolution), added to the input or to a 1 x 1 convolution of it."""
+    """Group norm, SiLU and a 3 x 3 convolution, twice, added to the input.
+
+    If the number of channels changes, a 1 x 1 convolution adapts the input.
+    """
 
     def __init__(self, config: VQConfig, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -51,7 +54,7 @@ class VQGANResnetBlock(GradientCheckpointingLayer):
         self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(batch, in_channels, height, width) -> (batch, out_channels, height, width)."""
+        """Maps (batch, in_channels, height, width) to (batch, out_channels, height, width)."""
         residual = hidden_states if self.nin_shortcut is None else self.nin_shortcut(hidden_states)
         hidden_states = self.conv1(_silu(self.norm1(hidden_states)))
         hidden_states = self.conv2(self.dropout(_silu(self.norm2(hidden_states))))
@@ -65,7 +68,7 @@ class VQGANAttentionBlock(GradientCheckpointingLayer):
         super().__init__()
         self.config = config
         self.num_heads = config.num_attention_heads
-        # The four attributes that transformers' attention functions read.
+        # transformers' attention functions read these four attributes.
         self.head_dim = channels // self.num_heads
         self.scaling = self.head_dim**-0.5
         self.is_causal = False
@@ -79,7 +82,7 @@ class VQGANAttentionBlock(GradientCheckpointingLayer):
     def forward(
         self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Returns the new feature map, of the shape of the old, and the attention weights if there are any."""
+        """Returns the new feature map, in the shape of the old one, and the attention weights if there are any."""
         normed = self.norm(hidden_states)
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -99,34 +102,34 @@ class VQGANAttentionBlock(GradientCheckpointingLayer):
         return self.proj_out(output).add_(hidden_states), weights
 
     def _split_heads(self, features: torch.Tensor) -> torch.Tensor:
-        """(batch, channels, height, width) -> (batch, heads, height * width, head_dim), in order in memory.
+        """Maps (batch, channels, height, width) to (batch, heads, height * width, head_dim).
 
-        Fused attention needs the last axis in order; with channels last nothing is copied.
+        Fused attention needs the last axis contiguous. With the channels-last memory format nothing is copied.
         """
         features = features.permute(0, 2, 3, 1).flatten(1, 2)
         return features.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)
 
 
 class VQGANDownsample(nn.Module):
-    """Halves both sides by a strided convolution, padded at the right and at the bottom only."""
+    """Halves both sides with a strided convolution. It pads only the right and the bottom."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(batch, channels, height, width) -> (batch, channels, height / 2, width / 2)."""
+        """Maps (batch, channels, height, width) to (batch, channels, height / 2, width / 2)."""
         return self.conv(F.pad(hidden_states, (0, 1, 0, 1)))
 
 
 class VQGANUpsampledConv(nn.Conv2d):
-    """A 3 x 3 convolution of the input after each of its pixels was repeated 2 x 2 times."""
+    """Repeats each pixel 2 x 2 times and applies a 3 x 3 convolution."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """(batch, channels, height, width) -> (batch, channels, 2 * height, 2 * width)."""
+        """Maps (batch, channels, height, width) to (batch, channels, 2 * height, 2 * width)."""
         if input.device.type != "cpu":
             return super().forward(F.interpolate(input, scale_factor=2.0, mode="nearest"))
-        # Both steps are one transposed convolution, with 16 instead of 36 multiplications for each input pixel. An
+        # One transposed convolution does both steps, with 16 instead of 36 multiplications for each input pixel. An
         # entry of its kernel is the sum of the weights that see the same input pixel.
         kernel = F.pad(self.weight.transpose(0, 1).flip(2, 3), (1, 1, 1, 1))
         kernel = kernel[..., 1:, :] + kernel[..., :-1, :]
@@ -135,19 +138,19 @@ class VQGANUpsampledConv(nn.Conv2d):
 
 
 class VQGANUpsample(nn.Module):
-    """Doubles both sides by repetition, then a convolution."""
+    """Doubles both sides by repeating pixels, and applies a convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = VQGANUpsampledConv(channels, channels, 3, padding=1)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(batch, channels, height, width) -> (batch, channels, 2 * height, 2 * width)."""
+        """Maps (batch, channels, height, width) to (batch, channels, 2 * height, 2 * width)."""
         return self.conv(hidden_states)
 
 
 class VQGANLevel(nn.Module):
-    """The blocks of one resolution, then the way down or up to the next one, where there is one."""
+    """The blocks of one resolution. They end with the step down or up to the next resolution, if there is one."""
 
     def __init__(
         self,
@@ -169,7 +172,7 @@ class VQGANLevel(nn.Module):
         self.upsample = VQGANUpsample(channels) if upsample else None
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        """(batch, in_channels, height, width) -> (batch, channels of the level, new height, new width)."""
+        """Maps (batch, in_channels, height, width) to (batch, channels of the level, new height, new width)."""
         for index, block in enumerate(self.block):
             hidden_states = block(hidden_states)
             if len(self.attn):
@@ -199,7 +202,7 @@ class VQGANMiddle(nn.Module):
 
 
 class VQGANEncoder(nn.Module):
-    """`down.0` works at the image's resolution, the last `down` at that of the tokens."""
+    """The VQGAN encoder. `down.0` works at the image's resolution, the last `down` at the resolution of the tokens."""
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
@@ -221,7 +224,7 @@ class VQGANEncoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1)
 
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        """(batch, num_channels, height, width) -> (batch, latent_channels, height / f, width / f)."""
+        """Maps (batch, num_channels, height, width) to (batch, latent_channels, height / f, width / f)."""
         hidden_states = self.conv_in(pixel_values)
         for level in self.down:
             hidden_states = level(hidden_states, **kwargs)
@@ -230,7 +233,10 @@ class VQGANEncoder(nn.Module):
 
 
 class VQGANDecoder(nn.Module):
-    """Mirrors the encoder with one more block for each resolution; `up.0` too is at the image's, so it runs last."""
+    """The VQGAN decoder. It mirrors the encoder, with one more block for each resolution.
+
+    `up.0` works at the image's resolution, like `down.0`, so it runs last.
+    """
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
@@ -252,7 +258,7 @@ class VQGANDecoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], config.num_channels, 3, padding=1)
 
     def forward(self, latents: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        """(batch, latent_channels, height, width) -> (batch, num_channels, f * height, f * width)."""
+        """Maps (batch, latent_channels, height, width) to (batch, num_channels, f * height, f * width)."""
         hidden_states = self.mid(self.conv_in(latents), **kwargs)
         for level in reversed(self.up):
             hidden_states = level(hidden_states, **kwargs)
@@ -260,7 +266,7 @@ class VQGANDecoder(nn.Module):
 
 
 class SQVAEResBlock(GradientCheckpointingLayer):
-    """ReLU, 3 x 3 convolution, batch norm, ReLU, 1 x 1 convolution, batch norm, added to the input."""
+    """ReLU, 3 x 3 convolution, batch norm, ReLU, 1 x 1 convolution, batch norm. The input is added to the result."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -279,7 +285,7 @@ class SQVAEResBlock(GradientCheckpointingLayer):
 
 
 class SQVAEEncoder(nn.Module):
-    """Two strided convolutions, a third one, then residual blocks."""
+    """The SQ-VAE encoder: two strided convolutions, a third convolution, then residual blocks."""
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
@@ -298,12 +304,12 @@ class SQVAEEncoder(nn.Module):
         self.res = nn.Sequential(*(SQVAEResBlock(width) for _ in range(config.num_res_blocks)))
 
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        """(batch, num_channels, height, width) -> (batch, base_channels, height / 4, width / 4)."""
+        """Maps (batch, num_channels, height, width) to (batch, base_channels, height / 4, width / 4)."""
         return self.res(self.conv(pixel_values))
 
 
 class SQVAEDecoder(nn.Module):
-    """Mirrors the encoder; its sigmoid, stretched over `pixel_range`, bounds the pixels."""
+    """The SQ-VAE decoder. It mirrors the encoder and ends with a sigmoid stretched over `pixel_range`."""
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
@@ -322,5 +328,5 @@ class SQVAEDecoder(nn.Module):
         )
 
     def forward(self, latents: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        """(batch, base_channels, height, width) -> (batch, num_channels, 4 * height, 4 * width)."""
+        """Maps (batch, base_channels, height, width) to (batch, num_channels, 4 * height, 4 * width)."""
         return convert_pixels(self.convt(self.res(latents)), UNIT, self.config.pixel_range)

@@ -2,7 +2,7 @@
 #
 # Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
 # the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0
-"""Batch norm for networks around a quantizer: recomputation, batches of one vector, several processes."""
+"""Batch norm for networks around a quantizer: it copes with recomputation, single vectors and several processes."""
 
 import torch
 import torch.nn.functional as F
@@ -12,14 +12,14 @@ from .distributed_vq import is_distributed, sum_over_ranks
 
 
 def in_backward() -> bool:
-    """Whether autograd is running a backward pass, so that a forward in training mode is a recomputation."""
+    """Whether autograd is running a backward pass. A training forward is then a recomputation."""
     return torch._C._current_graph_task_id() != -1
 
 
 class _CountsOnce(nn.modules.batchnorm._BatchNorm):
-    """Batch norm whose running statistics count a batch once, also when activation checkpointing recomputes it.
+    """Batch norm whose running statistics count each batch once, even if activation checkpointing recomputes it.
 
-    A batch of one vector, which has no moments, is normalised by the running statistics.
+    A batch of one vector has no moments, so the running statistics normalize it.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -28,7 +28,7 @@ class _CountsOnce(nn.modules.batchnorm._BatchNorm):
         alone = input.numel() == input.shape[1]
         if self.training and (alone or in_backward()):
             assert mean is not None and var is not None
-            # Copies, for a recomputation has to save as many tensors for its backward pass as the first run did.
+            # Copies, because a recomputation must save as many tensors for the backward pass as the first run did.
             return F.batch_norm(
                 input, mean.clone(), var.clone(), self.weight, self.bias, training=not alone, eps=self.eps
             )
@@ -36,20 +36,20 @@ class _CountsOnce(nn.modules.batchnorm._BatchNorm):
 
 
 class BatchNorm2d(_CountsOnce, nn.BatchNorm2d):
-    """Of feature maps, (batch, num_features, height, width)."""
+    """Batch norm of feature maps (batch, num_features, height, width)."""
 
 
 class BatchNorm1d(_CountsOnce, nn.BatchNorm1d):
-    """Of vectors, (batch, num_features, length), with running statistics that ranks can share."""
+    """Batch norm of vectors (batch, num_features, length). Ranks can average its running statistics."""
 
     def __init__(self, num_features: int):
         super().__init__(num_features)
-        self.register_buffer("num_batches_tracked", None)  # not needed, and ranks with empty batches would differ
+        self.register_buffer("num_batches_tracked", None)  # not needed, and it would differ after an empty batch
 
     def average_over_ranks(self) -> None:
-        """Makes the running statistics those of all ranks; to be called by each of them, also with an empty batch."""
+        """Averages the running statistics over all ranks. Every rank must call it, even with an empty batch."""
         if is_distributed():
-            # `.data`: autograd has saved these buffers, but its batch norm reads only the batch's own moments.
+            # `.data`, because autograd has saved these buffers. Its batch norm reads only the batch's own moments.
             for buffer in (self.running_mean, self.running_var):
                 assert buffer is not None
                 sum_over_ranks(buffer.data)

@@ -2,7 +2,7 @@
 #
 # Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
 # the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0
-"""What `MaskGitModel.generate` is given, checked and brought to one shape."""
+"""Checks the arguments of `MaskGitModel.generate` and brings them to one shape."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,14 +15,15 @@ from .masking_maskgit import draw_uniform
 
 @dataclass
 class Canvas:
-    """The images in the making.
+    """The images that `generate` is filling in.
 
     Args:
-        tokens (`torch.LongTensor`): (batch, h, w, groups), each group's ids from 0; anything where hidden.
-        mask (`torch.BoolTensor`): Same shape, True where hidden.
-        class_labels (`torch.LongTensor`): (batch,), `num_classes` for the null class.
+        tokens (`torch.LongTensor`):
+            (batch, h, w, groups). Ids count from 0 in each group. Hidden ones can be anything.
+        mask (`torch.BoolTensor`): Same shape as `tokens`, True where a token is hidden.
+        class_labels (`torch.LongTensor`): (batch,). `num_classes` is the null class.
         guidance_scale (`torch.FloatTensor`): (batch,), on the CPU.
-        generators (`list[torch.Generator]` or `torch.Generator`, *optional*): One for each image, or for all.
+        generators (`list[torch.Generator]` or `torch.Generator`, *optional*): One for each image, or one for all.
     """
 
     tokens: torch.Tensor
@@ -32,7 +33,10 @@ class Canvas:
     generators: list[torch.Generator] | torch.Generator | None
 
     def draw_uniform(self) -> torch.Tensor:
-        """Numbers in [0, 1) for all tokens, hidden or not: so an image's do not depend on other images or masks."""
+        """Draws numbers in [0, 1) for all tokens, hidden or not.
+
+        So the numbers of an image do not depend on other images or on masks.
+        """
         shape, device = tuple(self.tokens.shape), self.tokens.device
         if isinstance(self.generators, list):
             return torch.stack([draw_uniform(shape[1:], generator, device) for generator in self.generators])
@@ -52,11 +56,14 @@ def prepare_canvas(
     """Checks the arguments of `generate` and expands each to all images.
 
     Args:
-        model ([`MaskGitModel`]): in eval mode.
+        model ([`MaskGitModel`]): The model, in eval mode.
         class_labels, num_images, guidance_scale, image_tokens, pixel_values, mask, generator: As for `generate`.
 
+    Returns:
+        [`Canvas`]: The images to fill in.
+
     Raises:
-        `ValueError`: if they do not fit the model or each other.
+        ValueError: If the arguments do not fit the model or each other.
     """
     device = model.device
     if image_tokens is not None and pixel_values is not None:
@@ -65,15 +72,16 @@ def prepare_canvas(
         image_tokens = model.encode(pixel_values.to(device))
     if (image_tokens is None) != (mask is None):
         raise ValueError(
-            "A mask and the images that it is for (`image_tokens` or `pixel_values`) need each other. The mask is "
-            "True where new tokens are wanted; `draw_mask(image_tokens.shape, 0.5)` makes a random one."
+            "A mask and the images that it is for (`image_tokens` or `pixel_values`) need each other. Pass both or "
+            "neither. The mask is True where you want new tokens; `draw_mask(image_tokens.shape, 0.5)` makes a random "
+            "one."
         )
     labels = None if class_labels is None else torch.as_tensor(class_labels).reshape(-1)
     scale = torch.as_tensor(guidance_scale, dtype=torch.float32, device="cpu").reshape(-1)
     if labels is None and (scale != 1).any():
         raise ValueError(
-            "`guidance_scale` has no effect without `class_labels`: it leads away from images of no class. Leave it "
-            "at 1."
+            "`guidance_scale` has no effect without `class_labels`, because guidance leads away from images of no "
+            "class. Pass `class_labels`, or leave `guidance_scale` at 1."
         )
     given: dict[str, torch.Tensor] = {"guidance_scale": scale}
     if labels is not None:
@@ -96,7 +104,8 @@ def prepare_canvas(
         generator = list(generator)
         if len(generator) != batch:
             raise ValueError(
-                f"`generator` must be one, or one for each of the {batch} images, got a list of {len(generator)}."
+                f"`generator` must be a single generator, or one for each of the {batch} images, got a list of "
+                f"{len(generator)}."
             )
     return Canvas(
         tokens=tokens,
@@ -108,7 +117,7 @@ def prepare_canvas(
 
 
 def _batch_size(num_images: int | None, sizes: dict[str, int]) -> int:
-    """The number of images on which all that was given agrees; a single entry serves all images."""
+    """Returns the number of images on which all arguments agree. A single entry serves all images."""
     if num_images is not None and num_images < 1:
         raise ValueError(f"`num_images` must be at least 1, got {num_images}.")
     batch = num_images or max(sizes.values(), default=1)
@@ -116,13 +125,13 @@ def _batch_size(num_images: int | None, sizes: dict[str, int]) -> int:
     if wrong or batch == 0:
         counts = ", ".join(f"{size} in `{name}`" for name, size in sizes.items())
         raise ValueError(
-            f"There must be one entry for each of the {batch} images, or a single one for all; got {counts}."
+            f"There must be one entry for each of the {batch} images, or a single one for all, got {counts}."
         )
     return batch
 
 
 def _to_token_mask(mask: torch.Tensor, image_tokens: torch.Tensor, factor: int) -> torch.Tensor:
-    """A mask of cells, tokens or pixels to one of tokens, (batch, h, w) or (batch, h, w, groups)."""
+    """Turns a mask of cells, tokens or pixels into a mask of tokens, (batch, h, w) or (batch, h, w, groups)."""
     height, width, *groups = image_tokens.shape[1:]
     shape = tuple(mask.shape)
     if mask.dtype != torch.bool:

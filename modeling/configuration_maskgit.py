@@ -17,52 +17,56 @@ PRESETS: dict[str, dict[str, int]] = {
     "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
     "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
 }
-"""Sizes for [`MaskGitConfig.from_preset`]: those of Halton-MaskGIT, with heads that divide 512 for "small"."""
+"""Sizes for [`MaskGitConfig.from_preset`]. They are those of Halton-MaskGIT, but "small" has heads that divide 512."""
 
 
 @strict
 class MaskGitConfig(HubConfig):
-    r"""Configuration of a [`MaskGitModel`]: its tokenizer, the transformer, and how it is trained.
+    r"""Configuration of a [`MaskGitModel`]: its tokenizer, its transformer, and how it is trained.
 
     `MaskGitConfig.from_preset("base", vq_config=tokenizer.config, num_classes=1000)` is a class-conditional generator
-    for the tokens of a [`VQModel`]. The sizes of the token grid and of the vocabulary are the tokenizer's.
+    for the tokens of a [`VQModel`]. The tokenizer sets the size of the token grid and of the vocabulary.
 
     Args:
-        vq_config ([`VQConfig`] or `dict`, *optional*): The tokenizer; `VQConfig()` by default.
-        num_classes (`int`, defaults to 0): Classes of images; 0 for a generator without class labels.
-        hidden_size (`int`, defaults to 768): Width of the transformer; a multiple of `num_attention_heads`.
-        num_hidden_layers (`int`, defaults to 12): Layers, at least 1.
-        num_attention_heads (`int`, defaults to 12): Heads; with rotary positions their width is a multiple of 4.
+        vq_config ([`VQConfig`] or `dict`, *optional*): Configuration of the tokenizer. The default is `VQConfig()`.
+        num_classes (`int`, defaults to 0): Number of image classes. 0 makes a generator without class labels.
+        hidden_size (`int`, defaults to 768): Width of the transformer, a multiple of `num_attention_heads`.
+        num_hidden_layers (`int`, defaults to 12): Number of layers, at least 1.
+        num_attention_heads (`int`, defaults to 12):
+            Number of heads. With rotary positions the width of a head must be a multiple of 4.
         intermediate_size (`int`, *optional*):
-            Width of the SwiGLU layer; by default 8/3 of `hidden_size`, rounded up to a multiple of 64, which costs
-            what an ordinary layer of four times the width would.
+            Width of the SwiGLU layer. The default is 8/3 of `hidden_size`, rounded up to a multiple of 64. That costs
+            as much as an ordinary layer of four times the width.
         norm_type (`"rmsnorm"` or `"layernorm"`, defaults to `"rmsnorm"`):
-            Norm before each sub-layer and of queries and keys.
+            Norm before each sub-layer, and of queries and keys.
         position_type (`"learned"` or `"rotary"`, defaults to `"learned"`):
-            One vector for each cell of the tokenizer's grid, or rotations by row and column, which serve grids of any
-            size.
+            `"learned"` has one vector for each cell of the tokenizer's grid. `"rotary"` rotates by row and column and
+            works for grids of any size.
         class_conditioning (`"adaln_zero"` or `"prefix"`, defaults to `"adaln_zero"`):
-            The class shifts, scales and gates every sub-layer (gates start at 0), or is a token before the image's.
+            With `"adaln_zero"` the class shifts, scales and gates every sub-layer, and the gates start at 0. With
+            `"prefix"` the class is a token before the image's tokens.
         tie_word_embeddings (`bool`, defaults to `True`): Whether the head shares the token embeddings.
-        dropout (`float`, defaults to 0.1): Rate for attention weights and outputs of sub-layers, in [0, 1).
+        dropout (`float`, defaults to 0.1): Dropout of attention weights and of sub-layer outputs, in [0, 1).
         norm_eps (`float`, defaults to 1e-6): Added to variances, above 0.
-        initializer_range (`float`, defaults to 0.02): Standard deviation of initial weights.
+        initializer_range (`float`, defaults to 0.02): Standard deviation of the initial weights.
         mask_schedule (`"arccos"`, `"cosine"`, `"linear"` or `"square"`, defaults to `"arccos"`):
             Distribution of the share of tokens that training hides, see [`mask_ratio`].
         mask_count (`"exact"` or `"bernoulli"`, defaults to `"exact"`):
-            Whether exactly that share is hidden, or each token with that probability; at least one token either way.
+            `"exact"` hides exactly that share, `"bernoulli"` hides each token with that probability. Both hide at
+            least one token.
         class_dropout (`float`, defaults to 0.1):
-            Probability, in [0, 1), that training replaces a class by the null class, which guidance needs.
+            Probability, in [0, 1), that training replaces a class by the null class. Guidance needs this.
         label_smoothing (`float`, defaults to 0.1):
-            Share of the target that training spreads over all codes, in [0, 1). Off in eval mode.
+            Share of the target that training spreads over all codes, in [0, 1). Eval mode does not smooth.
         unmasked_loss_weight (`float`, defaults to 0.0):
-            Weight of the visible tokens in the loss, in [0, 1]; 0 counts hidden tokens alone, 1 all alike.
+            Weight of the visible tokens in the loss, in [0, 1]. With 0 only hidden tokens count, with 1 all count
+            alike.
     """
 
     model_type = "hf_maskgit"
     sub_configs_defaults = {"vq_config": VQConfig}  # type: ignore[dict-item]
 
-    # Not `VQConfig`: code from the Hub and code of this package have a class of that name each.
+    # Not `VQConfig`, because code from the Hub and this package each have a class of that name.
     vq_config: Any = None
     num_classes: int = 0
     hidden_size: int = 768
@@ -85,14 +89,17 @@ class MaskGitConfig(HubConfig):
 
     @classmethod
     def from_preset(cls, name: str, **fields: Any) -> "MaskGitConfig":
-        """A configuration of a usual size.
+        """Makes a configuration of a usual size.
 
         Args:
             name (`str`): `"tiny"`, `"small"`, `"base"` or `"large"`, see `PRESETS`.
-            fields: Further fields, which may overrule the preset's.
+            fields: Further fields. They override those of the preset.
+
+        Returns:
+            [`MaskGitConfig`]: The configuration.
 
         Raises:
-            `ValueError`: for an unknown name.
+            ValueError: If there is no preset of that name.
         """
         if name not in PRESETS:
             raise ValueError(f"There is no preset {name!r}. Choose among {list(PRESETS)}.")
@@ -106,23 +113,26 @@ class MaskGitConfig(HubConfig):
 
     @property
     def num_groups(self) -> int:
-        """`int`: tokens at each cell of the grid."""
+        """`int`: Number of tokens at each cell of the grid."""
         return self.vq_config.num_groups
 
     @property
     def codebook_size(self) -> int:
-        """`int`: codes that a token of one group may be; all of the tokenizer's, unless its groups share them out."""
+        """`int`: Number of codes that a token of one group can be.
+
+        These are all codes of the tokenizer, unless its groups have separate codebooks.
+        """
         books = 1 if self.vq_config.share_codebook else self.vq_config.num_groups
         return self.vq_config.num_codes // books
 
     @property
     def grid_size(self) -> tuple[int, int]:
-        """`tuple[int, int]`: rows and columns of tokens of an image of the tokenizer's `image_size`."""
+        """`tuple[int, int]`: Rows and columns of tokens of an image of the tokenizer's `image_size`."""
         side = self.vq_config.image_size // self.vq_config.downsample_factor
         return side, side
 
     def validate_architecture(self) -> None:
-        """Checks the transformer's fields against each other; run when a config is made and when it is saved."""
+        """Checks the transformer's fields against each other. It runs when a config is made and when it is saved."""
         super().validate_architecture()
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
             if getattr(self, name) < 1:
@@ -135,7 +145,7 @@ class MaskGitConfig(HubConfig):
         if self.position_type == "rotary" and self.hidden_size // self.num_attention_heads % 4:
             raise ValueError(
                 f'`position_type="rotary"` needs heads of a multiple of 4 channels, got '
-                f"{self.hidden_size // self.num_attention_heads}: pairs of channels turn by row and by column."
+                f"{self.hidden_size // self.num_attention_heads}. Pairs of channels turn by row and by column."
             )
         if not self.norm_eps > 0:
             raise ValueError(f"`norm_eps` must be above 0, got {self.norm_eps}.")
@@ -143,7 +153,7 @@ class MaskGitConfig(HubConfig):
             raise ValueError(f"`initializer_range` must be at least 0, got {self.initializer_range}.")
 
     def validate_training(self) -> None:
-        """Checks the fields of the loss; run when a config is made and when it is saved."""
+        """Checks the fields of the loss. It runs when a config is made and when it is saved."""
         if self.num_classes < 0:
             raise ValueError(f"`num_classes` must be at least 0, got {self.num_classes}.")
         for name in ("dropout", "class_dropout", "label_smoothing"):

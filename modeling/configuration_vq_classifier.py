@@ -42,31 +42,32 @@ class VQImageClassificationConfig(QuantizerConfig):
 
     Args:
         backbone_config (`PreTrainedConfig`, `dict` or `str`, *optional*):
-            Configuration of any model that `AutoBackbone` knows, or a `ViTConfig`; a `dict` may leave out
-            `image_size` and `num_channels`. `"resnet18"` and `"vit_tiny"` stand for these networks (the ViT with
-            patches of 16 px, below 128 px of 4). By default the AlexNet-like network of this package.
+            Configuration of any model that `AutoBackbone` knows, or a `ViTConfig`. A `dict` may leave out
+            `image_size` and `num_channels`. `"resnet18"` and `"vit_tiny"` stand for these networks; the ViT has
+            patches of 16 px, or of 4 px for images below 128 px. The default is this package's AlexNet.
         image_size (`int`, defaults to 32): Side of the images, at least 8. A backbone's field must agree.
         num_channels (`int`, defaults to 3): Channels of the images, 3 or 1. A backbone's field must agree.
         pixel_range (`list[float]`, defaults to `[-1.0, 1.0]`):
             The values of black and of white in the pixels that the model takes: `[-1.0, 1.0]` or `[0.0, 1.0]`.
-        base_channels (`int`, defaults to 64): AlexNet only. Width of its first layer; 64 are those of the original.
+        base_channels (`int`, defaults to 64): AlexNet only. Width of its first layer. The original has 64.
         dropout (`float`, defaults to 0.5): AlexNet only. Dropout before its fully connected layers, in [0, 1).
         quantized_layer (`int` or `str`, *optional*):
-            The layer whose output is quantized: number of a block (stages of a CNN, layers of a transformer or of the
-            AlexNet; from the end if negative), or the name of any module in the backbone. By default the block in the
-            middle.
+            The layer whose output is quantized. An `int` is the number of a block, from the end if negative; blocks
+            are the stages of a CNN, or the layers of a transformer or of the AlexNet. A `str` is the name of any
+            module in the backbone. The default is the block in the middle.
         quantized_size (`int`, *optional*):
-            Channels of that layer's output, the dimension of the codes. By default a blank image is sent through the
-            network when the model is made, and what is found is recorded here.
+            Channels of that layer's output, which are the dimension of the codes. By default the model runs a blank
+            image when it is made, and records here what it finds.
         quantized_axis (`int`, *optional*):
-            Their axis, found likewise: 1 in feature maps (batch, channels, height, width), else -1, the last.
+            Axis of these channels: 1 in feature maps (batch, channels, height, width), otherwise -1, the last. By
+            default it is found in the same way.
         kwargs: `num_labels`, `id2label`, `label2id` and the rest of transformers' arguments.
 
     The fields of the quantizer and `commitment_weight` are those of [`QuantizerConfig`].
     """
 
     model_type = "hf_vq_classifier"
-    # Of the outputs `Trainer` predicts the logits alone; the others are no rows of a batch.
+    # `Trainer` predicts only the logits. The other outputs are not rows of a batch.
     keys_to_ignore_at_inference = [
         "classification_loss", "commitment_loss", "image_tokens", "perplexity", "usage", "quantization_error",
         "replaced", "hidden_states", "attentions",
@@ -110,26 +111,26 @@ class VQImageClassificationConfig(QuantizerConfig):
         super().__post_init__(**kwargs)
 
     def quantizer_kwargs(self) -> dict[str, Any]:
-        """Keyword arguments for the quantizer layer that `quantizer_type` names.
+        """Returns the keyword arguments for the quantizer layer that `quantizer_type` names.
 
         Returns:
-            `dict`: arguments of `VectorQuant`, or of `GroupVectorQuant` and `ResidualVectorQuant` for these types.
+            `dict`: Arguments of `VectorQuant`, or of `GroupVectorQuant` and `ResidualVectorQuant` for these types.
 
         Raises:
-            `ValueError`: if `quantized_size` is not known yet, as no model was made.
+            ValueError: If `quantized_size` is not known yet, because no model was made.
         """
         if self.quantized_size is None:
-            raise ValueError("`quantized_size` is not known before a model is made of this configuration.")
+            raise ValueError("`quantized_size` is not known yet. Make a model of this configuration first.")
         return self._quantizer_kwargs(self.quantized_size, dim=-1)
 
     def validate_architecture(self) -> None:
-        """Checks the network's fields against each other; run when a config is made and when it is saved."""
+        """Checks the network's fields against each other. It runs when a config is made and when it is saved."""
         super().validate_architecture()
         check_pixel_range(self.pixel_range)
         self._require_at_least("image_size", 8)
         self._require_at_least("base_channels", 1)
         if self.num_channels not in (1, 3):
-            raise ValueError(f"`num_channels` must be 3 (RGB) or 1 (grey), got {self.num_channels}.")
+            raise ValueError(f"`num_channels` must be 3 (RGB) or 1 (gray), got {self.num_channels}.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"`dropout` must be in [0, 1), got {self.dropout}.")
         if self.quantized_size is not None:
@@ -147,7 +148,7 @@ class VQImageClassificationConfig(QuantizerConfig):
                 )
 
     def validate_quantizer(self) -> None:
-        """Checks the quantizer's fields against each other; run when a config is made and when it is saved."""
+        """Checks the quantizer's fields against each other. It runs when a config is made and when it is saved."""
         self._check_quantizer(self.quantized_size, "the channels of the quantized layer, `quantized_size`,")
 
     def _named_backbone(self, name: str) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 #
 # Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
 # the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0
-"""The few collectives a codebook needs. Every rank must call them in the same order, also with an empty batch.
+"""The few collectives that a codebook needs.
 
-Whether there are several processes is asked at each call: a layer built before the process group works as well.
+Every rank must call them in the same order, even with an empty batch. Each call asks whether there are several
+processes, so a layer that was built before the process group works too.
 """
 
 from __future__ import annotations
@@ -21,21 +22,26 @@ def is_distributed() -> bool:
 
 
 def sum_over_ranks(*tensors: torch.Tensor) -> None:
-    """Replaces each tensor, in place, by its sum over the ranks; equal to the bit on all of them."""
+    """Replaces each tensor, in place, by its sum over the ranks. The result has the same bits on all ranks."""
     if is_distributed():
         for tensor in tensors:
             dist.all_reduce(tensor)
 
 
 def broadcast_from_first(*tensors: torch.Tensor) -> None:
-    """Replaces each tensor, in place, by that of rank 0."""
+    """Replaces each tensor, in place, by the tensor of rank 0."""
     if is_distributed():
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
 
 
 def decided_by_first(make: Callable[[], torch.Tensor], like: torch.Tensor) -> torch.Tensor:
-    """`make()` of rank 0 (of shape and dtype `like`), on every rank: for whatever draws random numbers."""
+    """Returns rank 0's `make()` on every rank. Use it for anything that draws random numbers.
+
+    Args:
+        make: Makes the tensor. Only rank 0 calls it.
+        like: Has the shape, dtype and device of the result.
+    """
     value = make() if not is_distributed() or dist.get_rank() == 0 else torch.empty_like(like)
     value = value.contiguous()
     broadcast_from_first(value)
@@ -43,11 +49,11 @@ def decided_by_first(make: Callable[[], torch.Tensor], like: torch.Tensor) -> to
 
 
 def gather_sample(vectors: torch.Tensor, limit: int) -> torch.Tensor:
-    """A random sample of at most `limit` of all ranks' vectors, equal on all ranks.
+    """Returns a random sample of at most `limit` of all ranks' vectors. It is equal on all ranks.
 
     Args:
-        vectors: `(N, D)`; N may differ between the ranks and be 0.
-        limit: most rows to return; when there are more, each rank gives its share of the total.
+        vectors: `(N, D)`. N may differ between the ranks and may be 0.
+        limit: The most rows to return. If there are more, each rank gives its share of the total.
     """
     if not is_distributed():
         return _sample(vectors, limit)
@@ -57,7 +63,7 @@ def gather_sample(vectors: torch.Tensor, limit: int) -> torch.Tensor:
     counts = sizes.tolist()
     total = sum(counts)
     if total > limit:
-        # Shares by rounded running totals: they add up to the limit, where rounding each down would lose some.
+        # Shares come from rounded running totals, so they add up to the limit. Rounding each down would lose some.
         ends = [running * limit // total for running in accumulate(counts, initial=0)]
         counts = [end - start for start, end in pairwise(ends)]
     longest = max(counts)

@@ -2,7 +2,7 @@
 #
 # Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
 # the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0
-"""Gradient estimators: how the gradient of the quantized vectors reaches the encoder's and the codes."""
+"""Gradient estimators: how the gradient of the quantized vectors reaches the encoder's vectors and the codes."""
 
 import torch
 import torch.nn.functional as F
@@ -11,20 +11,20 @@ import torch.nn.functional as F
 def pass_gradient(
     x: torch.Tensor, z_q: torch.Tensor, sync_nu: float = 0.0, gradient_estimator: str = "ste"
 ) -> torch.Tensor:
-    """The codes' values with the encoder's gradient (and `sync_nu` of it for the codes).
+    """Returns the codes' values with a gradient to the encoder, and with `sync_nu` of it to the codes.
 
     Args:
-        x: the encoder's vectors, `(..., dim)`.
-        z_q: their codes, of the same shape.
-        sync_nu: share of the task's gradient that the codes receive (synchronized commitment, Huh et al. 2023).
-        gradient_estimator: "ste", straight through, or "rotation".
+        x: The encoder's vectors, `(..., dim)`.
+        z_q: Their codes, of the same shape.
+        sync_nu: Share of the task's gradient that the codes receive (synchronized commitment, Huh et al. 2023).
+        gradient_estimator: "ste" for straight through, or "rotation".
 
     Returns:
-        A tensor equal to `z_q` to the bit.
+        A tensor with the same bits as `z_q`.
     """
     if not torch.is_grad_enabled():
         return z_q
-    # Written as value + (t - t): the value stays the code's to the bit, z + sg(z_q - z) would not.
+    # Written as value + (t - t), which keeps the bits of the code. z + sg(z_q - z) would not.
     values = z_q.detach()
     carrier = _rotate(x, values) if gradient_estimator == "rotation" else x
     quantized = values + (carrier - carrier.detach())
@@ -34,7 +34,10 @@ def pass_gradient(
 
 
 def _rotate(x: torch.Tensor, z_q: torch.Tensor) -> torch.Tensor:
-    """`sg[(|q| / |e|) R] e` with R the rotation that takes e to q (Fifty et al. 2024, eq. 4), as two reflections."""
+    """Returns `sg[(|q| / |e|) R] e`, where the rotation R takes e to q (Fifty et al. 2024, eq. 4).
+
+    Two reflections make up the rotation.
+    """
     tiny = torch.finfo(x.dtype).tiny
     x_norm = x.detach().norm(dim=-1, keepdim=True).clamp_min(tiny)
     q_norm = z_q.norm(dim=-1, keepdim=True)

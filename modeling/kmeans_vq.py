@@ -2,7 +2,7 @@
 #
 # Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
 # the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0
-"""K-means with k-means++ seeds (Arthur and Vassilvitskii, 2007), on any device, memory-bounded."""
+"""K-means with k-means++ seeds (Arthur and Vassilvitskii, 2007), on any device and in bounded memory."""
 
 from __future__ import annotations
 
@@ -10,17 +10,27 @@ import torch
 
 from .nearest_vq import nearest_code
 
-# Up to so many seeds are drawn one by one, as in the paper; beyond it several a round, or 65,536 codes take minutes.
+# Up to this many seeds are drawn one by one, as in the paper. Beyond it each round draws several, because 65,536 codes
+# would take minutes one by one.
 _MAX_ROUNDS = 1024
 
 
 @torch.no_grad()
 def kmeans(vectors: torch.Tensor, num_codes: int, num_iterations: int = 10) -> torch.Tensor:
-    """Centroids `(num_codes, D)` of `vectors` `(N, D)`, N at least 1; all rows are distinct.
+    """Clusters vectors. All centroids are distinct.
 
-    With fewer distinct vectors than `num_codes`, each of them is a centroid and the others are jittered copies.
+    If there are fewer distinct vectors than `num_codes`, each of them is a centroid, and the other centroids are
+    jittered copies.
+
+    Args:
+        vectors: `(N, D)`, N at least 1.
+        num_codes: Number of centroids.
+        num_iterations: Number of Lloyd steps after the seeds.
+
+    Returns:
+        Centroids `(num_codes, D)`.
     """
-    # Before the first step: afterwards the means of equal vectors differ in the last bit and would pass for distinct.
+    # Must run before the first step. Afterwards the means of equal vectors differ in the last bit and look distinct.
     codes = make_distinct(_plus_plus_seeds(vectors, num_codes))
     for _ in range(num_iterations if vectors.shape[0] > num_codes else 0):
         index = nearest_code(vectors, codes)
@@ -34,7 +44,13 @@ def kmeans(vectors: torch.Tensor, num_codes: int, num_iterations: int = 10) -> t
 def make_distinct(codes: torch.Tensor, noise: float = 0.01) -> torch.Tensor:
     """Adds noise to every row that repeats an earlier one, until all rows differ.
 
-    The noise is `noise` times the deviation of the codes, or, for codes that are all the same, their size (or 1).
+    Args:
+        codes: `(K, D)`.
+        noise: Size of the noise, relative to the standard deviation of the codes. If all codes are the same, it is
+            relative to their size, or to 1 if they are zero.
+
+    Returns:
+        The codes `(K, D)` without repeated rows.
     """
     spread = codes.std(0).square().mean().sqrt() if codes.shape[0] > 1 else codes.new_zeros(())
     size = codes.square().mean().sqrt()
@@ -48,11 +64,11 @@ def make_distinct(codes: torch.Tensor, noise: float = 0.01) -> torch.Tensor:
         if len(repeated) == 0:
             return codes
         codes[repeated] += scale * torch.randn_like(codes[repeated])
-        scale = scale * 2  # should rounding have swallowed the noise
+        scale = scale * 2  # in case rounding swallowed the noise
 
 
 def _plus_plus_seeds(vectors: torch.Tensor, num_codes: int) -> torch.Tensor:
-    """Seeds drawn with probability proportional to the squared distance from the seeds so far."""
+    """Draws seeds with probability proportional to the squared distance from the seeds so far."""
     num_vectors = vectors.shape[0]
     if num_vectors <= num_codes:
         extra = torch.randint(num_vectors, (num_codes - num_vectors,), device=vectors.device)
@@ -77,8 +93,8 @@ def _plus_plus_seeds(vectors: torch.Tensor, num_codes: int) -> torch.Tensor:
 
 
 def _draw(weights: torch.Tensor, count: int) -> torch.Tensor:
-    """`count` indices with probability proportional to `weights`, which may be all zero (then evenly)."""
-    # Exponential race: one pass, without the limit of 2^24 categories that torch.multinomial has.
+    """Draws `count` indices with probability proportional to `weights`. If all weights are zero, it draws evenly."""
+    # An exponential race takes one pass and has no limit of 2^24 categories, unlike torch.multinomial.
     race = weights / torch.empty_like(weights).exponential_()
     race = torch.where(weights.sum() > 0, race, torch.rand_like(race))
     return race.topk(count).indices

@@ -2,7 +2,7 @@
 #
 # Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
 # the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0
-"""Which tokens are hidden: the schedules, random masks for training, counts for sampling. Pure functions."""
+"""Which tokens are hidden: the schedules, random masks for training, and counts for sampling. Pure functions."""
 
 import math
 from functools import lru_cache
@@ -15,21 +15,24 @@ MASK_SCHEDULES = ("arccos", "cosine", "linear", "square")
 
 
 def mask_ratio(progress: torch.Tensor, schedule: MaskSchedule = "arccos") -> torch.Tensor:
-    """The share of tokens that is hidden, falling from 1 to 0 as `progress` goes from 0 to 1.
+    """Returns the share of tokens that is hidden. It falls from 1 to 0 as `progress` goes from 0 to 1.
 
-    Training draws `progress` uniformly, sampling takes (step + 1) / steps. With r for progress: arccos(r) * 2 / pi,
-    cos(r * pi / 2), 1 - r, 1 - r^2. "cosine" is MaskGIT's (arXiv 2202.04200), "arccos" that of MaskBit, TiTok and
-    Halton-MaskGIT.
+    Training draws `progress` uniformly. Sampling uses (step + 1) / steps. With r for `progress` the curves are:
+
+    - "arccos": arccos(r) * 2 / pi, as in MaskBit, TiTok and Halton-MaskGIT
+    - "cosine": cos(r * pi / 2), as in MaskGIT (arXiv 2202.04200)
+    - "linear": 1 - r
+    - "square": 1 - r^2
 
     Args:
         progress (`torch.FloatTensor`): Any shape, values in [0, 1].
         schedule (`"arccos"`, `"cosine"`, `"linear"` or `"square"`): The curve.
 
     Returns:
-        `torch.FloatTensor`: same shape, values in [0, 1].
+        `torch.FloatTensor`: Same shape as `progress`, values in [0, 1].
 
     Raises:
-        `ValueError`: for an unknown schedule.
+        ValueError: If the schedule is unknown.
     """
     if schedule == "arccos":
         return torch.acos(progress) * (2 / math.pi)
@@ -49,21 +52,22 @@ def draw_mask(
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> torch.Tensor:
-    """A random mask; every image has at least one hidden token.
+    """Draws a random mask. Every image has at least one hidden token.
 
     Args:
-        shape (`tuple[int, ...]`): Of the tokens, (batch, ...).
-        ratio (`torch.FloatTensor` or `float`): Share to hide, in [0, 1]; one for all or (batch,).
+        shape (`tuple[int, ...]`): Shape of the tokens, (batch, ...).
+        ratio (`torch.FloatTensor` or `float`): Share to hide, in [0, 1]. One number for all images, or (batch,).
         count (`"exact"` or `"bernoulli"`):
-            Hide exactly that share, rounded to whole tokens, or each token with that probability.
+            `"exact"` hides exactly that share, rounded to whole tokens. `"bernoulli"` hides each token with that
+            probability.
         generator (`torch.Generator`, *optional*): Source of the randomness.
-        device (`torch.device`, *optional*): Where the mask is wanted; the generator may live elsewhere.
+        device (`torch.device`, *optional*): Device of the mask. The generator may live elsewhere.
 
     Returns:
-        `torch.BoolTensor`: of the shape, True where a token is hidden.
+        `torch.BoolTensor`: Mask of the given shape, True where a token is hidden.
 
     Raises:
-        `ValueError`: for an unknown `count`.
+        ValueError: If `count` is unknown.
     """
     noise = draw_uniform((shape[0], math.prod(shape[1:])), generator, device)
     ratios = torch.as_tensor(ratio, dtype=noise.dtype, device=noise.device).expand(shape[0]).unsqueeze(1)
@@ -79,25 +83,25 @@ def draw_mask(
 def draw_uniform(
     shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device | str | None
 ) -> torch.Tensor:
-    """Numbers in [0, 1), drawn where the generator lives, so that a CPU generator gives the same on every device."""
+    """Draws numbers in [0, 1) where the generator lives, so a CPU generator gives the same on every device."""
     source = device if generator is None else generator.device
     return torch.rand(shape, generator=generator, device=source).to(device)
 
 
 @lru_cache(maxsize=1024)
 def masked_counts(num_tokens: int, num_steps: int, schedule: MaskSchedule = "arccos") -> tuple[int, ...]:
-    """How many tokens are still hidden after each step of sampling.
+    """Counts how many tokens are still hidden after each step of sampling.
 
-    `floor(num_tokens * mask_ratio((step + 1) / num_steps))`, but at least one token becomes known in every step as
-    long as there are any. With fewer tokens than steps the last steps have nothing to do.
+    The count is `floor(num_tokens * mask_ratio((step + 1) / num_steps))`, but every step reveals at least one token as
+    long as there are any. With fewer tokens than steps, the last steps have nothing to do.
 
     Args:
         num_tokens (`int`): Hidden tokens at the start, at least 0.
-        num_steps (`int`): Steps, at least 1.
+        num_steps (`int`): Number of steps, at least 1.
         schedule (`str`): As in [`mask_ratio`].
 
     Returns:
-        `tuple[int, ...]`: `num_steps` numbers, strictly falling until they reach 0; the last is 0.
+        `tuple[int, ...]`: `num_steps` numbers. They fall strictly until they reach 0, and the last one is 0.
     """
     progress = torch.arange(1, num_steps + 1, dtype=torch.float64) / num_steps
     counts, left = [], num_tokens

@@ -6,8 +6,8 @@
 
     tokens, some hidden -embed-> states -layers-> states -head-> logits of every token
 
-The tokenizer is part of the model and frozen. `forward` hides random tokens and gives the loss of guessing them,
-`generate` (generation_maskgit.py) starts from hidden tokens and makes images.
+The tokenizer is part of the model, and it is frozen. `forward` hides random tokens and returns the loss of guessing
+them. `generate` (generation_maskgit.py) starts from hidden tokens and makes images.
 """
 
 import copy
@@ -41,17 +41,17 @@ class MaskGitOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor`, *optional*):
-            Scalar: cross entropy, in nats per token, of the hidden tokens (and of the visible ones as
-            `unmasked_loss_weight` says). `None` with `return_loss=False`.
+            Scalar. Cross entropy, in nats per token, of the hidden tokens. Visible tokens count with the weight
+            `unmasked_loss_weight`. `None` with `return_loss=False`.
         logits (`torch.FloatTensor`):
             (batch, h, w, codebook_size), or (batch, h, w, groups, codebook_size) with more than one group. There is
-            none for the mask: it cannot be drawn. With separate codebooks, group g's first is for the id
-            g * codebook_size.
-        image_tokens (`torch.LongTensor`): The tokens to be guessed, (batch, h, w) or (batch, h, w, groups).
-        mask (`torch.BoolTensor`): Which of them were hidden; the same shape.
+            no logit for the mask, because it cannot be drawn. With separate codebooks, the first logit of group g is
+            for the id g * codebook_size.
+        image_tokens (`torch.LongTensor`): The tokens to guess, (batch, h, w) or (batch, h, w, groups).
+        mask (`torch.BoolTensor`): True where a token was hidden. Same shape as `image_tokens`.
         hidden_states (`tuple[torch.FloatTensor, ...]`, *optional*):
-            With `output_hidden_states=True`: (batch, 1 + h * w, hidden_size), the input of each layer and the last
-            output. The first position is the class or register token.
+            With `output_hidden_states=True`: the input of each layer and the last output, each
+            (batch, 1 + h * w, hidden_size). The first position is the class or register token.
         attentions (`tuple[torch.FloatTensor, ...]`, *optional*):
             With `output_attentions=True` and eager attention: weights (batch, heads, 1 + h * w, 1 + h * w).
     """
@@ -65,10 +65,10 @@ class MaskGitOutput(ModelOutput):
 
 
 class MaskGitPreTrainedModel(OldCheckpointMixin, MaskGitGenerationMixin, PreTrainedModel):
-    """What transformers has to know of a [`MaskGitModel`], and how its weights start.
+    """What transformers needs to know of a [`MaskGitModel`], and how its weights are initialized.
 
-    The mixin is here and not at `MaskGitModel`, where its name would announce a `generation_config`; under another
-    name transformers would add its own mixin to classes from the Hub.
+    The generation mixin stands here and not at `MaskGitModel`, where its name would announce a `generation_config`.
+    Under another name, transformers would add its own mixin to classes from the Hub.
     """
 
     config: MaskGitConfig
@@ -102,14 +102,13 @@ class MaskGitModel(MaskGitPreTrainedModel):
     r"""Masked generative image transformer with its tokenizer.
 
     Args:
-        config ([`MaskGitConfig`]): Tokenizer, transformer and loss.
+        config ([`MaskGitConfig`]): Configuration of tokenizer, transformer and loss.
         tokenizer ([`VQModel`], *optional*):
-            A trained tokenizer whose weights are copied; its config must be `config.vq_config`. Without it the
-            tokenizer has random weights until a checkpoint is loaded.
+            A trained tokenizer. The model copies its weights. Its config must equal `config.vq_config`. Without it,
+            the tokenizer has random weights until you load a checkpoint.
 
     Raises:
-        `ValueError`: if the tokenizer's config differs from `config.vq_config`.
-
+        ValueError: If the tokenizer's config differs from `config.vq_config`.
     Example:
 
     ```python
@@ -136,16 +135,16 @@ class MaskGitModel(MaskGitPreTrainedModel):
         self.train()
 
     def train(self, mode: bool = True) -> "MaskGitModel":
-        """As every module's, but the tokenizer stays frozen, in eval mode.
+        """Sets training or eval mode. The tokenizer stays frozen and in eval mode.
 
-        `from_pretrained` makes all weights trainable and calls `eval()` at its end, so freezing belongs here.
+        Freezing belongs here, because `from_pretrained` makes all weights trainable and calls `eval()` at its end.
         """
         super().train(mode)
         self.tokenizer.requires_grad_(False).eval()
         return self
 
     def get_input_embeddings(self) -> nn.Module:
-        """Embeddings of the tokens, group after group."""
+        """Returns the embeddings of the tokens, group after group."""
         return self.transformer.embed_tokens
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -153,7 +152,7 @@ class MaskGitModel(MaskGitPreTrainedModel):
         self.transformer.embed_tokens = value
 
     def get_output_embeddings(self) -> nn.Module:
-        """The head."""
+        """Returns the head."""
         return self.head
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
@@ -161,7 +160,7 @@ class MaskGitModel(MaskGitPreTrainedModel):
         self.head = new_embeddings
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As every model's; what is saved brings the pipeline "image-generation" along."""
+        """Saves the model like any other, and adds the pipeline "image-generation" to what is saved."""
         self.config.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)  # transformers writes into it
         super().save_pretrained(*args, **kwargs)
 
@@ -177,30 +176,31 @@ class MaskGitModel(MaskGitPreTrainedModel):
         return_loss: bool | None = True,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaskGitOutput:
-        """Hides tokens and guesses them. Exactly one of `image_tokens` and `pixel_values` must be given.
+        """Hides tokens and guesses them. Pass exactly one of `image_tokens` and `pixel_values`.
 
-        In training mode classes are dropped (`class_dropout`) and targets smoothed (`label_smoothing`); in eval mode
-        the loss is the plain cross entropy.
+        Training mode drops classes (`class_dropout`) and smooths targets (`label_smoothing`). In eval mode the loss
+        is the plain cross entropy.
 
         Args:
             image_tokens (`torch.LongTensor`, *optional*):
-                The tokenizer's ids, any integer dtype: (batch, h, w), or (batch, h, w, groups) with more than one
-                group. h and w are the config's `grid_size`, or with rotary positions anything.
+                Ids of the tokenizer, in any integer dtype: (batch, h, w), or (batch, h, w, groups) with more than one
+                group. h and w are the config's `grid_size`. With rotary positions they can be anything.
             pixel_values (`torch.FloatTensor`, *optional*): Images for the tokenizer, as for [`VQModel.encode`].
             class_labels (`torch.LongTensor`, *optional*):
-                (batch,), values in [0, num_classes), or -1 for an image of no class. Without them none has one.
+                (batch,), values in [0, num_classes), or -1 for an image of no class. Without labels no image has a
+                class.
             mask (`torch.BoolTensor`, *optional*):
                 True where a token is hidden: (batch, h, w), or (batch, h, w, groups) with more than one group.
-                Without it one is drawn as `mask_schedule` and `mask_count` say, in eval mode as well.
+                Without it, the model draws one as `mask_schedule` and `mask_count` say, in eval mode too.
             generator (`torch.Generator`, *optional*): Source of the random mask and of the dropped classes.
             return_loss (`bool`, defaults to `True`): Whether to compute `loss`.
 
         Returns:
-            [`MaskGitOutput`]: loss, logits, and what was hidden.
+            [`MaskGitOutput`]: The loss, the logits, and what was hidden.
 
         Raises:
-            `ValueError`: for a wrong shape or dtype, and for ids or labels out of range (unseen when training on an
-                accelerator, which would have to wait for the look).
+            ValueError: If a shape or dtype is wrong, or if ids or labels are out of range. Training on an accelerator
+                does not check ranges, because the check would have to wait for the device.
         """
         if (image_tokens is None) == (pixel_values is None):
             raise ValueError("Pass exactly one of `image_tokens` and `pixel_values`.")
@@ -215,8 +215,8 @@ class MaskGitModel(MaskGitPreTrainedModel):
             mask = draw_mask(tuple(image_tokens.shape), ratio, self.config.mask_count, generator, tokens.device)
         elif mask.shape != image_tokens.shape or mask.dtype != torch.bool:
             raise ValueError(
-                f"`mask` must be booleans of the tokens' shape {tuple(image_tokens.shape)}, got {mask.dtype} of shape "
-                f"{tuple(mask.shape)}. True hides a token."
+                f"`mask` must be booleans of the tokens' shape {tuple(image_tokens.shape)}, True where a token is "
+                f"hidden, got {mask.dtype} of shape {tuple(mask.shape)}."
             )
         if self.training and self.config.class_dropout > 0:
             dropped = draw_uniform(tuple(labels.shape), generator, labels.device) < self.config.class_dropout
@@ -239,25 +239,28 @@ class MaskGitModel(MaskGitPreTrainedModel):
 
     @torch.no_grad()
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Images to the tokenizer's tokens, without gradients.
+        """Turns images into the tokenizer's tokens, without gradients.
 
         Args:
-            pixel_values (`torch.FloatTensor`): As for [`VQModel.encode`].
+            pixel_values (`torch.FloatTensor`): Images, as for [`VQModel.encode`].
 
         Returns:
             `torch.LongTensor`: (batch, h, w), or (batch, h, w, groups) with more than one group.
+
+        Raises:
+            ValueError: If quantization is off (`no_vq`).
         """
         tokens = self.tokenizer.encode(pixel_values).image_tokens
         if tokens is None:
-            raise ValueError("The tokenizer gives no tokens under `no_vq`; call the model outside of it.")
+            raise ValueError("The tokenizer gives no tokens under `no_vq`. Call the model outside of it.")
         return tokens
 
     def _to_local(self, image_tokens: torch.Tensor, hidden: torch.Tensor | None = None) -> torch.Tensor:
-        """The tokenizer's ids to (batch, h, w, groups), counted from 0 in each group; `hidden` ones are not read."""
+        """Maps ids to (batch, h, w, groups), counted from 0 in each group. It does not read `hidden` ones."""
         config = self.config
         groups, dtype = config.num_groups, image_tokens.dtype
         if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
-            raise ValueError(f"`image_tokens` must be integers, got {dtype}. For images use `pixel_values`.")
+            raise ValueError(f"`image_tokens` must be integers, got {dtype}. Pass images as `pixel_values`.")
         if image_tokens.ndim != (3 if groups == 1 else 4) or (groups > 1 and image_tokens.shape[-1] != groups):
             shape = "(batch, h, w)" if groups == 1 else f"(batch, h, w, {groups})"
             raise ValueError(
@@ -267,8 +270,8 @@ class MaskGitModel(MaskGitPreTrainedModel):
         if config.position_type == "learned" and tuple(image_tokens.shape[1:3]) != config.grid_size:
             raise ValueError(
                 f"This model is made for grids of {config.grid_size[0]} x {config.grid_size[1]} tokens, got "
-                f"{image_tokens.shape[1]} x {image_tokens.shape[2]}. Images of another size or another tokenizer made "
-                'them; only `position_type="rotary"` takes any grid.'
+                f"{image_tokens.shape[1]} x {image_tokens.shape[2]}. The tokens come from images of another size or "
+                'from another tokenizer. Only `position_type="rotary"` accepts any grid.'
             )
         tokens = image_tokens.long().reshape(*image_tokens.shape[:3], groups) - self._first_ids(image_tokens.device)
         if hidden is not None:
@@ -276,13 +279,13 @@ class MaskGitModel(MaskGitPreTrainedModel):
         if self._checks_range(tokens) and not ((tokens >= 0) & (tokens < config.codebook_size)).all():
             raise ValueError(
                 f"`image_tokens` holds ids that this model's tokenizer does not have: it has {groups} x "
-                f"{config.codebook_size} codes, the ids are {image_tokens.min()} to {image_tokens.max()}. Use the "
-                "tokens of the tokenizer that the model was made with."
+                f"{config.codebook_size} codes, the ids are {image_tokens.min()} to {image_tokens.max()}. Use tokens "
+                "of the tokenizer that the model was made with."
             )
         return tokens
 
     def _to_global(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(batch, h, w, groups), counted from 0 in each group, to the tokenizer's ids."""
+        """Maps (batch, h, w, groups), counted from 0 in each group, to the tokenizer's ids."""
         tokens = tokens + self._first_ids(tokens.device)
         return tokens.squeeze(-1) if self.config.num_groups == 1 else tokens
 
@@ -291,12 +294,12 @@ class MaskGitModel(MaskGitPreTrainedModel):
         return torch.arange(self.config.num_groups, device=device) * stride
 
     def _to_labels(self, class_labels: torch.Tensor | None, batch: int, device: torch.device) -> torch.Tensor:
-        """Class labels (batch,), the null class without any."""
+        """Returns class labels (batch,). Images without a class get the null class."""
         num_classes = self.config.num_classes
         if class_labels is None:
             return torch.full((batch,), num_classes, device=device)
         if num_classes == 0:
-            raise ValueError("This model has no classes (`num_classes=0`); leave `class_labels` out.")
+            raise ValueError("This model has no classes (`num_classes=0`). Leave `class_labels` out.")
         if class_labels.dtype.is_floating_point or class_labels.dtype == torch.bool or class_labels.shape != (batch,):
             raise ValueError(
                 f"`class_labels` must be integers of the shape ({batch},), got {class_labels.dtype} of shape "
@@ -311,12 +314,12 @@ class MaskGitModel(MaskGitPreTrainedModel):
         return labels.masked_fill(labels == -1, num_classes)
 
     def _checks_range(self, values: torch.Tensor) -> bool:
-        # A look at the values makes an accelerator wait, in every step of a training.
+        # Reading the values makes an accelerator wait, in every training step.
         return (values.device.type == "cpu" or not self.training) and not torch.compiler.is_compiling()
 
 
 def _check_tokenizer(config: MaskGitConfig, tokenizer: VQModel) -> None:
-    """Raises a `ValueError` that names the fields in which a tokenizer differs from `vq_config`."""
+    """Raises a `ValueError` that names the fields in which the tokenizer's config differs from `vq_config`."""
     different = {
         name: (getattr(tokenizer.config, name), getattr(config.vq_config, name))
         for name in (*VQConfig.__annotations__, *QuantizerConfig.__annotations__)

@@ -7,9 +7,9 @@
     pixels -layers-> vectors -quantize-> codes -other layers-> features -classifier-> logits
 
 The backbone is a network of transformers, or the AlexNet of alexnet_vq.py. A forward hook on the chosen layer hands
-its output to the quantizer and the codes to what follows, so that the backbone stays as it is: names of weights,
-pretrained checkpoints and everything else. Nothing goes around the codes: of a transformer every token is quantized,
-the class token as well, since it has already read the others.
+its output to the quantizer, and hands the codes to the layers that follow. So the backbone stays as it is: names of
+weights, pretrained checkpoints and everything else. No information goes around the codes. Of a transformer, every
+token is quantized, including the class token, because it has already read the others.
 """
 
 from dataclasses import dataclass
@@ -38,24 +38,28 @@ from .quantizers_vq import build_quantizer
 class VQImageClassifierOutput(ModelOutput):
     r"""What [`VQModelForImageClassification.forward`] returns.
 
-    What is one number for the batch comes in training or with labels: pipelines slice all that a forward returns.
+    What is one number for the batch is returned only in training or with labels, because pipelines slice everything
+    that a forward returns.
 
     Args:
         loss (`torch.FloatTensor`, *optional*):
-            Scalar: `classification_loss + commitment_weight * commitment_loss`. `None` without labels.
+            Scalar. `classification_loss + commitment_weight * commitment_loss`. `None` without labels.
         logits (`torch.FloatTensor`): (batch, num_labels).
-        classification_loss (`torch.FloatTensor`, *optional*): Scalar: cross entropy. `None` without labels.
-        commitment_loss (`torch.FloatTensor`, *optional*): Scalar. 0 under `no_vq`.
+        classification_loss (`torch.FloatTensor`, *optional*): Scalar. Cross entropy. `None` without labels.
+        commitment_loss (`torch.FloatTensor`, *optional*): Scalar. It is 0 under `no_vq`.
         image_tokens (`torch.LongTensor`, *optional*):
-            Ids of the codes in [0, num_codes): (batch, h, w) for feature maps, (batch, tokens) for sequences (those of
-            all windows, where a backbone puts windows in the place of images), (batch,) for features without position,
-            with a last axis of groups if there is more than one. `None` while quantization is off (`no_vq`).
-        perplexity (`torch.FloatTensor`, *optional*): Scalar in [1, num_codes]: exponential of the ids' entropy.
-        usage (`torch.FloatTensor`, *optional*): Scalar in [0, 1]: share of the codes that the batch uses.
+            Ids of the codes in [0, num_codes). (batch, h, w) for feature maps, (batch, tokens) for sequences, (batch,)
+            for features without position. There is a last axis of groups if there is more than one. Some backbones put
+            windows in the place of images; then the tokens of all windows of an image form its sequence. `None` while
+            quantization is off (`no_vq`).
+        perplexity (`torch.FloatTensor`, *optional*): Scalar in [1, num_codes]. Exponential of the ids' entropy.
+        usage (`torch.FloatTensor`, *optional*): Scalar in [0, 1]. Share of the codes that the batch uses.
         quantization_error (`torch.FloatTensor`, *optional*):
-            Scalar: mean squared difference, per dimension, of the (normalized) vectors and their codes; no gradient.
+            Scalar without gradient. Mean squared difference, per dimension, of the (normalized) vectors and their
+            codes.
         replaced (`torch.BoolTensor`, *optional*):
-            (num_codes,): codes initialized or replaced at the start of this training forward; `None` if none were.
+            (num_codes,). Codes that were initialized or replaced at the start of this training forward. `None` if
+            there were none.
         hidden_states (`tuple[torch.FloatTensor, ...]`, *optional*):
             With `output_hidden_states=True`: the backbone's, quantized from the chosen layer on.
         attentions (`tuple[torch.FloatTensor, ...]`, *optional*): With `output_attentions=True`: the backbone's.
@@ -81,10 +85,10 @@ class VQModelForImageClassification(VQPreTrainedModel):
         config ([`VQImageClassificationConfig`]): The network, where it is quantized, and how.
 
     Raises:
-        `ValueError`: if there is no such backbone or layer, or if the layer's output cannot be quantized.
+        ValueError: If there is no such backbone or layer, or if the layer's output cannot be quantized.
 
-    Trained with transformers' `Trainer`, leave its `label_smoothing_factor` at 0: it makes a loss of its own from the
-    logits, without the commitment.
+    If you train with transformers' `Trainer`, leave its `label_smoothing_factor` at 0. With smoothing it computes a
+    loss of its own from the logits, without the commitment loss.
 
     Example:
 
@@ -100,7 +104,7 @@ class VQModelForImageClassification(VQPreTrainedModel):
 
     config: VQImageClassificationConfig  # type: ignore[assignment]
     _can_record_outputs = {}
-    accepts_loss_kwargs = False  # else `Trainer` would not divide the commitment loss by its accumulation steps
+    accepts_loss_kwargs = False  # otherwise `Trainer` would not divide the commitment loss by its accumulation steps
 
     def __init__(self, config: VQImageClassificationConfig) -> None:
         super().__init__(config)  # type: ignore[arg-type]
@@ -112,8 +116,8 @@ class VQModelForImageClassification(VQPreTrainedModel):
             config.validate_quantizer()  # now that its size is known
         self.quantize = build_quantizer(config)
         self.classifier = nn.Linear(_num_features(self.backbone), self.num_labels)
-        # A bound method: in a deep copy of the model it belongs to the copy. First of all hooks, since those of
-        # transformers, already there, record the layer's output for the feature maps.
+        # A bound method, because in a deep copy of the model it belongs to the copy. It goes before all other hooks,
+        # because those of transformers are already there and record the layer's output for the feature maps.
         layer.register_forward_hook(self._quantize_output, prepend=True)
         self._quantized: QuantizerOutput | None = None
         self._with_gradients = False
@@ -123,7 +127,7 @@ class VQModelForImageClassification(VQPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The first convolution of the backbone."""
+        """Returns the first convolution of the backbone."""
         return self.backbone.get_submodule(self._first_convolution())
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -134,17 +138,17 @@ class VQModelForImageClassification(VQPreTrainedModel):
         return next(name for name, module in self.backbone.named_modules() if isinstance(module, nn.Conv2d))
 
     def _quantize_output(self, layer: nn.Module, args: Any, output: Any) -> Any:
-        """Takes the place of the chosen layer's output."""
+        """Replaces the chosen layer's output by its codes."""
         states, axis = _states(output), self.config.quantized_axis
         assert axis is not None
         if states.shape[axis] != self.config.quantized_size:
             raise ValueError(
                 f"The output of `quantized_layer={self.config.quantized_layer!r}` has {states.shape[axis]} channels, "
-                f"but the configuration says `quantized_size={self.config.quantized_size}`, of another layer. With "
-                "`quantized_size=None` it is found again."
+                f"but the configuration says `quantized_size={self.config.quantized_size}`, which belongs to another "
+                "layer. Set `quantized_size=None` to find it again."
             )
         quantized, out = self.quantize(states.movedim(axis, -1))
-        # In backward: a recomputation of a checkpointed layer around this one.
+        # In a backward pass this is a recomputation of a checkpointed layer around this one.
         if not self.training or not in_backward():
             self._quantized, self._with_gradients = out, torch.is_grad_enabled()
         return _with_states(output, quantized.movedim(-1, axis))
@@ -156,21 +160,22 @@ class VQModelForImageClassification(VQPreTrainedModel):
         labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> VQImageClassifierOutput:
-        """Images to logits, with the loss if there are labels.
+        """Maps images to logits. With labels it computes the loss, too.
 
         Args:
             pixel_values (`torch.FloatTensor`):
-                (batch, num_channels, height, width) in the configuration's `pixel_range`, any floating dtype, of the
-                size that the backbone takes.
-            labels (`torch.LongTensor`, *optional*): (batch,), in [0, num_labels). Other kinds of labels, such as
-                several for an image, as `config.problem_type` says.
+                (batch, num_channels, height, width) in the configuration's `pixel_range`, in any floating dtype and in
+                the size that the backbone takes.
+            labels (`torch.LongTensor`, *optional*):
+                (batch,), in [0, num_labels). `config.problem_type` allows other kinds of labels, such as several for
+                an image.
 
         Returns:
-            [`VQImageClassifierOutput`]: loss, logits, and tokens and statistics of the quantized layer.
+            [`VQImageClassifierOutput`]: The loss, the logits, and tokens and statistics of the quantized layer.
 
         Raises:
-            `ValueError`: if the dtype or the shape of the pixels is another, and if the quantized layer is a part of
-            one that is checkpointed with `use_reentrant=True`, which would lose the commitment loss.
+            ValueError: If the pixels have a wrong dtype or shape. Also if the quantized layer is a part of a layer
+                that is checkpointed with `use_reentrant=True`, which would lose the commitment loss.
         """
         self._check_pixel_values(pixel_values)
         extras: Any = kwargs
@@ -182,12 +187,12 @@ class VQModelForImageClassification(VQPreTrainedModel):
         out, self._quantized = self._quantized, None
         if out is None or out.loss is None:
             raise ValueError(
-                "The backbone ran without its quantized layer: another backbone was put in the place of the one that "
-                "this model made. Give the new one as `backbone_config`, and load its weights into `model.backbone`."
+                "The backbone ran without its quantized layer, because another backbone replaced the one that this "
+                "model made. Give the new one as `backbone_config`, and load its weights into `model.backbone`."
             )
         if torch.is_grad_enabled() and not self._with_gradients:
             raise ValueError(
-                "The quantized layer was run without gradients, so the commitment loss would have none. Gradient "
+                "The quantized layer ran without gradients, so the commitment loss would have none. Gradient "
                 'checkpointing needs `gradient_checkpointing_kwargs={"use_reentrant": False}`, the default.'
             )
         logits = self.classifier(_pool(outputs))
@@ -240,20 +245,20 @@ def _build_backbone(config: VQImageClassificationConfig) -> nn.Module:
         return AutoModel.from_config(backbone_config, add_pooling_layer=False)
     if backbone_config.model_type not in MODEL_FOR_BACKBONE_MAPPING_NAMES:
         raise ValueError(
-            f"AutoBackbone has no model of the type {backbone_config.model_type!r}. It knows "
-            f"{', '.join(sorted(MODEL_FOR_BACKBONE_MAPPING_NAMES))}; 'vit' works, too."
+            f"AutoBackbone has no model of the type {backbone_config.model_type!r}. Choose one of "
+            f"{', '.join(sorted(MODEL_FOR_BACKBONE_MAPPING_NAMES))}, or 'vit'."
         )
     return AutoBackbone.from_config(backbone_config)
 
 
 def _num_features(backbone: nn.Module) -> int:
-    """Channels of what `_pool` returns."""
+    """Returns the number of channels of what `_pool` returns."""
     network: Any = backbone
     return network.channels[-1] if hasattr(network, "channels") else network.config.hidden_size
 
 
 def _pool(outputs: Any) -> torch.Tensor:
-    """Features (batch, channels): of the class token, or the mean of the last feature map."""
+    """Returns features (batch, channels): those of the class token, or the mean of the last feature map."""
     feature_maps = outputs.get("feature_maps")
     if feature_maps is None:
         return outputs.last_hidden_state[:, 0]
@@ -264,8 +269,8 @@ def _pool(outputs: Any) -> torch.Tensor:
 
 
 def _find_layer(backbone: nn.Module, which: int | str | None) -> nn.Module:
-    """The layer that `quantized_layer` means."""
-    # The first list of modules: in every backbone of transformers these are its stages or its layers.
+    """Finds the layer that `quantized_layer` means."""
+    # Take the first list of modules. In every backbone of transformers it holds the stages or the layers.
     name, blocks = next(
         ((name, module) for name, module in backbone.named_modules() if isinstance(module, nn.ModuleList)), ("", None)
     )
@@ -275,10 +280,10 @@ def _find_layer(backbone: nn.Module, which: int | str | None) -> nn.Module:
         except AttributeError:
             raise ValueError(
                 f"`quantized_layer={which!r}` is no module of the backbone, whose blocks are {name}.0 and so on. "
-                "`backbone.named_modules()` lists all."
+                "Choose one of `backbone.named_modules()`."
             ) from None
     if not blocks:
-        raise ValueError("The backbone has no list of blocks to count: give `quantized_layer` the name of a module.")
+        raise ValueError("The backbone has no list of blocks to count. Set `quantized_layer` to the name of a module.")
     number = len(blocks) // 2 - 1 if which is None else which
     if not -len(blocks) <= number < len(blocks):
         raise ValueError(
@@ -288,7 +293,10 @@ def _find_layer(backbone: nn.Module, which: int | str | None) -> nn.Module:
 
 
 def _output_layout(backbone: nn.Module, layer: nn.Module, config: VQImageClassificationConfig) -> tuple[int, int]:
-    """Channels of a layer's output and their axis, seen on a blank image; what the classifier sees must need it."""
+    """Finds the number of channels of a layer's output and their axis by running a blank image.
+
+    It also checks that the classifier's features depend on the layer.
+    """
     found: list[torch.Tensor] = []
 
     def replace(module: nn.Module, args: Any, output: Any) -> Any:
@@ -310,11 +318,11 @@ def _output_layout(backbone: nn.Module, layer: nn.Module, config: VQImageClassif
         backbone.train(training)
     name = f"`quantized_layer={config.quantized_layer!r}`"
     if len(found) != 1:
-        raise ValueError(f"{name} runs {len(found)} times for an image; choose a layer that runs once.")
+        raise ValueError(f"{name} runs {len(found)} times for an image. Choose a layer that runs once.")
     if features.ndim != 2 or features.shape[1] != _num_features(backbone):
         raise ValueError(
             f"The backbone says that its features have {_num_features(backbone)} channels, but returns "
-            f"{tuple(features.shape)} for an image: it cannot be used."
+            f"{tuple(features.shape)} for an image. It cannot be used; choose another backbone."
         )
     states = found[0]
     seen = features.requires_grad and torch.autograd.grad(features.sum(), states, allow_unused=True)[0] is not None
@@ -331,7 +339,7 @@ def _output_layout(backbone: nn.Module, layer: nn.Module, config: VQImageClassif
 
 
 def _states(output: Any) -> torch.Tensor:
-    """The hidden states in a layer's output: feature maps (batch, channels, h, w), or (batch, ..., channels)."""
+    """Returns the hidden states in a layer's output: (batch, channels, h, w) or (batch, ..., channels)."""
     states = output
     while isinstance(states, tuple) and states:
         states = states[0]
@@ -346,7 +354,7 @@ def _states(output: Any) -> torch.Tensor:
 
 
 def _with_states(output: Any, states: torch.Tensor) -> Any:
-    """A layer's output with others in the place of its hidden states."""
+    """Returns a layer's output with other hidden states."""
     return (_with_states(output[0], states), *output[1:]) if isinstance(output, tuple) else states
 
 

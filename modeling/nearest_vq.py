@@ -4,13 +4,13 @@
 # the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0
 """Exact nearest-code search that never holds more than a chunk of the N x K scores.
 
-What it does differently from `torch.cdist(z, c).argmin()`:
+It differs from `torch.cdist(z, c).argmin()` in four ways:
 
-- vectors and codes are centred on the codebook's mean, so the expansion |z|^2 - 2 z.c + |c|^2 does not cancel;
-- |z|^2 is left out, it is the same for all codes: a score is |c|^2 / 2 - z.c, one matrix product with a bias;
-- the minimum goes over blocks of codes first and then inside the winning block: a row-wise argmin over all codes costs
-  more than the product itself;
-- products never run in TF32 or bfloat16, whatever the global settings say.
+- It centers vectors and codes on the codebook's mean, so the expansion |z|^2 - 2 z.c + |c|^2 does not cancel.
+- It leaves out |z|^2, which is the same for all codes. A score is |c|^2 / 2 - z.c, one matrix product with a bias.
+- It takes the minimum over blocks of codes first, and then inside the winning block. A row-wise argmin over all codes
+  costs more than the product itself.
+- Its products never run in TF32 or bfloat16, whatever the global settings say.
 """
 
 from __future__ import annotations
@@ -23,14 +23,17 @@ import torch.nn.functional as F
 
 _BLOCK = 32
 _MAX_ROWS = 1024
-# Scores held at once. 16 MiB stay in a CPU's last-level cache; an accelerator wants fewer, larger launches.
+# Number of scores held at once. 16 MiB stay in a CPU's last-level cache; an accelerator wants fewer, larger launches.
 _CPU_SCORES = 2**22
 _DEVICE_SCORES = 2**24
 
 
 @contextmanager
 def ieee_matmul() -> Iterator[None]:
-    """Float32 matrix products in float32: no TF32 on CUDA, no bfloat16 in oneDNN. Autocast is the caller's."""
+    """Computes float32 matrix products in float32: no TF32 on CUDA, no bfloat16 in oneDNN.
+
+    It leaves autocast to the caller.
+    """
     backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
     before = [backend.fp32_precision for backend in backends]
     try:
@@ -44,18 +47,18 @@ def ieee_matmul() -> Iterator[None]:
 
 @torch.no_grad()
 def nearest_code(vectors: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """Index of the nearest code of each vector by Euclidean distance, ties to the lowest index.
+    """Finds the index of the nearest code of each vector by Euclidean distance. Ties go to the lowest index.
 
     Args:
-        vectors: `(N, D)`, float32 or float64; N may be 0.
-        codes: `(K, D)`, same dtype and device, K at least 1.
+        vectors: `(N, D)`, float32 or float64. N may be 0.
+        codes: `(K, D)`, same dtype and device. K is at least 1.
 
     Returns:
-        int64 `(N,)` in `[0, K)`. With `mu` the mean of the codes and `u` the dtype's unit roundoff, the squared
+        int64 `(N,)` in `[0, K)`. Let `mu` be the mean of the codes and `u` the dtype's unit roundoff. Then the squared
         distance to the returned code exceeds the least one by at most
-        `4 (D + 2) u max_k |c_k - mu| (|z - mu| + |c_k - mu|)` (twice the rounding bound of a dot product, for two
-        scores), as computed from the centred inputs. Exact ties, such as duplicated codes, are broken towards the
-        lowest index. Extra memory: copies of the inputs and at most 64 MiB of float32 scores.
+        `4 (D + 2) u max_k |c_k - mu| (|z - mu| + |c_k - mu|)`, computed from the centered inputs. This is twice the
+        rounding bound of a dot product, because two scores are compared. Exact ties, such as duplicated codes, go to
+        the lowest index. The search needs extra memory for copies of the inputs and at most 64 MiB of float32 scores.
     """
     num_vectors, num_codes = vectors.shape[0], codes.shape[0]
     mean = codes.mean(0)
@@ -63,7 +66,7 @@ def nearest_code(vectors: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     codes = codes - mean
     half_norms = codes.square().sum(1) / 2
     padding = -num_codes % _BLOCK
-    if padding:  # whole blocks; the padding never wins, its scores are infinite
+    if padding:  # whole blocks; the padding never wins, because its scores are infinite
         codes = F.pad(codes, (0, 0, 0, padding))
         half_norms = F.pad(half_norms, (0, padding), value=torch.inf)
     if num_vectors == 0:
@@ -82,7 +85,7 @@ def nearest_code(vectors: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         with ieee_matmul():
             found = [_search(vectors[i : i + rows], codes, half_norms, scores) for i in chunks]
     index = found[0] if len(found) == 1 else torch.cat(found)
-    # Only a NaN or infinite vector can have ended in the padding: it too gets an index that exists.
+    # Only a NaN or infinite vector can end in the padding. It gets an index that exists, too.
     return index.clamp_max(num_codes - 1) if padding else index
 
 
@@ -94,9 +97,9 @@ def _search(
 
 
 def _search_traced(vectors: torch.Tensor, codes: torch.Tensor, half_norms: torch.Tensor) -> torch.Tensor:
-    """As `_search`, for `torch.compile` and `torch.export`, where the precision of products cannot be switched."""
+    """Does the same as `_search` for `torch.compile` and `torch.export`, which cannot switch the precision."""
     if vectors.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32:
-        scores = half_norms - (vectors[:, None] * codes[None]).sum(-1)  # fused by the compiler, not materialised
+        scores = half_norms - (vectors[:, None] * codes[None]).sum(-1)  # the compiler fuses it, nothing is stored
     else:
         scores = torch.addmm(half_norms, vectors, codes.T, alpha=-1)
     return _blockwise_argmin(scores)

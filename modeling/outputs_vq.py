@@ -16,18 +16,20 @@ class VQEncoderOutput(ModelOutput):
 
     Args:
         image_tokens (`torch.LongTensor`, *optional*):
-            Ids of the codes in [0, num_codes), (batch, h, w), or (batch, h, w, groups) with more than one group; h and
+            Ids of the codes in [0, num_codes): (batch, h, w), or (batch, h, w, groups) with more than one group. h and
             w are the image's sides divided by the downsample factor. `None` while quantization is off (`no_vq`).
         quantized_last_hidden_state (`torch.FloatTensor`):
-            The codes, (batch, embed_dim, h, w); the gradient passes to `last_hidden_state`.
+            The codes, (batch, embed_dim, h, w). Their gradient passes to `last_hidden_state`.
         last_hidden_state (`torch.FloatTensor`): The vectors before quantization, (batch, embed_dim, h, w).
-        commitment_loss (`torch.FloatTensor`): Scalar. 0 under `no_vq`.
-        perplexity (`torch.FloatTensor`, *optional*): Scalar in [1, num_codes]: exponential of the ids' entropy.
-        usage (`torch.FloatTensor`, *optional*): Scalar in [0, 1]: share of the codes that the batch uses.
+        commitment_loss (`torch.FloatTensor`): Scalar. It is 0 under `no_vq`.
+        perplexity (`torch.FloatTensor`, *optional*): Scalar in [1, num_codes]. Exponential of the ids' entropy.
+        usage (`torch.FloatTensor`, *optional*): Scalar in [0, 1]. Share of the codes that the batch uses.
         quantization_error (`torch.FloatTensor`, *optional*):
-            Scalar: mean squared difference, per dimension, of the (normalized) vectors and their codes; no gradient.
+            Scalar without gradient. Mean squared difference, per dimension, of the (normalized) vectors and their
+            codes.
         replaced (`torch.BoolTensor`, *optional*):
-            (num_codes,): codes initialized or replaced at the start of this training forward; `None` if none were.
+            (num_codes,). Codes that were initialized or replaced at the start of this training forward. `None` if
+            there were none.
         hidden_states (`tuple[torch.FloatTensor, ...]`, *optional*):
             With `output_hidden_states=True`: the input of the first residual block and the output of each.
         attentions (`tuple[torch.FloatTensor, ...]`, *optional*):
@@ -51,7 +53,7 @@ class VQDecoderOutput(ModelOutput):
     r"""What [`VQModel.decode`] returns.
 
     Args:
-        decoded_pixel_values (`torch.FloatTensor`): (batch, num_channels, height, width), about in `pixel_range`.
+        decoded_pixel_values (`torch.FloatTensor`): (batch, num_channels, height, width), roughly in `pixel_range`.
     """
 
     decoded_pixel_values: torch.Tensor | None = None
@@ -63,13 +65,13 @@ class VQModelOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor`, *optional*):
-            Scalar: `reconstruction_loss + commitment_weight * commitment_loss`. `None` with `return_loss=False`.
+            Scalar. `reconstruction_loss + commitment_weight * commitment_loss`. `None` with `return_loss=False`.
         reconstruction_loss (`torch.FloatTensor`, *optional*):
-            Scalar: mean absolute or squared error of the pixels on the scale [0, 1]. `None` with `return_loss=False`.
-        commitment_loss (`torch.FloatTensor`): Scalar. 0 under `no_vq`.
-        decoded_pixel_values (`torch.FloatTensor`): (batch, num_channels, height, width), about in `pixel_range`.
+            Scalar. Mean absolute or squared error of the pixels on the scale [0, 1]. `None` with `return_loss=False`.
+        commitment_loss (`torch.FloatTensor`): Scalar. It is 0 under `no_vq`.
+        decoded_pixel_values (`torch.FloatTensor`): (batch, num_channels, height, width), roughly in `pixel_range`.
         image_tokens, perplexity, usage, quantization_error, replaced, hidden_states, attentions:
-            As in [`VQEncoderOutput`]; the last two cover the decoder as well.
+            As in [`VQEncoderOutput`]. The last two cover the decoder, too.
     """
 
     loss: torch.Tensor | None = None

@@ -2,7 +2,7 @@
 #
 # Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
 # the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0
-"""The pipeline "image-tokenization": images in any form to grids of tokens, and grids back to images."""
+"""The pipeline "image-tokenization": it turns images of any form into grids of tokens, and grids back into images."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ logger = logging.get_logger(__name__)
 CUSTOM_PIPELINES: dict[str, Any] = {
     "image-tokenization": {"impl": "pipeline_vq.ImageTokenizationPipeline", "pt": ["AutoModel"]}
 }
-"""What the config of a saved model says, for `pipeline(..., trust_remote_code=True)` to find this file beside it."""
+"""Goes into the config of a saved model, so `pipeline(..., trust_remote_code=True)` finds this file beside it."""
 
 _IMAGE_TYPES = (str, os.PathLike, Image.Image, np.ndarray, torch.Tensor)
 _MAX_NAMES = 10  # how many skipped images the warning names
@@ -31,7 +31,7 @@ _MAX_NAMES = 10  # how many skipped images the warning names
 
 @dataclass
 class _Input:
-    """An image to be, its place among the inputs, and the error if the source could not give it."""
+    """One input: an image, its position among the inputs, and the error if the source could not give it."""
 
     image: Any
     position: int | None = None
@@ -56,7 +56,7 @@ class _Input:
 
 
 class _Inputs(Dataset[_Input]):
-    """Images of a list, a data set or a column, numbered; reading one may fail without ending the loop."""
+    """The images of a list, a data set or a column, numbered. If reading one fails, the loop goes on."""
 
     def __init__(self, images: Sequence[Any]) -> None:
         self.images = images
@@ -74,9 +74,8 @@ class _Inputs(Dataset[_Input]):
 class ImageTokenizationPipeline(Pipeline):
     r"""Turns images into the tokens of a [`VQModel`], and tokens into images.
 
-    `import hf_vq` makes it known to [`~transformers.pipeline`]; elsewhere `trust_remote_code=True` loads it from the
-    model's repository. The model is put into eval mode.
-
+    `import hf_vq` makes it known to [`~transformers.pipeline`]. Without the package, `trust_remote_code=True` loads it
+    from the model's repository. The pipeline puts the model into eval mode.
     Example:
 
     ```python
@@ -105,31 +104,31 @@ class ImageTokenizationPipeline(Pipeline):
     def __call__(  # type: ignore[override]
         self, inputs: Any, **kwargs: Any
     ) -> dict[str, Any] | list[dict[str, Any]] | Iterator[dict[str, Any]]:
-        """Images to tokens.
+        """Turns images into tokens.
 
         Args:
-            inputs: One image or many. An image is a path, a URL, a PIL image, an array or a tensor; (height, width,
-                channels) or (channels, height, width) of 8-bit integers or of floating-point numbers in [0, 1]. Many
-                are a list or a tuple, a batch array or tensor with four axes, a column of a data set, a
-                [`~transformers.pipelines.pt_utils.KeyDataset`], a generator or any other iterable.
+            inputs: One image or many. An image is a path, a URL, a PIL image, an array or a tensor. Arrays and tensors
+                are (height, width, channels) or (channels, height, width), of 8-bit integers or of floating-point
+                numbers in [0, 1]. Many images are a list or a tuple, a batch array or tensor with four axes, a column
+                of a data set, a [`~transformers.pipelines.pt_utils.KeyDataset`], a generator or any other iterable.
             return_reconstruction (`bool`, defaults to `False`): Whether to decode the tokens, too.
             return_latents (`bool`, defaults to `False`): Whether to return the vectors before quantization, too.
             on_error (`"raise"` or `"skip"`, defaults to `"raise"`):
-                What to do with an image that cannot be read. With `"skip"` its place in the results has a record with
-                the single key `"error"`, and a warning at the end gives the count and the names.
-            batch_size (`int`, *optional*): Images per forward; the default is the pipeline's, or 1.
-            num_workers (`int`, *optional*): Processes that read images; the default is the pipeline's, or 0.
+                What to do with an image that cannot be read. `"skip"` puts a record with the single key `"error"` in
+                its place, and warns at the end with the count and the names.
+            batch_size (`int`, *optional*): Images per forward. The default is the pipeline's, or 1.
+            num_workers (`int`, *optional*): Processes that read images. The default is the pipeline's, or 0.
 
         Returns:
-            a dictionary for one image; a list of dictionaries for a list, a tuple or a batch; for all else an
-            iterator that reads on as it is consumed. The keys:
+            A dictionary for one image. A list of dictionaries for a list, a tuple or a batch. For anything else, an
+            iterator that reads on as it is consumed. The keys are:
 
             - `"image_tokens"`: `torch.LongTensor` (h, w), or (h, w, groups) with more than one group, on the CPU.
             - `"reconstruction"`, if asked for: a PIL image.
             - `"latents"`, if asked for: `torch.FloatTensor` (embed_dim, h, w) in the model's dtype, on the CPU.
 
         Raises:
-            `ValueError`: for an image that cannot be read, naming its position and what it was; for a bad argument.
+            ValueError: If an image cannot be read, with its position and what it was, or if an argument is wrong.
         """
         if _is_single(inputs):
             return list(_warn_of_skipped([super().__call__(_Input(inputs), **kwargs)]))[0]
@@ -142,19 +141,19 @@ class ImageTokenizationPipeline(Pipeline):
         return list(results) if isinstance(inputs, (list, tuple, np.ndarray, torch.Tensor)) else results
 
     def decode(self, image_tokens: Any, batch_size: int | None = None) -> Image.Image | list[Image.Image]:
-        """Tokens to images.
+        """Turns tokens into images.
 
         Args:
-            image_tokens: One grid (h, w), or (h, w, groups) with more than one group: a tensor, an array, nested
-                lists, or what the pipeline returned for an image. Or many: a list, an iterator, or a batch with one
-                axis more. Grids may differ in size.
-            batch_size (`int`, *optional*): Grids per forward; the default is the pipeline's, or 1.
+            image_tokens: One grid or many. A grid is (h, w), or (h, w, groups) with more than one group: a tensor, an
+                array, nested lists, or what the pipeline returned for an image. Many grids are a list, an iterator, or
+                a batch with one more axis. Grids may differ in size.
+            batch_size (`int`, *optional*): Grids per forward. The default is the pipeline's, or 1.
 
         Returns:
-            a PIL image for one grid, a list of them for many.
+            A PIL image for one grid, a list of PIL images for many.
 
         Raises:
-            `ValueError`: for wrong shapes or dtypes, ids out of range, or the record of a skipped image.
+            ValueError: If a shape or dtype is wrong, if ids are out of range, or if a record is of a skipped image.
         """
         rank = 2 if self.model.config.num_groups == 1 else 3
         tokens = list(image_tokens) if isinstance(image_tokens, Iterator) else image_tokens
@@ -164,7 +163,7 @@ class ImageTokenizationPipeline(Pipeline):
         if axes != rank + 1 and not (isinstance(tokens, (list, tuple)) and not tokens):
             shape = "(h, w)" if rank == 2 else f"(h, w, {self.model.config.num_groups})"
             raise ValueError(
-                f"`image_tokens` must be a grid {shape}, or a list or a batch of grids; got {type(tokens).__name__} "
+                f"`image_tokens` must be a grid {shape}, or a list or a batch of grids, got {type(tokens).__name__} "
                 f"with {axes} axes. Reshape a flat sequence of tokens to its grid."
             )
         grids = [_to_grid(grid, rank, f"Token grid {position}") for position, grid in enumerate(tokens)]
@@ -200,11 +199,11 @@ class ImageTokenizationPipeline(Pipeline):
     def preprocess(  # type: ignore[override]
         self, input_: Any, on_error: Literal["raise", "skip"] = "raise"
     ) -> dict[str, Any]:
-        """An image to a batch of one, {"image": {"pixel_values": ...}}, or to {"image": {"error": ...}}."""
+        """Turns an image into a batch of one, {"image": {"pixel_values": ...}}, or into {"image": {"error": ...}}."""
         item = input_ if isinstance(input_, _Input) else _Input(input_)
         try:
             pixel_values = self._read(item)
-        except Exception as error:  # decoders raise nearly anything
+        except Exception as error:  # decoders raise almost anything
             message = f"{item} cannot be tokenized: {type(error).__name__}: {error}"
             if on_error == "raise":
                 raise ValueError(message) from error
@@ -228,8 +227,8 @@ class ImageTokenizationPipeline(Pipeline):
     def _forward(  # type: ignore[override]
         self, input_tensors: dict[str, Any], return_reconstruction: bool = False, return_latents: bool = False
     ) -> dict[str, list[dict[str, Any]]]:
-        # A list of dictionaries is neither padded nor concatenated on the way here: images of one batch may differ in
-        # size or be missing.
+        # transformers neither pads nor concatenates a list of dictionaries on the way here. So the images of a batch
+        # can differ in size or be missing.
         images = input_tensors["image"] if isinstance(input_tensors["image"], list) else [input_tensors["image"]]
         results: list[dict[str, Any]] = [{"error": image["error"]} if "error" in image else {} for image in images]
         self.model.eval()
@@ -242,12 +241,12 @@ class ImageTokenizationPipeline(Pipeline):
             if return_latents:
                 columns["latents"] = encoded.last_hidden_state.cpu()
             for row, index in enumerate(alike):
-                # Copies: a view would keep, and save, the whole batch.
+                # Copies, because a view would keep, and save, the whole batch.
                 results[index] = {name: column[row].clone() for name, column in columns.items()}
         return {"results": results}
 
     def postprocess(self, model_outputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
-        """The result of one image: pixels become a PIL image."""
+        """Returns the result of one image, with pixels as a PIL image."""
         results = model_outputs["results"]
         result = dict(results[0] if isinstance(results, list) else results)
         if "reconstruction" in result:
@@ -256,7 +255,7 @@ class ImageTokenizationPipeline(Pipeline):
 
 
 def _is_single(inputs: Any) -> bool:
-    """Whether this is one image, or nothing that holds images (to be refused by name later)."""
+    """Whether this is one image. What holds no images counts as one, so it gets an error with its name later."""
     if isinstance(inputs, (np.ndarray, torch.Tensor)):
         return inputs.ndim != 4
     return isinstance(inputs, (*_IMAGE_TYPES, Mapping, bytes)) or not (
@@ -265,7 +264,7 @@ def _is_single(inputs: Any) -> bool:
 
 
 def _warn_of_skipped(results: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Passes results on and, after the last, says which images were skipped."""
+    """Passes results on. After the last one it warns which images were skipped."""
     count = 0
     errors: list[str] = []
     for result in results:
@@ -281,7 +280,7 @@ def _warn_of_skipped(results: Iterable[dict[str, Any]]) -> Iterator[dict[str, An
 
 
 def _group_by_shape(tensors: Sequence[torch.Tensor | None]) -> list[list[int]]:
-    """Positions of tensors that can be stacked; `None` is left out."""
+    """Groups the positions of tensors that can be stacked. It leaves out `None`."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for position, tensor in enumerate(tensors):
         if tensor is not None:
@@ -290,7 +289,7 @@ def _group_by_shape(tensors: Sequence[torch.Tensor | None]) -> list[list[int]]:
 
 
 def _num_axes(tokens: Any, rank: int) -> int:
-    """Number of axes of nested lists, arrays, or results of the pipeline (which count as a grid)."""
+    """Counts the axes of nested lists or arrays. A result of the pipeline counts as a grid."""
     if isinstance(tokens, Mapping):
         return rank
     if isinstance(tokens, (np.ndarray, torch.Tensor)):
@@ -301,16 +300,18 @@ def _num_axes(tokens: Any, rank: int) -> int:
 
 
 def _to_grid(tokens: Any, rank: int, name: str) -> torch.Tensor:
-    """One grid of tokens, int64."""
+    """Converts tokens to one int64 grid."""
     if isinstance(tokens, Mapping):
         if "image_tokens" not in tokens:
             reason = tokens.get("error", f"it has the keys {list(tokens)}")
-            raise ValueError(f"{name} has no tokens to decode: {reason}. Leave it out.")
+            raise ValueError(f"{name} has no tokens to decode: {reason}. Leave it out of the list.")
         tokens = tokens["image_tokens"]
     try:
         grid = tokens if isinstance(tokens, torch.Tensor) else torch.from_numpy(np.array(tokens))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} is no grid of integers: {error}") from error
+        raise ValueError(
+            f"{name} is no grid of integers ({error}). Pass a tensor, an array, or nested lists of equal length."
+        ) from error
     if grid.is_floating_point() or grid.is_complex() or grid.dtype == torch.bool:
         raise ValueError(f"{name} must hold integers, got {grid.dtype}.")
     if grid.ndim != rank:

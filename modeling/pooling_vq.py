@@ -2,7 +2,7 @@
 #
 # Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
 # the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0
-"""Pooling of whole vectors, weighted by their norms, so that a pooled vector is (nearly) one of its window."""
+"""Pooling of whole vectors, weighted by their norms. A pooled vector is (nearly) one of the vectors of its window."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 
 class _VecPool2d(nn.Module):
-    """Weighted sum over windows of `(B, C, H, W)`; weights come from the vectors' norms and carry no gradient.
+    """Weighted sum over windows of `(B, C, H, W)`. The weights come from the vectors' norms and carry no gradient.
 
     Padded places count as zero vectors.
     """
@@ -22,11 +22,11 @@ class _VecPool2d(nn.Module):
         self.unfold = nn.Unfold(kernel_size, dilation=dilation, padding=padding, stride=stride)
 
     def weights(self, norms: torch.Tensor) -> torch.Tensor:
-        """Weights of the places of a window from their norms, both `(B, kernel_size^2, L)`, summing to 1 along 1."""
+        """Turns norms `(B, kernel_size^2, L)` into weights of the same shape that sum to 1 along axis 1."""
         raise NotImplementedError
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`(B, C, H, W)` -> `(B, C, H', W')`, with H', W' as of `torch.nn.MaxPool2d`."""
+        """Maps `(B, C, H, W)` to `(B, C, H', W')`, with H' and W' as in `torch.nn.MaxPool2d`."""
         with torch.no_grad():
             weights = self.weights(self.unfold(x.norm(dim=1, keepdim=True)))
         windows = self.unfold(x).unflatten(1, (x.shape[1], -1))
@@ -42,14 +42,14 @@ class _VecPool2d(nn.Module):
 
 
 class MaxVecPool2d(_VecPool2d):
-    """The vector of largest norm of each window; the first of equals."""
+    """Takes the vector with the largest norm of each window. Of equal norms it takes the first."""
 
     def weights(self, norms: torch.Tensor) -> torch.Tensor:
         return F.one_hot(norms.argmax(1), norms.shape[1]).transpose(1, 2).to(norms.dtype)
 
 
 class SoftMaxVecPool2d(_VecPool2d):
-    """The mean of each window, weighted by the softmax of the norms."""
+    """Takes the mean of each window, weighted by the softmax of the norms."""
 
     def weights(self, norms: torch.Tensor) -> torch.Tensor:
         return norms.softmax(1)

@@ -2,7 +2,7 @@
 #
 # Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
 # the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0
-"""The mathematics of drawing tokens: probabilities, draws, guidance, and the Halton order. Pure functions."""
+"""The mathematics of drawing tokens: probabilities, draws, guidance and the Halton order. Pure functions."""
 
 import math
 from functools import lru_cache
@@ -16,21 +16,22 @@ GuidanceSchedule = Literal["constant", "linear", "power_cosine"]
 def guidance_scales(
     scale: torch.Tensor, num_steps: int, schedule: GuidanceSchedule = "constant", power: float = 3.0
 ) -> torch.Tensor:
-    """The factor s of `u + s (c - u)` in each step: `1 + (scale - 1) f(step / num_steps)`, steps counted from 0.
+    """Returns the factor s of `u + s (c - u)` in each step.
 
-    f(r) is 1, r, or `(1 - cos(pi r^power)) / 2`, which MaskBit takes.
+    It is `1 + (scale - 1) f(step / num_steps)`, with steps counted from 0. f(r) is 1 for "constant" and r for
+    "linear". For "power_cosine" it is `(1 - cos(pi r^power)) / 2`, as in MaskBit.
 
     Args:
-        scale (`torch.FloatTensor`): (batch,).
-        num_steps (`int`): At least 1.
-        schedule (`"constant"`, `"linear"` or `"power_cosine"`): f.
-        power (`float`): Of `"power_cosine"`, above 0.
+        scale (`torch.FloatTensor`): Guidance scale of each image, (batch,).
+        num_steps (`int`): Number of steps, at least 1.
+        schedule (`"constant"`, `"linear"` or `"power_cosine"`): The function f.
+        power (`float`): Power of `"power_cosine"`, above 0.
 
     Returns:
         `torch.FloatTensor`: (num_steps, batch).
 
     Raises:
-        `ValueError`: for an unknown schedule.
+        ValueError: If the schedule is unknown.
     """
     progress = torch.arange(num_steps, dtype=scale.dtype) / num_steps
     if schedule == "constant":
@@ -47,16 +48,16 @@ def guidance_scales(
 def sampling_probabilities(
     logits: torch.Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
 ) -> torch.Tensor:
-    """Softmax of `logits / temperature`, cut to the likeliest codes.
+    """Computes the softmax of `logits / temperature` and keeps only the likeliest codes.
 
     Args:
         logits (`torch.FloatTensor`): (..., codes).
-        temperature (`float`): Above 0; less than 1 sharpens.
+        temperature (`float`): Above 0. Less than 1 sharpens the distribution.
         top_k (`int`, *optional*): Keeps this many codes, and those as likely as the last of them.
         top_p (`float`, *optional*): Of these, keeps the likeliest until their probabilities reach `top_p`.
 
     Returns:
-        `torch.FloatTensor`: (..., codes) in float32, sums of 1.
+        `torch.FloatTensor`: Probabilities (..., codes) in float32. They sum to 1.
     """
     logits = logits.float() / temperature
     if top_k is not None and top_k < logits.shape[-1]:
@@ -65,7 +66,7 @@ def sampling_probabilities(
     probabilities = logits.softmax(-1)
     if top_p is not None and top_p < 1:
         ordered, codes = probabilities.sort(-1, descending=True)
-        # The likeliest one stays: nothing comes before it.
+        # The likeliest code stays, because nothing comes before it.
         ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0)
         probabilities = torch.zeros_like(probabilities).scatter(-1, codes, ordered)
         probabilities = probabilities / probabilities.sum(-1, keepdim=True)
@@ -73,40 +74,42 @@ def sampling_probabilities(
 
 
 def draw_tokens(probabilities: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """One code for each distribution, by the inverse of its cumulative sum: one random number instead of one a code.
+    """Draws one code from each distribution by the inverse of its cumulative sum.
+
+    This takes one random number for each distribution, instead of one for each code.
 
     Args:
-        probabilities (`torch.FloatTensor`): (..., codes), at least 0; codes of probability 0 are never drawn.
+        probabilities (`torch.FloatTensor`): (..., codes), at least 0. Codes of probability 0 are never drawn.
         uniform (`torch.FloatTensor`): (...), in [0, 1).
 
     Returns:
-        `torch.LongTensor`: (...).
+        `torch.LongTensor`: Indices of codes, (...).
     """
     cumulative = probabilities.cumsum(-1)
-    # Below the total, as `uniform` is at most 1 - 2^-24, which rounds no product up to it.
+    # The value stays below the total: `uniform` is at most 1 - 2^-24, so no product rounds up to the total.
     value = uniform.unsqueeze(-1) * cumulative[..., -1:]
     return torch.searchsorted(cumulative, value, right=True).squeeze(-1)
 
 
 def gumbel(uniform: torch.Tensor) -> torch.Tensor:
-    """Numbers in [0, 1) to Gumbel noise."""
+    """Turns numbers in [0, 1) into Gumbel noise."""
     exponential = -torch.log(uniform.clamp(min=1e-20))
     return -torch.log(exponential.clamp(min=1e-20))
 
 
 @lru_cache(maxsize=64)
 def halton_order(height: int, width: int) -> tuple[int, ...]:
-    """The cells of a grid in the order in which the Halton sequence first meets them.
+    """Lists the cells of a grid in the order in which the Halton sequence first meets them.
 
-    Point i = 1, 2, ... lies in row `floor(height * phi_2(i))` and column `floor(width * phi_3(i))`, phi_b being the
-    radical inverse in base b (Halton-MaskGIT, arXiv 2503.17076). The sequence goes on until all cells are met. Whole
-    numbers throughout: rounding would move points that lie on a border.
+    Point i = 1, 2, ... lies in row `floor(height * phi_2(i))` and column `floor(width * phi_3(i))`, where phi_b is the
+    radical inverse in base b (Halton-MaskGIT, arXiv 2503.17076). The sequence goes on until it has met all cells. The
+    computation uses whole numbers only, because rounding would move points that lie on a border.
 
     Args:
-        height, width (`int`): Of the grid, at least 1.
+        height, width (`int`): Size of the grid, at least 1.
 
     Returns:
-        `tuple[int, ...]`: the numbers row * width + column, each once.
+        `tuple[int, ...]`: The numbers row * width + column, each once.
     """
     count = 2 * height * width
     while True:
@@ -119,7 +122,7 @@ def halton_order(height: int, width: int) -> tuple[int, ...]:
 
 
 def _scaled_radical_inverse(index: torch.Tensor, base: int, size: int) -> torch.Tensor:
-    """`floor(size * phi_base(index))`: the digits of index, mirrored at the point."""
+    """Computes `floor(size * phi_base(index))`. phi mirrors the digits of the index at the point."""
     numerator, denominator, rest = torch.zeros_like(index), 1, index
     while rest.any():
         numerator = numerator * base + rest % base
@@ -129,13 +132,13 @@ def _scaled_radical_inverse(index: torch.Tensor, base: int, size: int) -> torch.
 
 
 def halton_ranks(mask: torch.Tensor) -> torch.Tensor:
-    """The turn of each hidden token in its image: cells in Halton order, one group after the other.
+    """Ranks the hidden tokens of each image: cells in Halton order, one group after the other.
 
     Args:
-        mask (`torch.BoolTensor`): (batch, h, w, groups), True where hidden.
+        mask (`torch.BoolTensor`): (batch, h, w, groups), True where a token is hidden.
 
     Returns:
-        `torch.LongTensor`: same shape; 0, 1, ... for the hidden tokens, larger numbers for the others.
+        `torch.LongTensor`: Same shape. 0, 1, ... for the hidden tokens, larger numbers for the others.
     """
     batch, height, width, groups = mask.shape
     order = torch.tensor(halton_order(height, width), device=mask.device)
@@ -146,7 +149,7 @@ def halton_ranks(mask: torch.Tensor) -> torch.Tensor:
 
 
 def ranks(values: torch.Tensor) -> torch.Tensor:
-    """The place of each number in its row in ascending order, from 0; of equal ones the left comes first."""
+    """Ranks the numbers of each row in ascending order, from 0. Of equal numbers the left one comes first."""
     return values.argsort(dim=1, stable=True).argsort(1)
 
 

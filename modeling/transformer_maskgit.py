@@ -2,10 +2,10 @@
 #
 # Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
 # the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0
-"""The transformer of a [`MaskGitModel`]: from tokens, some hidden, to the states that its head reads.
+"""The transformer of a [`MaskGitModel`]. It maps tokens, some of them hidden, to the states that the head reads.
 
-Pre-norm layers of attention with normalised queries and keys and of SwiGLU; positions are learned or rotary in two
-dimensions; the class modulates the layers (adaLN-zero, arXiv 2212.09748) or is a token before the image's.
+Its pre-norm layers consist of attention with normalized queries and keys, and of SwiGLU. Positions are learned, or
+rotary in two dimensions. The class modulates the layers (adaLN-zero, arXiv 2212.09748) or is a token before the image.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,8 @@ from transformers.utils import TransformersKwargs
 from .attention_vq import eager_attention_forward
 from .configuration_maskgit import MaskGitConfig
 
-# Wavelengths of the rotations run from 2 pi to 2 pi * 100 cells: grids have 8 to 64 rows, not thousands of words.
+# The wavelengths of the rotations run from 2 pi to 2 pi * 100 cells, because grids have 8 to 64 rows and not thousands
+# of words.
 _ROTARY_BASE = 100.0
 
 
@@ -34,11 +35,11 @@ def _norm(config: MaskGitConfig, width: int, affine: bool = True) -> nn.Module:
 def rotary_embedding(
     height: int, width: int, head_dim: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines that turn the first half of a head's channels by row, the second by column.
+    """Returns cosines and sines that rotate the first half of a head's channels by row, the second half by column.
 
     Returns:
-        `tuple`: two tensors (1 + height * width, head_dim). The first position, that of the class or register token,
-        is not turned.
+        `tuple`: Two tensors (1 + height * width, head_dim). The first position is the class or register token, which
+        is not rotated.
     """
     exponents = torch.arange(0, head_dim // 2, 2, dtype=torch.float32, device=device) / (head_dim // 2)
     frequencies = _ROTARY_BASE**-exponents
@@ -56,12 +57,12 @@ def _rotate(states: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> 
 
 
 class MaskGitAttention(nn.Module):
-    """Self-attention over all tokens, with normalised queries and keys."""
+    """Self-attention over all tokens, with normalized queries and keys."""
 
     def __init__(self, config: MaskGitConfig) -> None:
         super().__init__()
         self.config = config
-        # The four attributes that transformers' attention functions read.
+        # transformers' attention functions read these four attributes.
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
         self.is_causal = False
@@ -77,7 +78,7 @@ class MaskGitAttention(nn.Module):
         rotary: tuple[torch.Tensor, torch.Tensor] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Keeps the shape (batch, positions, hidden_size); returns the attention weights, too, if there are any."""
+        """Keeps the shape (batch, positions, hidden_size). Returns the attention weights, too, if there are any."""
         batch, positions, width = hidden_states.shape
         qkv = self.qkv(hidden_states).view(batch, positions, 3, -1, self.head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
@@ -102,7 +103,7 @@ class MaskGitAttention(nn.Module):
 
 
 class MaskGitMLP(nn.Module):
-    """SwiGLU: (batch, positions, hidden_size) to the same."""
+    """SwiGLU. It keeps the shape (batch, positions, hidden_size)."""
 
     def __init__(self, config: MaskGitConfig) -> None:
         super().__init__()
@@ -117,18 +118,21 @@ class MaskGitMLP(nn.Module):
 
 
 class MaskGitModulation(nn.Linear):
-    """Class embedding to shift, scale and gate of both sub-layers; a class of its own, as it starts at zero."""
+    """Maps the class embedding to shift, scale and gate of both sub-layers.
+
+    It has a class of its own because it starts at zero.
+    """
 
     def __init__(self, config: MaskGitConfig) -> None:
         super().__init__(config.hidden_size, 6 * config.hidden_size)
 
     def forward(self, condition: torch.Tensor) -> torch.Tensor:
-        """(batch, hidden_size) -> (batch, 1, 6 * hidden_size)."""
+        """Maps (batch, hidden_size) to (batch, 1, 6 * hidden_size)."""
         return super().forward(F.silu(condition)).unsqueeze(1)
 
 
 class MaskGitLayer(GradientCheckpointingLayer):
-    """Attention and SwiGLU, each after a norm and added to its input; with a modulation, both as the class says."""
+    """Attention and SwiGLU, each after a norm and added to its input. With adaLN-zero the class modulates both."""
 
     def __init__(self, config: MaskGitConfig) -> None:
         super().__init__()
@@ -147,7 +151,7 @@ class MaskGitLayer(GradientCheckpointingLayer):
         rotary: tuple[torch.Tensor, torch.Tensor] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        """(batch, positions, hidden_size) and the class embeddings (batch, hidden_size) -> the shape of the former."""
+        """Maps (batch, positions, hidden_size) to the same shape. The class embeddings are (batch, hidden_size)."""
         if self.modulation is None:
             hidden_states = hidden_states + self.dropout(self.attn(self.norm1(hidden_states), rotary, **kwargs)[0])
             return hidden_states + self.dropout(self.mlp(self.norm2(hidden_states)))
@@ -159,7 +163,7 @@ class MaskGitLayer(GradientCheckpointingLayer):
 
 
 class MaskGitTransformer(nn.Module):
-    """Everything between tokens and head. Its shapes stay the same over all steps of sampling, for compilation."""
+    """Everything between tokens and head. All steps of sampling use the same shapes, which helps compilation."""
 
     def __init__(self, config: MaskGitConfig) -> None:
         super().__init__()
@@ -168,8 +172,8 @@ class MaskGitTransformer(nn.Module):
         self.embed_tokens = nn.Embedding(groups * config.codebook_size, width)
         self.mask_embedding = nn.Parameter(torch.empty(groups, width))
         self.class_embedding = nn.Embedding(config.num_classes + 1, width)  # the last one is the null class
-        # A token before the image's. Rotations alone tell positions apart only relative to it: on a canvas that is
-        # all hidden there is nothing else to see.
+        # A token before the image's tokens. Rotations alone tell positions apart only relative to this token: on a
+        # canvas that is all hidden, there is nothing else to see.
         self.register = nn.Parameter(torch.empty(width)) if config.class_conditioning == "adaln_zero" else None
         rows, columns = config.grid_size
         self.position_embedding = (
@@ -181,12 +185,13 @@ class MaskGitTransformer(nn.Module):
     def forward(
         self, tokens: torch.Tensor, mask: torch.Tensor, class_labels: torch.Tensor, **kwargs: Any
     ) -> torch.Tensor:
-        """Hidden states for the head.
+        """Computes hidden states for the head.
 
         Args:
-            tokens (`torch.LongTensor`): (batch, h, w, groups), each group's ids from 0; ignored where hidden.
-            mask (`torch.BoolTensor`): (batch, h, w, groups), True where hidden.
-            class_labels (`torch.LongTensor`): (batch,), `num_classes` for the null class.
+            tokens (`torch.LongTensor`):
+                (batch, h, w, groups). Ids count from 0 in each group. Hidden ones are ignored.
+            mask (`torch.BoolTensor`): (batch, h, w, groups), True where a token is hidden.
+            class_labels (`torch.LongTensor`): (batch,). `num_classes` is the null class.
 
         Returns:
             `torch.FloatTensor`: (batch, h * w, hidden_size).
