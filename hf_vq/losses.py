@@ -27,24 +27,27 @@ def reconstruction_loss(
     kind: ReconstructionKind = "l2",
     pixel_range: Sequence[float] = SIGNED,
 ) -> torch.Tensor:
-    """Mean error of the pixels, on the scale of images in [0, 1].
+    """Computes the mean error of the pixels, on the scale of images in [0, 1].
 
     Args:
         decoded_pixel_values: Reconstructions, any shape.
         pixel_values: Images of the same shape.
-        kind: "l1" for the absolute, "l2" for the squared error.
-        pixel_range: Of both, as the configuration says; the width of the range divides the error.
+        kind: "l1" for the absolute error, "l2" for the squared error.
+        pixel_range: Range of both, as in the configuration. The error is divided by its width.
 
     Returns:
         A scalar, float32 or better.
 
     Raises:
-        ValueError: Different shapes (which would broadcast), or an unknown kind.
+        ValueError: If the shapes differ (they would broadcast), or if the kind is unknown.
     """
     if decoded_pixel_values.shape != pixel_values.shape:
-        raise ValueError(f"shapes differ: {tuple(decoded_pixel_values.shape)} and {tuple(pixel_values.shape)}")
+        raise ValueError(
+            "`decoded_pixel_values` and `pixel_values` must have the same shape, but their shapes differ: "
+            f"{tuple(decoded_pixel_values.shape)} and {tuple(pixel_values.shape)}."
+        )
     if kind not in ("l1", "l2"):
-        raise ValueError(f"unknown reconstruction loss {kind!r}: expected 'l1' or 'l2'")
+        raise ValueError(f"The reconstruction loss must be 'l1' or 'l2', got {kind!r}.")
     dtype = torch.promote_types(decoded_pixel_values.dtype, torch.float32)
     low, high = pixel_range
     difference = (decoded_pixel_values.to(dtype) - pixel_values.to(dtype)) / (high - low)
@@ -54,20 +57,20 @@ def reconstruction_loss(
 class VGGDistance(nn.Module):
     """Distance of two images in the features of VGG16, the "baseline" of LPIPS (Zhang et al. 2018, eq. 1 with w = 1).
 
-    After the last rectifier of each of the five stages the features of a position are scaled to unit length; the
-    distance is the squared difference, averaged over positions and stages: in [0, 2].
+    It takes the features after the last rectifier of each of the five stages, and scales those of each position to
+    unit length. The distance is their squared difference, averaged over positions and stages. It is in [0, 2].
 
     Args:
-        weights: Folder, or Hub repository, with the classifier as `model.safetensors`. By default the weights that
-            torchvision trained on ImageNet; 575 MB are downloaded once.
+        weights: Folder or Hub repository with the classifier as `model.safetensors`. The default is the weights that
+            torchvision trained on ImageNet. They are downloaded once (575 MB).
         revision: Commit, branch or tag of the repository.
 
     Raises:
-        OSError: The weights cannot be had.
-        ValueError: They are not those of a VGG16.
+        OSError: If the weights cannot be found or downloaded.
+        ValueError: If they are not those of a VGG16.
     """
 
-    # Convolutions of a stage, by their names in the file, `features.N`; a pooling by 2 lies between stages.
+    # The convolutions of each stage, by their names in the file, `features.N`. A pooling by 2 lies between stages.
     STAGES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 
     def __init__(self, weights: str | Path = VGG_WEIGHTS, revision: str | None = None):
@@ -81,8 +84,9 @@ class VGGDistance(nn.Module):
             except (HfHubHTTPError, HFValidationError, OSError) as error:
                 command = f"hf download {weights} model.safetensors" + (f" --revision {revision}" if revision else "")
                 raise OSError(
-                    f"the perceptual loss could not get model.safetensors of {weights}. Download it where the Hub "
-                    f"is in reach ({command}), or train without (perceptual_weight 0). The client said: {error}"
+                    f"The perceptual loss could not get model.safetensors of {weights}. Download it where the Hub "
+                    f"can be reached ({command}), or train without this loss (perceptual_weight 0). The Hub client "
+                    f"said: {error}"
                 ) from error
         self.convolutions = nn.ModuleDict()
         with safe_open(path, "pt") as file:
@@ -94,17 +98,28 @@ class VGGDistance(nn.Module):
                         state = {name: file.get_tensor(f"features.{index}.{name}") for name in ("weight", "bias")}
                         layer.load_state_dict(state)
                     except (SafetensorError, RuntimeError) as error:
-                        raise ValueError(f"{path} does not hold a VGG16: features.{index}: {error}") from error
+                        raise ValueError(
+                            f"{path} does not hold a VGG16: features.{index}: {error}. Pass the folder or repository "
+                            f"of a VGG16, such as {VGG_WEIGHTS}."
+                        ) from error
                     self.convolutions[str(index)] = layer
                     channels = width
-        # ImageNet's mean and deviation, for pixels in [-1, 1].
+        # ImageNet's mean and standard deviation, for pixels in [-1, 1].
         self.mean: torch.Tensor
         self.std: torch.Tensor
         self.register_buffer("mean", 2 * torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1) - 1, persistent=False)
         self.register_buffer("std", 2 * torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
 
     def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        """Image batches (batch, 3, height, width) in [-1, 1], at least 16 x 16, to one distance for each, (batch,)."""
+        """Computes the distance of each pair of images.
+
+        Args:
+            first: Images (batch, 3, height, width) in [-1, 1], at least 16 x 16 pixels.
+            second: Images of the same shape.
+
+        Returns:
+            Distances (batch,).
+        """
         features = (torch.cat([first, second]) - self.mean) / self.std
         total = first.new_zeros(len(first))
         for number, stage in enumerate(self.STAGES):
@@ -117,12 +132,12 @@ class VGGDistance(nn.Module):
 
 
 class PerceptualLoss(nn.Module):
-    """Mean distance of two batches of images as a frozen network sees it.
+    """Mean distance of two batches of images, as a frozen network sees it.
 
     Args:
         network: A module that maps two image batches (batch, 3, height, width) in [-1, 1] to one distance for each
-            image: by default `VGGDistance()`. The package lpips has others.
-        pixel_range: Of the images that `forward` takes, as the configuration says.
+            image. The default is `VGGDistance()`. The package lpips has others.
+        pixel_range: Range of the images that `forward` takes, as in the configuration.
     """
 
     def __init__(self, network: nn.Module | None = None, pixel_range: Sequence[float] = SIGNED):
@@ -131,23 +146,30 @@ class PerceptualLoss(nn.Module):
         self.network = (network or VGGDistance()).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> PerceptualLoss:
-        """Stays in eval mode: the judge does not change with the training it judges."""
+        """Keeps the network in eval mode, so that the judge does not change with the training that it judges."""
         super().train(mode)
         self.network.eval()
         return self
 
     def forward(self, decoded_pixel_values: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Mean distance.
+        """Computes the mean distance.
 
         Args:
-            decoded_pixel_values: Reconstructions (batch, 1 or 3, height, width) in `pixel_range`; grey is repeated.
+            decoded_pixel_values: Reconstructions (batch, 1 or 3, height, width) in `pixel_range`. The one channel of
+                gray images is repeated.
             pixel_values: Images of the same shape.
 
         Returns:
-            A scalar; its gradient reaches ``decoded_pixel_values``.
+            A scalar. Its gradient reaches `decoded_pixel_values`.
+
+        Raises:
+            ValueError: If the shapes differ.
         """
         if decoded_pixel_values.shape != pixel_values.shape:
-            raise ValueError(f"shapes differ: {tuple(decoded_pixel_values.shape)} and {tuple(pixel_values.shape)}")
+            raise ValueError(
+                "`decoded_pixel_values` and `pixel_values` must have the same shape, but their shapes differ: "
+                f"{tuple(decoded_pixel_values.shape)} and {tuple(pixel_values.shape)}."
+            )
         if pixel_values.shape[1] == 1:
             decoded_pixel_values = decoded_pixel_values.expand(-1, 3, -1, -1)
             pixel_values = pixel_values.expand(-1, 3, -1, -1)
@@ -158,16 +180,19 @@ class PerceptualLoss(nn.Module):
 
 
 class PatchDiscriminator(nn.Module):
-    """PatchGAN (Isola et al. 2017): says of each patch how real it looks.
+    """PatchGAN (Isola et al. 2017). It scores each patch of an image by how real it looks.
 
-    GroupNorm instead of the usual BatchNorm: an image's scores do not depend on the rest of the batch, so several
-    processes and gradient accumulation give the gradients of one large batch.
+    It uses GroupNorm instead of the usual BatchNorm. So the scores of an image do not depend on the rest of the batch,
+    and several processes or gradient accumulation give the gradients of one large batch.
 
     Args:
         num_channels: Channels of the images.
-        base_channels: Channels after the first layer; they double with each further one, up to eight times as many.
-        num_layers: Layers of stride 2. With 3, a score sees 70 pixels; use 2 for images of 32 pixels (34 pixels).
-        pixel_range: Of the images, as the configuration says; the layers see [-1, 1].
+        base_channels: Channels after the first layer. They double with each further layer, up to eight times as many.
+        num_layers: Layers of stride 2. With 3, a score sees 70 pixels. For images of 32 pixels use 2 (34 pixels).
+        pixel_range: Range of the images, as in the configuration. The layers see [-1, 1].
+
+    Raises:
+        ValueError: If `num_layers` is below 1, or if `base_channels` is no multiple of 8.
     """
 
     def __init__(
@@ -179,9 +204,9 @@ class PatchDiscriminator(nn.Module):
     ):
         super().__init__()
         if num_layers < 1:
-            raise ValueError(f"num_layers must be at least 1, got {num_layers}")
+            raise ValueError(f"`num_layers` must be at least 1, got {num_layers}.")
         if base_channels % 8:
-            raise ValueError(f"base_channels must be a multiple of 8, got {base_channels}")
+            raise ValueError(f"`base_channels` must be a multiple of 8, got {base_channels}.")
         self.num_layers, self.pixel_range = num_layers, pixel_range
         layers: list[nn.Module] = [nn.Conv2d(num_channels, base_channels, 4, 2, 1), nn.LeakyReLU(0.2)]
         channels = base_channels
@@ -201,66 +226,69 @@ class PatchDiscriminator(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Scores.
+        """Scores the patches of images.
 
         Args:
             pixel_values: Images (batch, channels, height, width) in `pixel_range`.
 
         Returns:
-            Logits (batch, 1, rows, columns), one for each patch; larger is more real.
+            Logits (batch, 1, rows, columns), one for each patch. A larger one is more real.
 
         Raises:
-            ValueError: The images are too small for the number of layers.
+            ValueError: If the images are too small for the number of layers.
         """
-        smallest = 3 * 2**self.num_layers  # the two last convolutions take one row each
+        smallest = 3 * 2**self.num_layers  # the last two convolutions take one row each
         if min(pixel_values.shape[-2:]) < smallest:
             size = "x".join(map(str, pixel_values.shape[-2:]))
             raise ValueError(
-                f"a discriminator of {self.num_layers} layers needs images of at least {smallest} pixels, got {size}: "
-                "use fewer layers"
+                f"A discriminator of {self.num_layers} layers needs images of at least {smallest} pixels, got {size}. "
+                "Use fewer layers."
             )
         return self.layers(convert_pixels(pixel_values, self.pixel_range, SIGNED))
 
 
 def hinge_d_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
-    """Discriminator loss that asks for scores above 1 for real and below -1 for reconstructed images, as a scalar."""
+    """Discriminator loss that asks for scores above 1 for real images and below -1 for reconstructions. A scalar."""
     return (F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean()) / 2
 
 
 def nonsaturating_d_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
-    """Discriminator loss of the original GAN, binary cross-entropy, as a scalar."""
+    """Discriminator loss of the original GAN: binary cross-entropy. A scalar."""
     return (F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()) / 2
 
 
 def generator_loss(fake_logits: torch.Tensor, kind: AdversarialKind = "hinge") -> torch.Tensor:
-    """What the tokenizer pays for reconstructions that look reconstructed.
+    """Computes what the tokenizer pays for reconstructions that the discriminator recognizes.
 
     Args:
         fake_logits: Scores of the reconstructions, not detached.
-        kind: The counterpart of `hinge_d_loss` or of `nonsaturating_d_loss`.
+        kind: "hinge" is the counterpart of `hinge_d_loss`, "nonsaturating" that of `nonsaturating_d_loss`.
 
     Returns:
         A scalar.
+
+    Raises:
+        ValueError: If the kind is unknown.
     """
     if kind == "hinge":
         return -fake_logits.mean()
     if kind == "nonsaturating":
         return F.softplus(-fake_logits).mean()
-    raise ValueError(f"unknown adversarial loss {kind!r}: expected 'hinge' or 'nonsaturating'")
+    raise ValueError(f"The adversarial loss must be 'hinge' or 'nonsaturating', got {kind!r}.")
 
 
 def adaptive_weight(
     reconstruction_loss: torch.Tensor, adversarial_loss: torch.Tensor, last_layer: torch.Tensor
 ) -> torch.Tensor:
-    """Weight that makes the adversarial gradient as strong as the reconstruction's (Esser et al. 2021).
+    """Computes the weight that makes the adversarial gradient as strong as the reconstruction's (Esser et al. 2021).
 
     Args:
-        reconstruction_loss: Scalar with a graph that reaches ``last_layer``; the graph is kept.
-        adversarial_loss: Likewise.
+        reconstruction_loss: Scalar with a graph that reaches `last_layer`. The graph is kept.
+        adversarial_loss: Scalar with such a graph, too.
         last_layer: Weight of the decoder's last layer, where the two gradients are compared.
 
     Returns:
-        Detached scalar, ``|grad reconstruction| / (|grad adversarial| + 1e-4)`` within [0, 1e4]. In data-parallel
+        Detached scalar, `|grad reconstruction| / (|grad adversarial| + 1e-4)`, limited to [0, 1e4]. In data-parallel
         training each process has its own.
     """
     (reconstruction_grad,) = torch.autograd.grad(reconstruction_loss, last_layer, retain_graph=True)

@@ -1,4 +1,4 @@
-"""Weights of other projects as models of this package, and back."""
+"""Converts weights of other projects to models of this package, and back."""
 
 from typing import TYPE_CHECKING
 

@@ -1,7 +1,8 @@
-"""Weights of other projects as a `VQModel`, and back to diffusers.
+"""Converts weights of other projects to a `VQModel`, and back to diffusers.
 
-Layouts: diffusers' `VQModel` (aMUSEd, VQ-Diffusion, latent diffusion), taming-transformers' VQGAN, LlamaGen's
-tokenizer (DeepSeek's Janus has it too) and transformers' `JanusVQVAE`. Tokens and pixels are those of the original.
+The layouts are diffusers' `VQModel` (aMUSEd, VQ-Diffusion, latent diffusion), taming-transformers' VQGAN, LlamaGen's
+tokenizer (also used by DeepSeek's Janus) and transformers' `JanusVQVAE`. The converted model gives the tokens and
+pixels of the original.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from hf_vq.modeling.quantizers_vq import QUANTIZERS
 from hf_vq.utils.files import atomic_file, write_json
 from hf_vq.utils.text import listed
 
-# A converted model has learned no way of training yet: plain vector quantization, with the codes it came with.
+# A converted model has no way of training yet, so it gets plain vector quantization with the codes it came with.
 _PLAIN: dict[str, Any] = {"sync_nu": 0.0, "alternating_steps": 0, "replace_freq": 0, "kmeans_init": False}
 _PICKLES = (".ckpt", ".pth", ".pt", ".bin")
 _WRAPPERS = ("state_dict", "model")
@@ -45,9 +46,9 @@ class Conversion:
     """A converted tokenizer.
 
     Attributes:
-        model: In eval mode and float32.
+        model: The model, in eval mode and float32.
         layout: The layout that the weights were in, one of `LAYOUTS`.
-        notes: What was left out or decided on the way, a sentence for each.
+        notes: What was left out or decided, one sentence for each.
     """
 
     model: VQModel
@@ -67,22 +68,25 @@ def convert_checkpoint(
 
     Args:
         path: A `.safetensors` file, a `.ckpt`, `.pth`, `.pt` or `.bin` file (read by
-            ``torch.load(weights_only=True)``), or a folder with one of these. A `config.json` beside the weights
-            is read as well.
-        layout: One of `LAYOUTS`; None to tell by the names.
-        image_size: Side of the images; None for what the configuration says, or 256. The weights work with any.
-        pixel_range: Of the images that the weights were trained with, [-1, 1] or [0, 1]. None for what the
-            configuration says, as that of `save_for_diffusers` does, or [-1, 1].
-        use_ema: Take the averaged weights of the training run instead, where the file has them.
+            `torch.load(weights_only=True)`), or a folder with one of these. A `config.json` beside the weights is
+            read, too.
+        layout: One of `LAYOUTS`. With None the names of the weights decide.
+        image_size: Side of the images. With None it is what the configuration says, or 256. The weights work with any.
+        pixel_range: Range of the images that the weights were trained with, [-1, 1] or [0, 1]. With None it is what
+            the configuration says (`save_for_diffusers` writes it there), or [-1, 1].
+        use_ema: Whether to take the averaged weights of the training run, if the file has them.
+
+    Returns:
+        The converted model, its layout, and notes.
 
     Raises:
-        FileNotFoundError: there is nothing to read.
-        ValueError: the file cannot be read safely, or for one of the reasons of `convert_state_dict`.
+        FileNotFoundError: If there is nothing to read.
+        ValueError: If the file cannot be read safely, or for one of the reasons of `convert_state_dict`.
     """
     file = _weights_file(Path(path))
     config_file = file.with_name("config.json")
     source_config = json.loads(config_file.read_text()) if config_file.is_file() else {}
-    source_config = source_config.get("vq_config", source_config)  # of the whole Janus
+    source_config = source_config.get("vq_config", source_config)  # in the configuration of the whole Janus
     return convert_state_dict(
         _read(file),
         layout=layout,
@@ -104,23 +108,29 @@ def convert_state_dict(
 ) -> Conversion:
     """Builds a `VQModel` from the weights of another project.
 
-    The architecture follows from names and shapes. Of diffusers' layout they do not tell the groups of the group
-    norms: without a `source_config` there are 32.
+    The architecture follows from names and shapes. In diffusers' layout these do not tell how many groups the group
+    norms have. Without a `source_config` that number is 32.
 
     Args:
-        state_dict: Names to tensors, of any floating dtype; a part of a larger model's will do.
-        layout: One of `LAYOUTS`; None to tell by the names.
+        state_dict: Mapping from names to tensors of any floating dtype. It may be a part of a larger model's weights.
+        layout: One of `LAYOUTS`. With None the names of the weights decide.
         image_size: As for `convert_checkpoint`.
         pixel_range: As for `convert_checkpoint`.
         source_config: The model's configuration, as in its `config.json`.
         use_ema: As for `convert_checkpoint`.
 
+    Returns:
+        The converted model, its layout, and notes.
+
     Raises:
-        ValueError: unknown layout; an architecture or a quantizer that a `VQModel` cannot hold; tensors that are
-            missing, left over, or of another shape, all listed.
+        ValueError: If the layout is unknown, if a `VQModel` cannot hold the architecture or the quantizer, or if
+            tensors are missing, left over, or of another shape. The message lists all of them.
     """
     if layout is not None and layout not in LAYOUTS:
-        raise ValueError(f"`layout` must be one of {listed(LAYOUTS)}, or None to tell by the names, got {layout!r}.")
+        raise ValueError(
+            f"`layout` must be one of {listed(LAYOUTS)}, or None to let the names of the weights decide, got "
+            f"{layout!r}."
+        )
     source_config = source_config or {}
     weights, notes = select_weights(state_dict, use_ema)
     weights = {key: value.float() for key, value in weights.items()}
@@ -138,17 +148,17 @@ def convert_state_dict(
 
 
 def _hold_janus_codes(weights: dict[str, torch.Tensor], notes: list[str]) -> dict[str, Any]:
-    """Fields for `JanusVQVAE`, which compares with the codes as they are and decodes from their unit vectors.
+    """Returns fields for `JanusVQVAE`, which compares with the codes as they are but decodes their unit vectors.
 
-    Where that is a difference, codes are widened, in `weights`, to hold both: the vectors get zeros beside them and
-    unit vectors lie at one distance from zero, so the comparison stays what it was; `post_quant_conv` reads the second
+    If that makes a difference, the codes in `weights` are widened to hold both. The vectors get zeros beside them. All
+    unit vectors have the same distance from zero, so the comparison stays the same. `post_quant_conv` reads the second
     half.
     """
     codes = weights["quantize.embedding.weight"]
     norms = codes.norm(dim=1)
     if torch.allclose(norms, torch.ones_like(norms), rtol=0, atol=1e-6):
         return {"cb_norm": "l2"}
-    # Of the codes' own size, for precision; a power of two, for exactness.
+    # The scale is near the codes' own size, for precision, and a power of two, for exactness.
     scale = 2.0 ** norms.mean().log2().round().item()
     units = torch.nn.functional.normalize(codes, dim=1)
     weights["quantize.embedding.weight"] = torch.cat([codes, scale * units], 1)
@@ -182,7 +192,10 @@ def _load(model: VQModel, weights: Mapping[str, torch.Tensor], layout: str) -> N
             problems.append(f"{names[key]!r} has the shape {tuple(value.shape)}, expected {tuple(parameter.shape)}")
         new[key] = value
     if problems:
-        raise ValueError(f"This checkpoint does not fit the layout {layout!r}.\n" + "\n".join(problems))
+        raise ValueError(
+            f"This checkpoint does not fit the layout {layout!r}. Choose another layout, or mend these differences:\n"
+            + "\n".join(problems)
+        )
     model.load_state_dict(new, strict=False)
 
 
@@ -190,7 +203,7 @@ def _weights_file(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise FileNotFoundError(f"There is no file or folder {str(path)!r}.")
+        raise FileNotFoundError(f"There is no file or folder {str(path)!r}. Check the path.")
     for pattern in ("diffusion_pytorch_model.safetensors", "model.safetensors", "*.safetensors.index.json"):
         for file in path.glob(pattern):
             return file
@@ -198,14 +211,14 @@ def _weights_file(path: Path) -> Path:
     if len(files) != 1:
         found = f"{len(files)} of them, {listed([file.name for file in files])}" if files else "none"
         folders = sorted(each.name for each in path.iterdir() if each.is_dir())
-        hint = f" Its folders are {listed(folders)}: one of these may be the tokenizer." if folders else ""
-        raise FileNotFoundError(f"Expected one file of weights in {str(path)!r}, found {found}.{hint}")
+        hint = f" Its folders are {listed(folders)}. One of them may hold the tokenizer." if folders else ""
+        raise FileNotFoundError(f"{str(path)!r} must hold one file of weights, but found {found}.{hint}")
     return files[0]
 
 
 def _read(file: Path) -> Mapping[str, torch.Tensor]:
     if file.suffix not in (".safetensors", ".json", *_PICKLES):
-        raise ValueError(f"Expected a file of {listed(('.safetensors', *_PICKLES))}, got {file.name!r}.")
+        raise ValueError(f"A checkpoint must be a file of {listed(('.safetensors', *_PICKLES))}, got {file.name!r}.")
     try:
         if file.suffix == ".json":
             shards = sorted(set(json.loads(file.read_text())["weight_map"].values()))
@@ -215,37 +228,42 @@ def _read(file: Path) -> Mapping[str, torch.Tensor]:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{file.name!r} is not a file of tensors alone, and reading anything else can run code. Where you trust "
-            "it, write its weights to a file of their own: "
+            f"{file.name!r} holds more than tensors, and reading anything else can run code. If you trust the file, "
+            "write its weights to a file of their own: "
             "`torch.save(torch.load(file, weights_only=False)['state_dict'], new_file)`."
         ) from error
     except (RuntimeError, EOFError, SafetensorError) as error:
-        raise ValueError(f"{file.name!r} cannot be read, it may be incomplete: {error}") from error
+        raise ValueError(
+            f"{file.name!r} cannot be read: {error}. It may be incomplete; try to download it again."
+        ) from error
     averaged: dict[str, torch.Tensor] = {}
     while isinstance(content, Mapping) and (key := next((key for key in _WRAPPERS if key in content), None)):
         ema = content.get("ema")
-        if isinstance(ema, Mapping):  # elsewhere it is the rate of decay
+        if isinstance(ema, Mapping):  # in some files it is the rate of decay
             averaged |= {averaged_key(name): value for name, value in ema.items()}
         content = content[key]
     if not isinstance(content, Mapping):
-        raise ValueError(f"{file.name!r} holds a {type(content).__name__}, not a dictionary of tensors.")
+        raise ValueError(
+            f"{file.name!r} holds a {type(content).__name__}, but a checkpoint must be a dictionary of tensors."
+        )
     return {key: value for key, value in (dict(content) | averaged).items() if isinstance(value, torch.Tensor)}
 
 
 def save_for_diffusers(model: VQModel, folder: str | Path) -> None:
-    """Writes a folder that ``diffusers.VQModel.from_pretrained`` loads, with the same tokens and pixels.
+    """Writes a folder that `diffusers.VQModel.from_pretrained` loads, with the same tokens and pixels.
 
-    There the tokens of `pixels` are ``vq.quantize(vq.encode(pixels).latents)[2][2]``, flat, and pixels of tokens
-    ``vq.decode(tokens, force_not_quantize=True, shape=(batch, h, w, embed_dim)).sample``. The codes are the effective
-    ones: affine map and normalisation are part of them. What belongs to training is lost. `convert_checkpoint` reads
-    the image size and the range of the pixels back.
+    In diffusers, `vq.quantize(vq.encode(pixels).latents)[2][2]` gives the tokens of `pixels`, flat, and
+    `vq.decode(tokens, force_not_quantize=True, shape=(batch, h, w, embed_dim)).sample` gives the pixels of tokens. The
+    codes are the effective ones, with affine map and normalization applied. What belongs to training is lost.
+    `convert_checkpoint` reads the image size and the pixel range back.
 
     Args:
         model: The tokenizer.
-        folder: Is created; the files `config.json` and `diffusion_pytorch_model.safetensors` in it are replaced.
+        folder: The folder. It is created if needed. Its files `config.json` and `diffusion_pytorch_model.safetensors`
+            are replaced.
 
     Raises:
-        ValueError: the model has parts that diffusers' `VQModel` has not; all are named.
+        ValueError: If the model has parts that diffusers' `VQModel` lacks. The message names all of them.
     """
     config = model.config
     layout, num_levels = "diffusers", len(config.channel_multiplier)
@@ -303,7 +321,7 @@ def _what_diffusers_lacks(config: VQConfig, widths: list[int]) -> list[str]:
     groups = {math.gcd(config.norm_num_groups, width) for width in widths}
     if len(groups) > 1:
         problems.append(f"its group norms have {sorted(groups)} groups, not one number throughout")
-    # The direction of a vector alone decides among codes of unit norm, so there its norm need not be removed.
+    # Among codes of unit norm only the direction of a vector decides, so its norm need not be removed.
     if config.norm not in (None, "none") and not (config.norm == config.cb_norm == "l2"):
-        problems.append(f"it normalises vectors (`norm={config.norm!r}`) before it compares them with the codes")
+        problems.append(f"it normalizes vectors (`norm={config.norm!r}`) before it compares them with the codes")
     return problems

@@ -1,7 +1,7 @@
-"""Where other projects keep the weights that a `VQModel` has: names, variants, what cannot be held.
+"""Where other projects keep the weights of a `VQModel`: their names, their variants, and what cannot be held.
 
-A layout is a function from our names to its names, so one description serves both directions and the inference of
-the architecture. Ours are those of taming-transformers but for the codebook's.
+A layout is a function from our names to its names. So one description serves both directions and the inference of the
+architecture. Our names are those of taming-transformers, except for the codebook's.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch
 from hf_vq.utils.text import listed
 
 LAYOUTS = ("taming", "janus", "llamagen", "diffusers")
-# A key of our exports in diffusers' configuration. diffusers warns of keys that it does not know, but for those with
-# an underscore first; it writes them again.
+# A key of our exports in diffusers' configuration. diffusers writes it back. It warns about keys that it does not
+# know, but not about keys that start with an underscore.
 EXPORT_KEY = "_hf_vq"
 
-# Applied one after the other to our names.
+# These are applied to our names, one after the other.
 _RENAMES: dict[str, tuple[tuple[str, str], ...]] = {
     "taming": (),
     "janus": (),
@@ -47,7 +47,7 @@ _RENAMES: dict[str, tuple[tuple[str, str], ...]] = {
 
 _OLD_DIFFUSERS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
-# Regular expressions: what a file may hold beside the weights of encoder, decoder and codebook.
+# Regular expressions of what a file may hold beside the weights of encoder, decoder and codebook.
 _TRAINING_ONLY = {
     r"loss\.": "the discriminator and the perceptual network of the training loss",
     r"quantize\.embedding\.(?:cluster_size|embed_avg)$": "moving averages of an EMA codebook's training",
@@ -55,15 +55,15 @@ _TRAINING_ONLY = {
 }
 _REFUSED = {
     r"quantize\.(?:embed\.|proj\.)": "a Gumbel-softmax quantizer, which takes the code of the largest logit, not the "
-    "nearest one; a VQModel cannot hold it",
-    r"quantize\.used$": "a remapping of its tokens (`remap`) to a part of the codebook; load the model without it",
+    "nearest one. A VQModel cannot hold it; choose another checkpoint",
+    r"quantize\.used$": "a remapping of its tokens (`remap`) to a part of the codebook. Load the model without it",
     r"decoder\..*\.(?:conv_y|conv_b)\.": "spatially conditioned norms in the decoder (MoVQ), which need the codes at "
-    "every layer; a VQModel cannot hold them",
+    "every layer. A VQModel cannot hold them; choose another checkpoint",
 }
 
 
 def foreign_key(key: str, layout: str, num_levels: int) -> str:
-    """The name that `key` of a `VQModel` with `num_levels` resolutions has in a layout."""
+    """Returns the name that `key` of a `VQModel` with `num_levels` resolutions has in a layout."""
     if layout != "taming":  # the others count the decoder's levels in the order in which they run
         key = re.sub(r"^decoder\.up\.(\d+)", lambda found: f"decoder.up.{num_levels - 1 - int(found[1])}", key)
     key = key.replace("quantize.codebook.", "quantize.embedding.")
@@ -73,16 +73,22 @@ def foreign_key(key: str, layout: str, num_levels: int) -> str:
 
 
 def detect_layout(keys: Collection[str]) -> str:
-    """The layout that names are in.
+    """Finds the layout of names.
+
+    Args:
+        keys: Names of weights.
+
+    Returns:
+        One of `LAYOUTS`.
 
     Raises:
-        ValueError: they are in none, with what they look like where that is known.
+        ValueError: If no layout fits. If the names look like something else that is known, the message says so.
     """
     if any(key.startswith("quantize.codebook.") for key in keys):
-        raise ValueError("These are weights of hf_vq itself: load them with `VQModel.from_pretrained`.")
+        raise ValueError("These are weights of hf_vq itself. Load them with `VQModel.from_pretrained`.")
     if "codebook.weight" in keys:
         raise ValueError(
-            "These are weights of a vqtorch layer, without encoder and decoder: load them into a layer of the same "
+            "These are weights of a vqtorch layer, without encoder and decoder. Load them into a layer of the same "
             "settings with `load_vqtorch_state_dict`."
         )
     if any(key.startswith("encoder.conv_blocks.") for key in keys):
@@ -90,10 +96,10 @@ def detect_layout(keys: Collection[str]) -> str:
     if any(key.startswith("encoder.down_blocks.") for key in keys):
         return "diffusers"
     if any(key.startswith("encoder.down.") for key in keys):
-        # The level that runs first enlarges its output; the last one, which is taming's first, does not.
+        # The level that runs first enlarges its output, and the last one does not. Taming's up.0 runs last.
         return "janus" if any(key.startswith("decoder.up.0.upsample.") for key in keys) else "taming"
     raise ValueError(
-        f"No known layout: expected names such as 'encoder.down.0.block.0.conv1.weight' (taming, janus), "
+        "No known layout has these names. Expected names like 'encoder.down.0.block.0.conv1.weight' (taming, janus), "
         f"'encoder.conv_blocks.0.res.0.conv1.weight' (llamagen) or 'encoder.down_blocks.0.resnets.0.conv1.weight' "
         f"(diffusers), got {listed(sorted(keys), 10)}."
     )
@@ -102,24 +108,27 @@ def detect_layout(keys: Collection[str]) -> str:
 def select_weights(
     state_dict: Mapping[str, torch.Tensor], use_ema: bool = False
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """The weights of encoder, decoder and codebook among those of a file.
+    """Selects the weights of encoder, decoder and codebook from those of a file.
 
     Args:
-        state_dict: Names to tensors; the tokenizer may be a part of a larger model, behind a common prefix.
-        use_ema: Take the averaged weights that latent diffusion's training keeps as ``model_ema.*``.
+        state_dict: Mapping from names to tensors. The tokenizer may be a part of a larger model, with a common prefix.
+        use_ema: Whether to take the averaged weights that latent diffusion's training keeps as `model_ema.*`.
 
     Returns:
-        The weights without the prefix, old names of diffusers brought up to date, and a sentence for each kind of
-        thing left out.
+        The weights without the prefix, with old names of diffusers brought up to date, and one sentence for each kind
+        of thing that was left out.
 
     Raises:
-        ValueError: several tokenizers, a kind of tokenizer that cannot be held, or no averaged weights to take.
+        ValueError: If there are several tokenizers, a kind of tokenizer that cannot be held, or no averaged weights to
+            take.
     """
     notes = []
     entry = "encoder.conv_in.weight"
     prefixes = [key.removesuffix(entry) for key in state_dict if key == entry or key.endswith("." + entry)]
     if len(prefixes) > 1:
-        raise ValueError(f"Found {len(prefixes)} tokenizers, at {listed(prefixes)}: keep the names of one of them.")
+        raise ValueError(
+            f"Found {len(prefixes)} tokenizers, at {listed(prefixes)}, but expected one. Keep only the names of one."
+        )
     prefix = prefixes[0] if prefixes else ""
     weights = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
     if prefix:
@@ -130,7 +139,9 @@ def select_weights(
         names = {averaged_key(key): key for key in weights}
         found = {names[key]: value for key, value in averaged.items() if key in names}
         if not found:
-            raise ValueError("`use_ema` was asked for, but the file holds no averaged weights (`model_ema.*`).")
+            raise ValueError(
+                "`use_ema` was asked for, but the file holds no averaged weights (`model_ema.*`). Leave `use_ema` out."
+            )
         weights |= found
         notes.append(f"took the averaged weights (`model_ema.*`) of {len(found):,} tensors")
     elif averaged:
@@ -150,23 +161,26 @@ def select_weights(
 
 
 def averaged_key(key: str) -> str:
-    """The name of a weight's moving average in latent diffusion's checkpoints."""
+    """Returns the name of a weight's moving average in latent diffusion's checkpoints."""
     return "model_ema." + key.replace(".", "")
 
 
 def infer_architecture(
     weights: Mapping[str, torch.Tensor], layout: str, image_size: int | None, source_config: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Fields of `VQConfig` that follow from names and shapes, and from the configuration where they do not.
+    """Finds the fields of `VQConfig` from names and shapes, and from the configuration where these do not tell.
 
     Args:
-        weights: As from `select_weights`.
+        weights: Weights from `select_weights`.
         layout: One of `LAYOUTS`.
-        image_size: Side of the images; None for what the configuration says, or 256.
-        source_config: The configuration of diffusers' `VQModel` or of transformers' `JanusVQVAE`, or empty.
+        image_size: Side of the images. With None it is what the configuration says, or 256.
+        source_config: Configuration of diffusers' `VQModel` or of transformers' `JanusVQVAE`, or an empty mapping.
+
+    Returns:
+        Fields of `VQConfig`.
 
     Raises:
-        ValueError: a tensor that tells the shape is missing, or the architecture has no counterpart.
+        ValueError: If a tensor that tells the shape is missing, or if the architecture has no counterpart.
     """
     num_levels = 0
     while foreign_key(f"encoder.down.{num_levels}.block.0.conv1.weight", layout, 0) in weights:
@@ -195,7 +209,10 @@ def infer_architecture(
     latent_channels = shape("quant_conv.weight")[1]
     out_channels = shape("decoder.conv_out.weight")[0]
     if out_channels != num_channels:
-        raise ValueError(f"The images that come out have {out_channels} channels, those that go in {num_channels}.")
+        raise ValueError(
+            f"The images that come out must have as many channels as those that go in, got {out_channels} and "
+            f"{num_channels}. A VQModel cannot hold this model."
+        )
     factor = 2 ** (num_levels - 1)
     if image_size is None:
         image_size = _image_size_of(source_config, factor)
@@ -218,12 +235,12 @@ def infer_architecture(
 def _image_size_of(source_config: Mapping[str, Any], factor: int) -> int:
     if "num_patches" in source_config:
         return int(source_config["num_patches"]) * factor
-    # By diffusers itself `sample_size` is used for nothing, and often left at its default of 32.
+    # diffusers itself does not use `sample_size` and often leaves it at its default of 32.
     return int(source_config["sample_size"]) if EXPORT_KEY in source_config else 256
 
 
 def _from_diffusers_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the weights do not tell; raises `ValueError` for what a `VQModel` has not."""
+    """Returns what the weights do not tell. It raises `ValueError` for what a `VQModel` lacks."""
     for name, known in (
         ("_class_name", {"VQModel"}),
         ("act_fn", {"silu", "swish"}),
@@ -234,5 +251,7 @@ def _from_diffusers_config(config: Mapping[str, Any]) -> dict[str, Any]:
         value = config.get(name, [])
         unknown = sorted(set([value] if isinstance(value, str) else value) - known)
         if unknown:
-            raise ValueError(f"`{name}` of the diffusers model is {unknown[0]!r}; only {sorted(known)} can be held.")
+            raise ValueError(
+                f"`{name}` of the diffusers model is {unknown[0]!r}, but a VQModel can only hold {sorted(known)}."
+            )
     return {"norm_num_groups": config.get("norm_num_groups", 32)}

@@ -1,4 +1,4 @@
-"""Weights of vqtorch's layers."""
+"""Loads weights of vqtorch's layers."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from hf_vq.utils.text import listed
 def load_vqtorch_state_dict(layer: VectorQuant, state_dict: Mapping[str, torch.Tensor]) -> None:
     """Loads the state of a vqtorch layer into a layer of the same class and settings.
 
-    Settings that are not part of a state (`affine_lr` and the norms above all) have to be given to ours. Mind that
-    `cb_norm="l2"` there is `"clip"` here, and `"l2c"` there is `"clip"` for `norm` and `"l2"` for `cb_norm`.
+    A state does not contain all settings. You have to set the others on our layer, above all `affine_lr` and the
+    norms. vqtorch's `cb_norm="l2"` is `"clip"` here. Its `cb_norm="l2c"` is `norm="clip"` with `cb_norm="l2"` here.
 
     Args:
-        layer: `VectorQuant`, `GroupVectorQuant` or `ResidualVectorQuant`; changed in place.
-        state_dict: ``codebook.weight`` and, as far as the layer there had them, ``affine_transform.*``,
-            ``norm_layer.*``, ``_counts``, ``data_initialized``.
+        layer: `VectorQuant`, `GroupVectorQuant` or `ResidualVectorQuant`. It is changed in place.
+        state_dict: `codebook.weight`, and as far as the vqtorch layer had them, `affine_transform.*`, `norm_layer.*`,
+            `_counts` and `data_initialized`.
 
     Raises:
-        ValueError: the layers differ in codes, affine map or norm; what is missing, left over or of another shape is
-            listed. The layer is then as it was.
+        ValueError: If the layers differ in codes, affine map or norm. The message lists what is missing, left over or
+            of another shape. The layer stays as it was.
     """
     codebook = layer.codebook
     state = {key: value for key, value in state_dict.items() if not key.endswith("num_batches_tracked")}
@@ -50,19 +50,19 @@ def load_vqtorch_state_dict(layer: VectorQuant, state_dict: Mapping[str, torch.T
     if initialized is not None and initialized.numel() != 1:
         problems.append(f"'data_initialized' has the shape {tuple(initialized.shape)}, expected (1,)")
     for key in set(state) & set(targets):
-        if key.startswith("affine_transform.") and codebook.num_books > 1:  # one map there for all books
+        if key.startswith("affine_transform.") and codebook.num_books > 1:  # vqtorch has one map for all books
             state[key] = state[key].repeat(codebook.num_books, *[1] * (state[key].ndim - 1))
         if state[key].shape != targets[key].shape:
             shapes = f"{tuple(state[key].shape)}, expected {tuple(targets[key].shape)}"
             problems.append(f"{key!r} has the shape {shapes}")
     if problems:
         raise ValueError(
-            "This state does not fit the layer: its settings must be those of the other.\n" + "\n".join(problems)
+            "This state does not fit the layer. Give the layer the settings of vqtorch's.\n" + "\n".join(problems)
         )
     for key, value in state.items():
         targets[key].copy_(value)
     codebook.initialized.fill_(True if initialized is None else bool(initialized))
     codebook.unused_steps.zero_()
     if counts is not None and codebook.replace_freq:
-        # It counts down from the patience to zero, ours counts up.
+        # vqtorch counts down from the patience to zero, we count up.
         codebook.unused_steps.copy_((codebook.replace_freq - counts).clamp_min(0))

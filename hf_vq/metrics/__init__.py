@@ -1,4 +1,4 @@
-"""What is measured of tokenizers, generators and classifiers, exact over any number of processes."""
+"""Metrics of tokenizers, generators and classifiers. They are exact over any number of processes."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Quality of a classifier and use of its codes, exact over any number of processes."""
+"""Quality of a classifier and use of its codes. The numbers are exact over any number of processes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class ClassificationMetrics:
-    """Accumulates right answers, cross entropy and code counts; every image counts the same, whatever its batch.
+    """Accumulates right answers, cross entropy and code counts. Every image counts the same, in any batch.
 
     Args:
-        num_codes: Size of the codebook (over all groups).
+        num_codes: Size of the codebook, over all groups.
     """
 
     def __init__(self, num_codes: int) -> None:
@@ -39,7 +39,7 @@ class ClassificationMetrics:
             logits: (batch, classes).
             labels: int64 (batch,), in [0, classes).
             image_tokens: Codes of the batch, integers in [0, num_codes), any shape.
-            quantization_error: A scalar, the batch's mean.
+            quantization_error: The mean of the batch, a scalar.
         """
         right = (logits.argmax(-1) == labels).sum()
         entropy = F.cross_entropy(logits.float(), labels, reduction="none").cpu().double().sum()
@@ -49,20 +49,23 @@ class ClassificationMetrics:
             self._counts += torch.bincount(image_tokens.flatten(), minlength=len(self._counts)).cpu()
 
     def compute(self, accelerator: Accelerator | None = None) -> dict[str, float]:
-        """The metrics over all processes. Every process must call it, and gets the same numbers.
+        """Computes the metrics over all processes. Every process must call it, and gets the same numbers.
+
+        Args:
+            accelerator: Sets the device of the collectives. Without it the backend of `torch.distributed` does.
 
         Returns:
-            ``num_images``, ``accuracy`` in [0, 1], ``cross_entropy`` in nats per image, and, where tokens were given,
-            ``quantization_error`` and of the codes ``usage`` (share used at all), ``active_codes`` (their number) and
-            ``perplexity``.
+            `num_images`, `accuracy` in [0, 1], and `cross_entropy` in nats per image. If tokens were given, also
+            `quantization_error`, `usage` (the share of codes that are used at all), `active_codes` (their number) and
+            `perplexity`.
 
         Raises:
-            ValueError: No process has seen an image.
+            ValueError: If no process has seen an image.
         """
         sums = sum_over_processes(self._sums, accelerator)
         counts = sum_over_processes(self._counts, accelerator)
         if not sums[3]:
-            raise ValueError("no images to measure: update was never called with any")
+            raise ValueError("There are no images to measure. Call `update` with images before `compute`.")
         right, entropy, error = (sums[:3] / sums[3]).tolist()
         metrics: dict[str, float] = {"num_images": int(sums[3]), "accuracy": right, "cross_entropy": entropy}
         if counts.any():

@@ -1,4 +1,4 @@
-"""Features of images, for distances between sets of images: one kind that needs nothing, and Inception's."""
+"""Features of images, to compare sets of images: shrunk pixels, which need nothing, and Inception's."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ FEATURES = (SHRUNK_PIXELS, INCEPTION)
 
 
 class Features(NamedTuple):
-    """What an extractor makes of a batch.
+    """What an extractor computes for a batch.
 
     Attributes:
-        values: (batch, num_features), floating-point.
-        logits: (batch, num_classes), of the classes that the extractor tells apart; None for one that knows none.
+        values: Features (batch, num_features), floating-point.
+        logits: Logits (batch, num_classes) of the classes that the extractor knows, or None if it knows none.
     """
 
     values: torch.Tensor
@@ -29,13 +29,13 @@ class Features(NamedTuple):
 
 
 class FeatureExtractor(nn.Module):
-    """Base of all extractors: a network, frozen and in eval mode, from 8-bit images to `Features`.
+    """Base class of all extractors: a frozen network in eval mode that maps 8-bit images to `Features`.
 
     Attributes:
-        name: Goes into the names of the metrics, since numbers of different features cannot be compared.
-        preprocessing: What is done to the images first, in words, for the protocol.
+        name: Part of the metrics' names, because numbers of different features cannot be compared.
+        preprocessing: What is done to the images first. The protocol of an evaluation quotes it.
         num_features: Width of the features.
-        num_classes: Width of the logits; 0 without logits.
+        num_classes: Width of the logits, or 0 without logits.
     """
 
     name: str
@@ -44,15 +44,15 @@ class FeatureExtractor(nn.Module):
     num_classes: int = 0
 
     def forward(self, images: torch.Tensor) -> Features:
-        """Features of images.
+        """Computes features of images.
 
         Args:
-            images: (batch, channels, height, width), uint8.
+            images: uint8 images (batch, channels, height, width).
         """
         raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:
-        """For a protocol: name, preprocessing, width, and the hash of the weights (None if there are none)."""
+        """Returns name, preprocessing, width, and the hash of the weights (None without weights), for a protocol."""
         return {
             "name": self.name,
             "preprocessing": self.preprocessing,
@@ -62,13 +62,14 @@ class FeatureExtractor(nn.Module):
 
 
 class ShrunkPixels(FeatureExtractor):
-    """The image itself, shrunk to 8 x 8 pixels in [0, 1], as float64.
+    """The image itself, shrunk to 8 x 8 pixels in [0, 1], in float64.
 
-    It needs no weights and no download, and gives the same numbers on every machine. It sees colours and rough shapes
-    and no details, so distances of it say little about how images look: they are for tests, and for following a run.
+    These features need no weights and no download, and give the same numbers on every machine. They see colors and
+    rough shapes but no details, so their distances say little about how images look. Use them for tests, and to follow
+    a run.
 
     Args:
-        num_channels: Of the images.
+        num_channels: Channels of the images.
     """
 
     name = SHRUNK_PIXELS
@@ -80,24 +81,25 @@ class ShrunkPixels(FeatureExtractor):
         self.num_features = num_channels * self.side**2
 
     def forward(self, images: torch.Tensor) -> Features:
-        """Features (batch, channels x 8 x 8) of uint8 images; no logits."""
-        # On the CPU, as not every device has float64.
+        """Computes features (batch, channels x 8 x 8) of uint8 images. There are no logits."""
+        # On the CPU, because some devices have no float64.
         return Features(F.adaptive_avg_pool2d(images.cpu().double() / 255, self.side).flatten(1), None)
 
 
 class Inception(FeatureExtractor):
     """Inception V3 as FID, KID and the Inception Score are defined with it: torch-fidelity's port of its weights.
 
-    Features are the 2048 of its last pooling, logits the 1008 without bias. Grey images get three equal channels.
+    The features are the 2048 of its last pooling. The logits are the 1008 without bias. Gray images get three equal
+    channels.
 
     Args:
-        weights: File of the weights, which torch-fidelity unpickles: take none from people you do not trust. By
-            default it downloads them and keeps them.
+        weights: File of the weights. torch-fidelity unpickles it, so use no file from people you do not trust. By
+            default torch-fidelity downloads the weights and keeps them.
 
     Raises:
-        ModuleNotFoundError: torch-fidelity, or what it needs, is not installed.
-        FileNotFoundError: There is no such file of weights.
-        OSError: They cannot be downloaded.
+        ModuleNotFoundError: If torch-fidelity, or a package that it needs, is not installed.
+        FileNotFoundError: If there is no such file of weights.
+        OSError: If the weights cannot be downloaded.
     """
 
     name = INCEPTION
@@ -113,11 +115,13 @@ class Inception(FeatureExtractor):
             package = (error.name or "").partition(".")[0]
             raise ModuleNotFoundError(
                 f"Inception's features need the package {package!r}. Install the extra that has it, "
-                f"pip install 'hf_vq[inception]', or take features that need nothing: {SHRUNK_PIXELS!r} (no FID then)",
+                f"pip install 'hf_vq[inception]', or use {SHRUNK_PIXELS!r}, which needs nothing but gives no FID.",
                 name=package,
             ) from error
         if weights is not None and not Path(weights).expanduser().is_file():
-            raise FileNotFoundError(f"there is no file of Inception's weights '{weights}'")
+            raise FileNotFoundError(
+                f"There is no file of Inception's weights '{weights}'. Check the path, or pass none to download them."
+            )
         path = None if weights is None else str(Path(weights).expanduser())
         try:
             self.network = FeatureExtractorInceptionV3(
@@ -125,34 +129,34 @@ class Inception(FeatureExtractor):
             )
         except OSError as error:
             raise OSError(
-                f"Inception's weights could not be loaded ({error}). Where they cannot be downloaded, name their file"
+                f"Inception's weights could not be loaded ({error}). If they cannot be downloaded, name their file."
             ) from error
         self.requires_grad_(False)
         self.eval()
 
     def forward(self, images: torch.Tensor) -> Features:
-        """Features (batch, 2048) and logits (batch, 1008) of uint8 images."""
+        """Computes features (batch, 2048) and logits (batch, 1008) of uint8 images."""
         device = next(self.network.parameters()).device
         images = images.to(device)
         return Features(*self.network(images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images))
 
 
 def make_extractor(name: str, num_channels: int = 3, weights: str | Path | None = None) -> FeatureExtractor:
-    """An extractor by its name.
+    """Makes an extractor by its name.
 
     Args:
         name: One of `FEATURES`.
-        num_channels: Of the images.
+        num_channels: Channels of the images.
         weights: File of Inception's weights.
 
     Raises:
-        ValueError: Unknown name, or weights for an extractor without any.
-        ModuleNotFoundError: The extractor needs a package that is not installed.
+        ValueError: If the name is unknown, or if weights are given to an extractor without any.
+        ModuleNotFoundError: If the extractor needs a package that is not installed.
     """
     if name not in FEATURES:
-        raise ValueError(f"unknown features {name!r}: available are {', '.join(FEATURES)}")
+        raise ValueError(f"There are no features {name!r}. Choose among {', '.join(FEATURES)}.")
     if name == INCEPTION:
         return Inception(weights)
     if weights is not None:
-        raise ValueError(f"the features {name!r} have no weights: leave '{weights}' out, or take {INCEPTION!r}")
+        raise ValueError(f"The features {name!r} have no weights. Leave '{weights}' out, or use {INCEPTION!r}.")
     return ShrunkPixels(num_channels)

@@ -1,7 +1,7 @@
-"""Quality of a generator, exact over any number of processes: guesses of hidden tokens, and features of two sets.
+"""Quality of a generator: guesses of hidden tokens, and distances between the features of two sets of images.
 
-Sums are streamed. What compares features one by one takes a sample of fixed size, so memory does not grow with the
-number of images.
+The numbers are exact over any number of processes. Sums are streamed. Metrics that compare features one by one use a
+sample of fixed size, so memory does not grow with the number of images.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
     from hf_vq.metrics.features import Features
 
-SAMPLE_SIZE = 10_000  # of each set, where features are compared one by one
+SAMPLE_SIZE = 10_000  # images of each set, for metrics that compare features one by one
 NEIGHBORS = 3  # Kynkäänniemi et al.
-KERNEL_SUBSETS, KERNEL_SUBSET_SIZE = 100, 1000  # torchmetrics' and torch-fidelity's
+KERNEL_SUBSETS, KERNEL_SUBSET_SIZE = 100, 1000  # as in torchmetrics and torch-fidelity
 SCORE_SPLITS = 10  # Salimans et al.
 
 
 class HiddenTokenMetrics:
-    """Accumulates how well hidden tokens are guessed; every hidden token counts the same, whatever its batch."""
+    """Accumulates how well hidden tokens are guessed. Every hidden token counts the same, in any batch."""
 
     def __init__(self) -> None:
         self._entropy = ExactSum()
@@ -40,8 +40,8 @@ class HiddenTokenMetrics:
         """Adds a batch.
 
         Args:
-            logits: (batch, ..., codes).
-            targets: The right codes as indices of the last axis, (batch, ...).
+            logits: Logits (batch, ..., codes).
+            targets: The right codes, as indices of the last axis of `logits`, (batch, ...).
             mask: True where a token was hidden, (batch, ...).
         """
         logits, right = logits[mask].float(), targets[mask]
@@ -50,19 +50,19 @@ class HiddenTokenMetrics:
         self._counts += torch.tensor([int(hits.sum()), len(right), len(mask)])
 
     def compute(self, accelerator: Accelerator | None = None) -> dict[str, float]:
-        """The metrics over all processes; every process must call it.
+        """Computes the metrics over all processes. Every process must call it.
 
         Returns:
-            ``num_images``; over the hidden tokens ``masked_cross_entropy``, in nats, and ``masked_accuracy``, the
-            share that the likeliest code gets right.
+            `num_images`, and two metrics of the hidden tokens: `masked_cross_entropy`, in nats, and `masked_accuracy`,
+            the share for which the likeliest code is right.
 
         Raises:
-            ValueError: No process has seen a hidden token.
+            ValueError: If no process has seen a hidden token.
         """
         entropy = float(self._entropy.compute(accelerator))
         hits, tokens, images = sum_over_processes(self._counts, accelerator).tolist()
         if not tokens:
-            raise ValueError("no hidden tokens to measure: update was never called with any")
+            raise ValueError("There are no hidden tokens to measure. Call `update` with some before `compute`.")
         return {
             "num_images": images,
             "masked_cross_entropy": entropy / tokens,
@@ -71,11 +71,11 @@ class HiddenTokenMetrics:
 
 
 class FrechetDistance:
-    """The Fréchet distance between the features of two sets, each taken for a normal distribution (arXiv 1706.08500).
+    """The Fréchet distance between the features of two sets, each modeled as a normal distribution (arXiv 1706.08500).
 
-    With Inception's features this is FID. Values can be compared if they are of the same features, the same reference
-    images and as many generated ones: fewer give larger distances. The arithmetic is torchmetrics', in
-    float64; the sums are ours, which are exact.
+    With Inception's features this is FID. Compare values only if they have the same features, the same reference
+    images and the same number of generated images. Fewer images give larger distances. The arithmetic is
+    torchmetrics', in float64. The sums are our own, because those are exact.
 
     Args:
         num_features: Width of the features.
@@ -83,7 +83,7 @@ class FrechetDistance:
 
     def __init__(self, num_features: int) -> None:
         self.num_features = num_features
-        # Of both sets the products of all features and 1, which are second moments, sums and the count at once.
+        # Products of all features and 1, for both sets: second moments, sums and the count in one table.
         self._products = [ExactSum(num_features + 1, num_features + 1) for _ in range(2)]
 
     @torch.no_grad()
@@ -91,17 +91,17 @@ class FrechetDistance:
         """Adds features to one of the two sets.
 
         Args:
-            features: (batch, num_features).
-            generated: Which set.
+            features: Features (batch, num_features).
+            generated: Whether the images are generated ones.
         """
         features = F.pad(features.cpu().double(), (0, 1), value=1.0)
         self._products[int(generated)].add((features.T @ features)[None])
 
     def compute(self, accelerator: Accelerator | None = None) -> float:
-        """The distance over all processes; every process must call it, also one that has seen no image.
+        """Computes the distance over all processes. Every process must call it, even if it has seen no image.
 
         Raises:
-            ValueError: One of the sets has fewer than two images.
+            ValueError: If one of the sets has fewer than two images.
         """
         from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -114,42 +114,42 @@ class FrechetDistance:
             setattr(metric, f"{name}_features_sum", total[-1, :-1])
             setattr(metric, f"{name}_features_cov_sum", total[:-1, :-1])
             setattr(metric, f"{name}_features_num_samples", torch.tensor(count))
-        return max(0.0, float(metric.compute()))  # that of a set to itself may be rounded below
+        return max(0.0, float(metric.compute()))  # rounding can take the distance of a set to itself below zero
 
 
 class FeatureSample:
-    """A uniform sample of the features of a set, of bounded size, chosen by the images' numbers alone.
+    """A uniform sample of the features of a set. Its size is bounded, and only the images' numbers decide on it.
 
-    Kept are the images whose hash of seed and number is least. So the sample depends neither on the order nor on how
-    many processes share the images out.
+    Each image gets a hash of the seed and its number, and the sample keeps the images with the smallest hashes. So it
+    depends neither on the order of the images nor on how many processes share them.
 
     Args:
-        size: Images to keep at most.
+        size: The most images to keep.
         num_features: Width of the features.
-        seed: Chooses another sample.
+        seed: Another seed chooses another sample.
     """
 
     def __init__(self, size: int, num_features: int, seed: int = 0) -> None:
         self.size, self.num_features, self.seed = size, num_features, seed
-        self._heap: list[tuple[int, int, torch.Tensor]] = []  # the largest hash first; equal hashes by number
+        self._heap: list[tuple[int, int, torch.Tensor]] = []  # the largest hash comes first, equal hashes by number
 
     def update(self, features: torch.Tensor, indices: torch.Tensor) -> None:
         """Adds images.
 
         Args:
-            features: (batch, num_features).
-            indices: The images' numbers (batch,), each of which may come only once, on any process.
+            features: Features (batch, num_features).
+            indices: Numbers of the images (batch,). Each may come only once, on any process.
         """
         for index, row in zip(indices.tolist(), features.cpu().float(), strict=True):
             digest = hashlib.blake2b(f"{self.seed} {index}".encode(), digest_size=8).digest()
-            key = int.from_bytes(digest) >> 2  # fits an int64 with room for what marks an empty place
+            key = int.from_bytes(digest) >> 2  # fits an int64, with room for the mark of an empty place
             if len(self._heap) < self.size:
                 heapq.heappush(self._heap, (-key, -index, row.clone()))
             elif -key > self._heap[0][0]:
                 heapq.heapreplace(self._heap, (-key, -index, row.clone()))
 
     def compute(self, accelerator: Accelerator | None = None) -> torch.Tensor:
-        """The sample over all processes, (kept, num_features) in float32; every process must call it."""
+        """Returns the sample over all processes, (kept, num_features) in float32. Every process must call it."""
         own = [(-key, row) for key, _, row in self._heap]
         empty = torch.iinfo(torch.int64).max
         keys = torch.tensor([key for key, _ in own] + [empty] * (self.size - len(own)), dtype=torch.int64)
@@ -160,7 +160,7 @@ class FeatureSample:
             place = int(torch.searchsorted(kept, key))
             if place < len(kept) and kept[place] == key:
                 table[place] = row
-        # Each row comes from one process and is zero on the others. In parts, for the memory of the collective.
+        # Each row comes from one process and is zero on the others. Parts limit the memory of the collective.
         return torch.cat([sum_over_processes(part, accelerator) for part in table.split(1024)] or [table])
 
 
@@ -169,9 +169,9 @@ class GeneratorMetrics:
 
     Args:
         num_features: Width of the features.
-        num_classes: Width of the extractor's logits; 0 if it has none.
-        sample_size: Images of each set that are kept for the kernel distance and for precision and recall.
-        seed: Chooses them, and the subsets of the kernel distance.
+        num_classes: Width of the extractor's logits, or 0 if it has none.
+        sample_size: Images of each set to keep for the kernel distance and for precision and recall.
+        seed: Chooses these images, and the subsets of the kernel distance.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class GeneratorMetrics:
         self.num_classes, self.seed = num_classes, seed
         self._distance = FrechetDistance(num_features)
         self._samples = [FeatureSample(sample_size, num_features, seed) for _ in range(2)]
-        # Of each split: the sum of the probabilities of each class, that of p log p, and the number of images.
+        # For each split: the sum of each class's probabilities, the sum of p log p, and the number of images.
         self._score = ExactSum(SCORE_SPLITS, num_classes + 2)
         self._counts = torch.zeros(2, dtype=torch.int64)
 
@@ -189,9 +189,9 @@ class GeneratorMetrics:
         """Adds images to one of the two sets.
 
         Args:
-            features: Of a batch.
-            indices: The images' numbers in their set (batch,).
-            generated: Which set.
+            features: Features of the batch.
+            indices: Numbers of the images in their set, (batch,).
+            generated: Whether the images are generated ones.
         """
         self._counts[int(generated)] += len(indices)
         self._distance.update(features.values, generated)
@@ -204,15 +204,15 @@ class GeneratorMetrics:
             self._score.add(sums.index_add(0, indices.cpu() % SCORE_SPLITS, torch.cat(terms, -1))[None])
 
     def compute(self, accelerator: Accelerator | None = None) -> dict[str, float]:
-        """The metrics over all processes; every process must call it.
+        """Computes the metrics over all processes. Every process must call it.
 
         Returns:
-            ``num_reference`` and ``num_generated``; ``frechet``; ``kernel``, and ``kernel_std`` if there were several
-            subsets; ``precision`` and ``recall``, where the samples have more images than neighbors are asked for;
-            ``score`` and ``score_std``, where the extractor gives logits.
+            `num_reference`, `num_generated`, `frechet` and `kernel`. `kernel_std` if there were several subsets.
+            `precision` and `recall` if the samples have more images than `NEIGHBORS`. `score` and `score_std` if the
+            extractor gives logits.
 
         Raises:
-            ValueError: One of the sets has fewer than two images.
+            ValueError: If one of the sets has fewer than two images.
         """
         counts = sum_over_processes(self._counts, accelerator).tolist()
         metrics: dict[str, float] = {"num_reference": counts[0], "num_generated": counts[1]}
@@ -226,7 +226,7 @@ class GeneratorMetrics:
         return metrics
 
     def estimators(self, metrics: dict[str, float]) -> dict[str, Any]:
-        """For a protocol: how the numbers that `compute` returned were estimated."""
+        """Describes, for a protocol, how the numbers that `compute` returned were estimated."""
         names = ("num_reference", "num_generated")
         kept = [min(sample.size, int(metrics[name])) for sample, name in zip(self._samples, names, strict=True)]
         subsets, size = _kernel_subsets(*kept)
@@ -241,10 +241,10 @@ class GeneratorMetrics:
 
 
 def kernel_distance(reference: torch.Tensor, generated: torch.Tensor, seed: int = 0) -> dict[str, float]:
-    """The squared maximum mean discrepancy of two sets under a cubic kernel, KID's arithmetic (arXiv 1801.01401).
+    """Computes the squared maximum mean discrepancy of two sets under a cubic kernel, as KID does (arXiv 1801.01401).
 
-    Torchmetrics', which keeps all that it is given and draws from the global random numbers: so it is given a sample,
-    and a seed of its own.
+    The arithmetic is torchmetrics'. That metric keeps everything it is given, so it gets a sample. It also draws from
+    the global random numbers, so it gets a seed of its own.
 
     Args:
         reference: Features (n, num_features).
@@ -252,11 +252,11 @@ def kernel_distance(reference: torch.Tensor, generated: torch.Tensor, seed: int 
         seed: Draws the subsets.
 
     Returns:
-        ``kernel``, the mean over 100 subsets of 1000 images, and ``kernel_std``; of smaller sets of one size the
-        value, without deviation, of all images as one subset.
+        `kernel` and `kernel_std`, the mean and the deviation over 100 subsets of 1000 images. Smaller sets of equal
+        size form one subset. Then there is no `kernel_std`.
 
     Raises:
-        ValueError: One of the sets has fewer than two images.
+        ValueError: If one of the sets has fewer than two images.
     """
     from torchmetrics.image.kid import KernelInceptionDistance
 
@@ -275,20 +275,26 @@ def kernel_distance(reference: torch.Tensor, generated: torch.Tensor, seed: int 
 
 
 def precision_recall(reference: torch.Tensor, generated: torch.Tensor, neighbors: int = NEIGHBORS) -> dict[str, float]:
-    """Improved precision and recall (arXiv 1904.06991). No library that installs here without torchvision has them.
+    """Computes improved precision and recall (arXiv 1904.06991).
+
+    No library that installs without torchvision has them.
 
     Args:
         reference: Features (n, num_features).
         generated: Features (m, num_features).
-        neighbors: The ball around each image reaches to so many-th neighbor in its own set; fewer than n and m.
+        neighbors: The ball around an image reaches to its neighbor of this rank in its own set. Fewer than n and m.
 
     Returns:
-        ``precision``, the share of the generated images within a ball of the reference, and ``recall``, the share of
-        the reference images within a ball of the generated ones.
+        `precision` is the share of the generated images within a ball of a reference image. `recall` is the share of
+        the reference images within a ball of a generated image.
+
+    Raises:
+        ValueError: If a set has too few images.
     """
     if min(len(reference), len(generated)) <= neighbors:
         raise ValueError(
-            f"{neighbors} neighbors need more images than that in each set, got {len(reference)} and {len(generated)}"
+            f"{neighbors} neighbors need more images than that in each set, got {len(reference)} and "
+            f"{len(generated)}. Add images, or use fewer neighbors."
         )
     reference, generated = reference.double(), generated.double()
     return {
@@ -298,7 +304,8 @@ def precision_recall(reference: torch.Tensor, generated: torch.Tensor, neighbors
 
 
 def _share_within(points: torch.Tensor, centers: torch.Tensor, neighbors: int) -> float:
-    # In parts, since all distances at once do not fit for large sets. The nearest of its own set is the point itself.
+    # In parts, because all distances of large sets do not fit in memory at once. The nearest point of a point's own
+    # set is the point itself.
     radii = torch.cat(
         [torch.cdist(part, centers).kthvalue(neighbors + 1, dim=1).values for part in centers.split(1024)]
     )
@@ -307,9 +314,10 @@ def _share_within(points: torch.Tensor, centers: torch.Tensor, neighbors: int) -
 
 
 def _inception_score(sums: torch.Tensor) -> dict[str, float]:
-    """Exponential of the mean divergence of each image's classes from all images' (arXiv 1606.03498), by splits.
+    """Computes the Inception Score by splits (arXiv 1606.03498).
 
-    Torchmetrics' keeps all logits and cuts the splits at random; these sums are the same arithmetic.
+    The score is the exponential of the mean divergence of each image's classes from all images' classes. torchmetrics
+    has the same arithmetic, but it keeps all logits and cuts the splits at random.
     """
     sums = sums[sums[:, -1] > 0]
     means = sums[:, :-1] / sums[:, -1:]
@@ -319,23 +327,23 @@ def _inception_score(sums: torch.Tensor) -> dict[str, float]:
 
 
 def _kernel_subsets(num_reference: int, num_generated: int) -> tuple[int, int]:
-    """How many subsets of which size; one with everything, where all of them would be the same."""
+    """Returns the number and the size of the subsets. If all subsets would be the same, there is only one."""
     size = min(KERNEL_SUBSET_SIZE, num_reference, num_generated)
     return (1 if size == num_reference == num_generated else KERNEL_SUBSETS), size
 
 
 def _require_two(count: int) -> None:
     if count < 2:
-        raise ValueError(f"a distance needs at least two images of each kind, got {count}")
+        raise ValueError(f"A distance needs at least two images of each kind, got {count}. Add images.")
 
 
 class _Given(torch.nn.Module):
-    """Features that are computed already, in the form in which torchmetrics wants its extractors."""
+    """Stands in for torchmetrics' extractor where features are computed already."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
         self.num_features = num_features
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """The features as they are."""
+        """Returns the features as they are."""
         return features

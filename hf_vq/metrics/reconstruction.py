@@ -1,4 +1,4 @@
-"""Quality of a tokenizer, exact over any number of processes: reconstruction errors and codebook use."""
+"""Quality of a tokenizer: reconstruction errors and codebook use. Exact over any number of processes."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ from hf_vq.utils.processes import sum_over_processes
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-SSIM_WINDOW = 11  # pixels; for smaller images SSIM says little
+SSIM_WINDOW = 11  # pixels; SSIM says little about smaller images
 
 
 class TokenizerMetrics:
     """Accumulates the reconstruction errors and the code counts of a data set, batch by batch.
 
-    All sums are exact, so N processes that share the images out give the numbers of one.
+    All sums are exact, so N processes that share the images get the numbers of one.
 
     Args:
-        num_codes: Size of the codebook (over all groups).
-        pixel_range: Of the images, as the configuration says. Errors are measured on [0, 1].
+        num_codes: Size of the codebook, over all groups.
+        pixel_range: Range of the images, as in the configuration. Errors are measured on [0, 1].
+
+    Raises:
+        ValueError: If `num_codes` is below 1.
 
     Example:
         >>> metrics = TokenizerMetrics(num_codes=1024, pixel_range=model.config.pixel_range)
@@ -38,14 +41,14 @@ class TokenizerMetrics:
 
     def __init__(self, num_codes: int, pixel_range: Sequence[float] = SIGNED):
         if num_codes < 1:
-            raise ValueError(f"num_codes must be positive, got {num_codes}")
+            raise ValueError(f"`num_codes` must be at least 1, got {num_codes}.")
         self.num_codes, self.pixel_range = num_codes, pixel_range
         self.reset()
 
     def reset(self) -> None:
         """Forgets everything."""
         self._counts = torch.zeros(self.num_codes, dtype=torch.int64)
-        # One sum and one weight each: MSE, PSNR, SSIM, quantization error. The weights count images or vectors.
+        # One sum and one weight each for MSE, PSNR, SSIM, quantization error. The weights count images or vectors.
         self._sums = [ExactSum() for _ in range(4)]
         self._weights = torch.zeros(4, dtype=torch.int64)
 
@@ -57,35 +60,35 @@ class TokenizerMetrics:
         image_tokens: torch.Tensor | None = None,
         quantization_error: torch.Tensor | None = None,
     ) -> None:
-        """Adds a batch; an empty one adds nothing.
+        """Adds a batch. An empty batch adds nothing.
 
         Args:
             pixel_values: Images (batch, channels, height, width) in `pixel_range`.
-            decoded_pixel_values: Reconstructions of the same shape; clamped to that range, as for a picture.
+            decoded_pixel_values: Reconstructions of the same shape. They are clamped to that range, as for a picture.
             image_tokens: Codes of the batch, integers in [0, num_codes), any shape.
-            quantization_error: A scalar, the batch's mean, which counts once for each image; or one value for each
-                vector.
+            quantization_error: A scalar or one value for each vector. A scalar is the mean of the batch and counts
+                once for each image.
 
         Raises:
-            ValueError: Shapes differ, or a token is out of range.
+            ValueError: If the shapes differ, or if a token is out of range.
         """
         if pixel_values.shape != decoded_pixel_values.shape or pixel_values.ndim != 4:
             raise ValueError(
-                "expected two batches (batch, channels, height, width) of one shape, got "
-                f"{tuple(pixel_values.shape)} and {tuple(decoded_pixel_values.shape)}"
+                "`update` needs two batches (batch, channels, height, width) of the same shape, got "
+                f"{tuple(pixel_values.shape)} and {tuple(decoded_pixel_values.shape)}."
             )
         batch = pixel_values.shape[0]
         if batch == 0:
             return
         if image_tokens is not None:
             self._count(image_tokens)
-        # float64 where the device has it, so that the size of a batch leaves no trace in the sums.
+        # float64 where the device has it, so the size of a batch leaves no trace in the sums.
         dtype = torch.float32 if pixel_values.device.type == "mps" else torch.float64
         image = convert_pixels(pixel_values.to(dtype), self.pixel_range, UNIT)
         decoded = convert_pixels(decoded_pixel_values.to(dtype).clamp(*self.pixel_range), self.pixel_range, UNIT)
         mse = (image - decoded).square().flatten(1).mean(1).double().cpu()
         self._add(0, mse)
-        # An error below 1e-10 counts as one: a perfect image gets 100 dB, not infinity, and the mean stays finite.
+        # Errors below 1e-10 count as 1e-10: a perfect image gets 100 dB, not infinity, and the mean stays finite.
         self._add(1, -10 * mse.clamp(min=1e-10).log10())
         if min(image.shape[-2:]) >= SSIM_WINDOW:
             self._add(2, _ssim(decoded, image))
@@ -101,12 +104,13 @@ class TokenizerMetrics:
         tokens = image_tokens.flatten()
         if tokens.numel() and not (0 <= int(tokens.min()) and int(tokens.max()) < self.num_codes):
             raise ValueError(
-                f"image tokens must be in [0, {self.num_codes}), got [{int(tokens.min())}, {int(tokens.max())}]"
+                f"Image tokens must be in [0, {self.num_codes}), got [{int(tokens.min())}, {int(tokens.max())}]. Make "
+                "the metrics with the tokenizer's number of codes."
             )
         self._counts += torch.bincount(tokens, minlength=self.num_codes).cpu()
 
     def code_counts(self, accelerator: Accelerator | None = None) -> torch.Tensor:
-        """How often each code was used, over all processes; a collective, like `compute`.
+        """Counts how often each code was used, over all processes. Every process must call it.
 
         Returns:
             Int64 tensor (num_codes,) on the CPU.
@@ -114,25 +118,32 @@ class TokenizerMetrics:
         return sum_over_processes(self._counts, accelerator)
 
     def compute(self, accelerator: Accelerator | None = None) -> dict[str, float]:
-        """The metrics over all processes. Every process must call it, and gets the same numbers.
+        """Computes the metrics over all processes. Every process must call it, and gets the same numbers.
 
         Args:
-            accelerator: Tells the device of the collectives; without it the backend of ``torch.distributed`` does.
+            accelerator: Sets the device of the collectives. Without it the backend of `torch.distributed` does.
 
         Returns:
-            ``num_images``; ``mse`` and ``ssim``, means over images in [0, 1] (SSIM as in torchmetrics, with a Gaussian
-            window of 11 pixels; left out for smaller images); ``psnr`` in dB, the mean of each image's own, at most
-            100; ``quantization_error``; and of the codes ``usage`` (share used at all), ``active_codes`` (their
-            number) and ``perplexity``. What was not given to `update` is left out.
+            A number for each of these names. What `update` was not given is left out.
+
+            - `num_images`
+            - `mse`: mean over images in [0, 1]
+            - `psnr`: mean of each image's PSNR in dB, each at most 100
+            - `ssim`: mean over images in [0, 1], as in torchmetrics, with a Gaussian window of 11 pixels. Smaller
+              images have none.
+            - `quantization_error`
+            - `usage`: share of the codes that are used at all
+            - `active_codes`: number of these codes
+            - `perplexity`
 
         Raises:
-            ValueError: No process has seen an image.
+            ValueError: If no process has seen an image.
         """
         sums = [total.compute(accelerator) for total in self._sums]
         weights = sum_over_processes(self._weights, accelerator)
         counts = self.code_counts(accelerator)
         if not weights[0]:
-            raise ValueError("no images to measure: update was never called with any")
+            raise ValueError("There are no images to measure. Call `update` with images before `compute`.")
         metrics: dict[str, float] = {"num_images": int(weights[0])}
         for index, name in enumerate(("mse", "psnr", "ssim", "quantization_error")):
             if weights[index]:
@@ -144,10 +155,10 @@ class TokenizerMetrics:
 
 
 def _ssim(decoded: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-    """SSIM of each image, (batch,) in float64 on the CPU, for images in [0, 1]."""
+    """Computes SSIM of each image in [0, 1]. The result is (batch,), float64 on the CPU."""
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    # kernel_size is ignored for a Gaussian window: sigma 1.5 makes it 11 pixels.
+    # For a Gaussian window kernel_size is ignored. sigma 1.5 makes the window 11 pixels wide.
     values = structural_similarity_index_measure(decoded, image, sigma=1.5, reduction="none", data_range=1.0)
     assert isinstance(values, torch.Tensor)
     return values.flatten().double().cpu()

@@ -22,23 +22,29 @@ def reconstruction_grid(
     max_images: int = 10,
     width: int = 1100,
 ) -> PIL.Image.Image:
-    """Images above their reconstructions, one labelled row for each.
+    """Draws images above their reconstructions, in one labeled row for each.
 
     Args:
         originals: Images (batch, 1 or 3, height, width) in `pixel_range`.
-        reconstructions: Row label -> reconstructions of the same shape.
-        pixel_range: Of all of them, as the configuration says.
-        max_images: Columns; further images are left out.
-        width: Width of the picture in pixels, about; small images are enlarged by whole factors, without smoothing.
+        reconstructions: Mapping from row label to reconstructions of the same shape.
+        pixel_range: Range of all these images, as in the configuration.
+        max_images: Number of columns. Further images are left out.
+        width: Approximate width of the picture in pixels. Small images are enlarged by whole factors, not smoothed.
 
     Raises:
-        ValueError: A reconstruction has another shape than the originals, or there is no image.
+        ValueError: If a reconstruction has another shape than the originals, or if there is no image.
     """
     for name, values in reconstructions.items():
         if values.shape != originals.shape:
-            raise ValueError(f"{name!r} has shape {tuple(values.shape)}, the originals {tuple(originals.shape)}")
+            raise ValueError(
+                f"Reconstructions must have the shape of the originals, {tuple(originals.shape)}, but {name!r} has "
+                f"shape {tuple(values.shape)}."
+            )
     if originals.ndim != 4 or originals.shape[0] == 0:
-        raise ValueError(f"expected images (batch, channels, height, width), got shape {tuple(originals.shape)}")
+        raise ValueError(
+            f"`reconstruction_grid` expected images (batch, channels, height, width), at least one, got the shape "
+            f"{tuple(originals.shape)}."
+        )
     font = _font(17)
     rows = [("original", originals), *((_shortened(name, 40), values) for name, values in reconstructions.items())]
     columns = min(max_images, originals.shape[0])
@@ -69,20 +75,23 @@ def sample_sheet(
     columns: int = 8,
     width: int = 1100,
 ) -> PIL.Image.Image:
-    """Generated images in rows, each with its label.
+    """Draws generated images in rows, each with its label.
 
     Args:
-        images: Of one size, row after row.
-        row_labels: One for each row, such as the names of the classes; long ones are cut off.
-        columns: Images of a row.
-        width: Width of the picture in pixels, about; small images are enlarged by whole factors, without smoothing.
+        images: Images of one size, row after row.
+        row_labels: One label for each row, such as the names of the classes. Long labels are cut off.
+        columns: Number of images in a row.
+        width: Approximate width of the picture in pixels. Small images are enlarged by whole factors, not smoothed.
 
     Raises:
-        ValueError: There is no image, or the number of labels is not that of the rows.
+        ValueError: If there is no image, or if the number of labels is not the number of rows.
     """
     rows = -(-len(images) // columns)
     if not images or (row_labels is not None and len(row_labels) != rows):
-        raise ValueError(f"expected images, and a label for each row of {columns}, got {len(images)}, {row_labels}")
+        raise ValueError(
+            f"`sample_sheet` needs images, and a label for each row of {columns}, got {len(images)} images and the "
+            f"labels {row_labels}."
+        )
     font = _font(17)
     gap, margin = 6, 14
     labels = [_shortened(label) for label in row_labels or []]

@@ -45,7 +45,7 @@ def test_ranks_agree_to_the_bit(results):
     assert wrong == {}
 
 
-def test_everything_stays_finite_and_gets_initialised(results):
-    """Empty batches leave no NaN behind; collecting over many steps ends in an initialised codebook."""
+def test_everything_stays_finite_and_gets_initialized(results):
+    """Empty batches leave no NaN behind; collecting over many steps ends in an initialized codebook."""
     assert all(result["finite"] for result in results)
     assert all(result.get("initialized", True) for result in results)

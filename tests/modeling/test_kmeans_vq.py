@@ -10,24 +10,24 @@ from hf_vq.modeling.kmeans_vq import kmeans, make_distinct
 def test_every_tight_blob_gets_a_centroid():
     """With as many codes as blobs, each blob is found (random seeds would miss about a third)."""
     torch.manual_seed(0)
-    centres = 20 * torch.randn(64, 8)
-    vectors = (centres[:, None] + 0.01 * torch.randn(64, 50, 8)).flatten(0, 1)
+    centers = 20 * torch.randn(64, 8)
+    vectors = (centers[:, None] + 0.01 * torch.randn(64, 50, 8)).flatten(0, 1)
 
     codes = kmeans(vectors, 64)
 
-    assert (torch.cdist(centres, codes).amin(1) < 0.1).all()
+    assert (torch.cdist(centers, codes).amin(1) < 0.1).all()
 
 
 def test_seeds_drawn_in_rounds_cover_the_blobs_too(monkeypatch):
     """Several seeds a round, as for very large codebooks, still cover the data."""
     monkeypatch.setattr(kmeans_vq, "_MAX_ROUNDS", 16)
     torch.manual_seed(0)
-    centres = 20 * torch.randn(32, 8)
-    vectors = (centres[:, None] + 0.01 * torch.randn(32, 50, 8)).flatten(0, 1)
+    centers = 20 * torch.randn(32, 8)
+    vectors = (centers[:, None] + 0.01 * torch.randn(32, 50, 8)).flatten(0, 1)
 
     codes = kmeans(vectors, 128)
 
-    assert (torch.cdist(centres, codes).amin(1) < 0.1).all()
+    assert (torch.cdist(centers, codes).amin(1) < 0.1).all()
 
 
 def test_iterations_reduce_the_error():

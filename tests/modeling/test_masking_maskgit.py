@@ -66,7 +66,7 @@ def test_exact_masks_hide_the_share_exactly():
     assert mask.flatten(1).sum(1).tolist() == [1, 16, 32, 64]
 
 
-def test_exact_masks_favour_no_place():
+def test_exact_masks_favor_no_place():
     """Over many masks every token is hidden about as often as any other."""
     mask = draw_mask((4000, 4, 4), 0.25, generator=torch.Generator().manual_seed(0))
 

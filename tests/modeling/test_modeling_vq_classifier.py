@@ -172,7 +172,7 @@ def test_features_that_lie_last_are_the_channels() -> None:
     assert (model.config.quantized_size, model.config.quantized_axis) == (32, -1)
     assert model(pixels()).image_tokens.shape == (4, 4, 4)
     assert model(torch.cat([pixels(), pixels()], -1)).image_tokens.shape == (4, 4, 8)
-    # As many channels as rows and columns: normalisation and linear layers have them last, convolutions do not.
+    # As many channels as rows and columns: normalization and linear layers have them last, convolutions do not.
     square = {**CONVNEXT, "hidden_sizes": [8, 4, 16, 16]}
     assert make(square, quantized_layer="encoder.stages.1.layers.0.layernorm").config.quantized_axis == -1
     assert make(square, quantized_layer="encoder.stages.1.layers.0").config.quantized_axis == 1
@@ -199,7 +199,7 @@ def test_another_backbone_in_its_place_is_told_of() -> None:
         model(pixels())
 
 
-class Labelled(Dataset[dict[str, Any]]):
+class Labeled(Dataset[dict[str, Any]]):
     """Random images of three classes."""
 
     def __len__(self) -> int:
@@ -230,15 +230,15 @@ def test_the_trainer_of_transformers_trains_and_measures_it(tmp_path: Path) -> N
         trainer = Trainer(
             make(dropout=0.0, kmeans_init=False, alternating_steps=0, replace_freq=0, commitment_weight=50.0),
             arguments,
-            train_dataset=Labelled(),
-            eval_dataset=Labelled(),
+            train_dataset=Labeled(),
+            eval_dataset=Labeled(),
             compute_metrics=lambda found: {
                 "accuracy": float((np.argmax(found.predictions, axis=1) == found.label_ids).mean())
             },
         )
         losses.append(trainer.train().training_loss)
         assert 0 <= trainer.evaluate()["eval_accuracy"] <= 1
-        assert np.asarray(trainer.predict(Labelled()).predictions).shape == (16, 3)
+        assert np.asarray(trainer.predict(Labeled()).predictions).shape == (16, 3)
     assert losses[1] == pytest.approx(losses[0], rel=0.02)  # but for the moments of smaller batches
 
 
@@ -329,7 +329,7 @@ def test_the_quantizer_stays_in_float32(tmp_path: Path) -> None:
     assert model(pixels()).logits.dtype == torch.bfloat16
 
 
-def test_grey_images_and_the_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gray_images_and_the_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The task image-classification takes any picture for a network of one channel, also in batches; asks nothing."""
     model = make({**VIT, "num_channels": 1}, num_channels=1).eval()
     model.save_pretrained(tmp_path)

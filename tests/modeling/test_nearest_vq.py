@@ -38,11 +38,11 @@ def test_excess_distance_stays_under_the_stated_bound(mean, std):
 
     exact = squared_distances(vectors, codes)
     excess = exact.gather(1, index[:, None]).squeeze(1) - exact.amin(1)
-    centre = codes.double().mean(0)
-    code_norms = (codes.double() - centre).norm(dim=1)
-    vector_norms = (vectors.double() - centre).norm(dim=1)
+    center = codes.double().mean(0)
+    code_norms = (codes.double() - center).norm(dim=1)
+    vector_norms = (vectors.double() - center).norm(dim=1)
     unit = torch.finfo(torch.float32).eps / 2
-    # Rounding the centred inputs themselves moves them by one unit of their distance to the origin.
+    # Rounding the centered inputs themselves moves them by one unit of their distance to the origin.
     rounding = 4 * unit * max(abs(mean), 1) * dim**0.5 * (vector_norms + code_norms.max())
     bound = 4 * (dim + 2) * unit * code_norms.max() * (vector_norms + code_norms.max()) + rounding
     assert (excess <= bound).all()
@@ -51,7 +51,7 @@ def test_excess_distance_stays_under_the_stated_bound(mean, std):
 
 
 def test_the_plain_expansion_would_fail_where_ours_holds():
-    """The offset test bites: without centring, a tenth and more of the vectors get another code."""
+    """The offset test bites: without centering, a tenth and more of the vectors get another code."""
     torch.manual_seed(0)
     vectors, codes = 100 + 0.1 * torch.randn(2000, 64), 100 + 0.1 * torch.randn(1024, 64)
     exact = squared_distances(vectors, codes).argmin(1)

@@ -49,7 +49,7 @@ VQ_DIFFUSION = {
 }
 
 
-def randomise(model: Any) -> Any:
+def randomize(model: Any) -> Any:
     """Weights that make every one of them count: norms and biases too, and codes where the vectors are."""
     torch.manual_seed(0)
     with torch.no_grad():
@@ -103,7 +103,7 @@ def assert_same_as_diffusers(model: VQModel, theirs: Any) -> None:
 @pytest.mark.parametrize("config", [AMUSED, VQ_DIFFUSION], ids=["amused", "vq-diffusion"])
 def test_diffusers(config: dict[str, Any], tmp_path: Path) -> None:
     """A folder as diffusers saves it gives the same tokens and pixels."""
-    theirs = randomise(diffusers.VQModel(**config))
+    theirs = randomize(diffusers.VQModel(**config))
     theirs.save_pretrained(tmp_path)
 
     conversion = convert_checkpoint(tmp_path, image_size=32)
@@ -114,7 +114,7 @@ def test_diffusers(config: dict[str, Any], tmp_path: Path) -> None:
 
 def test_old_diffusers_names() -> None:
     """Attention blocks as diffusers named them before 0.17: the same model."""
-    theirs = randomise(diffusers.VQModel(**VQ_DIFFUSION))
+    theirs = randomize(diffusers.VQModel(**VQ_DIFFUSION))
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     state = theirs.state_dict()
     for new, name in old.items():
@@ -186,7 +186,7 @@ SMALL: dict[str, Any] = {
 )
 def test_export_and_back(fields: dict[str, Any], tmp_path: Path) -> None:
     """diffusers loads the exported folder without complaint, agrees with us, and what it holds converts back."""
-    model = randomise(VQModel(VQConfig(**SMALL | fields)))
+    model = randomize(VQModel(VQConfig(**SMALL | fields)))
 
     save_for_diffusers(model, tmp_path)
     theirs, report = diffusers.VQModel.from_pretrained(tmp_path, output_loading_info=True)
@@ -240,8 +240,8 @@ def test_the_sample_size_of_others_is_not_the_image_size(tmp_path: Path) -> None
         ({"num_attention_heads": 2}, "2 heads"),
         ({"channel_multiplier": [2, 2, 2]}, "wider than its first layer"),
         ({"base_channels": 24, "channel_multiplier": [1, 2, 4]}, r"\[8, 16, 32\] groups"),
-        ({"norm": "l2"}, "normalises vectors"),
-        ({"norm": "bn"}, "normalises vectors"),
+        ({"norm": "l2"}, "normalizes vectors"),
+        ({"norm": "bn"}, "normalizes vectors"),
     ],
 )
 def test_what_diffusers_cannot_hold_is_refused(fields: dict[str, Any], words: str, tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_what_diffusers_cannot_hold_is_refused(fields: dict[str, Any], words: st
 
 def test_taming(tmp_path: Path) -> None:
     """A checkpoint as taming's training writes it, attention above the lowest resolution, discriminator and all."""
-    theirs = randomise(REFERENCES.Taming(ch=32, ch_mult=(1, 2, 2), blocks=2, attention=(1,)))
+    theirs = randomize(REFERENCES.Taming(ch=32, ch_mult=(1, 2, 2), blocks=2, attention=(1,)))
     state = theirs.state_dict() | {
         "loss.discriminator.main.0.weight": torch.zeros(2),
         "loss.perceptual_loss.lin0.model.1.weight": torch.zeros(2),
@@ -274,7 +274,7 @@ def test_taming(tmp_path: Path) -> None:
 
 def test_averaged_weights() -> None:
     """Latent diffusion's `model_ema.*` are told of, and taken when asked for."""
-    theirs, averaged = randomise(REFERENCES.Taming()), REFERENCES.Taming()
+    theirs, averaged = randomize(REFERENCES.Taming()), REFERENCES.Taming()
     state = theirs.state_dict() | {"model_ema.decay": torch.tensor(0.999), "model_ema.num_updates": torch.tensor(5)}
     state |= {f"model_ema.{key.replace('.', '')}": value for key, value in averaged.state_dict().items()}
 
@@ -289,7 +289,7 @@ def test_averaged_weights() -> None:
 
 def test_llamagen(tmp_path: Path) -> None:
     """Unit-norm vectors and codes; the file wraps weights and their averages."""
-    theirs, averaged = (randomise(REFERENCES.LlamaGen(ch_mult=(1, 1, 2), attention=(2,))) for _ in range(2))
+    theirs, averaged = (randomize(REFERENCES.LlamaGen(ch_mult=(1, 1, 2), attention=(2,))) for _ in range(2))
     averaged.quantize.embedding.weight.data.mul_(-1)
     torch.save({"model": theirs.state_dict(), "ema": averaged.state_dict()}, tmp_path / "vq.pt")
 
@@ -322,7 +322,7 @@ def janus(**fields: Any) -> JanusVQVAE:
         "num_patches": 8,
     }
     sizes: dict[str, Any] = {"latent_channels": 12, "embed_dim": 6, "num_embeddings": 64}
-    return randomise(JanusVQVAE(JanusVQVAEConfig(**settings | sizes | fields)))
+    return randomize(JanusVQVAE(JanusVQVAEConfig(**settings | sizes | fields)))
 
 
 @pytest.mark.parametrize("unit_norm", [True, False])
@@ -374,7 +374,7 @@ def test_half_precision_is_widened() -> None:
 
 
 def test_a_converted_codebook_survives_training() -> None:
-    """The codes count as initialised: the first training batch does not replace them by k-means."""
+    """The codes count as initialized: the first training batch does not replace them by k-means."""
     state = REFERENCES.Taming().state_dict()
     model = convert_state_dict(state).model.train()
     model(pixels())
@@ -492,7 +492,7 @@ def test_vqtorch_states(case: str) -> None:
 
 
 def test_vqtorch_clocks_and_shared_maps() -> None:
-    """Initialisation and the patience with unused codes go on where they were; separate codebooks get the one map."""
+    """Initialization and the patience with unused codes go on where they were; separate codebooks get the one map."""
     layer = GroupVectorQuant(8, 6, groups=2, share=False, affine_lr=2.0, replace_freq=20, kmeans_init=True, norm="bn")
     scale, bias = torch.randn(1, 4), torch.randn(1, 4)
     state = {

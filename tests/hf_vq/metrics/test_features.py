@@ -21,7 +21,7 @@ def images(count: int = 3, channels: int = 3, size: int = 16) -> torch.Tensor:
 
 
 class FakeInception(nn.Module):
-    """Called like torch-fidelity's extractor, which is not installed here; the mean colour for 2048 pixels."""
+    """Called like torch-fidelity's extractor, which is not installed here; the mean color for 2048 pixels."""
 
     def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str | None = None):
         super().__init__()
@@ -82,7 +82,7 @@ def test_without_its_package_inception_names_the_extra(monkeypatch: pytest.Monke
 
 
 def test_inception_gives_features_logits_and_the_hash_of_its_weights(fidelity: None, tmp_path: Path) -> None:
-    """Widths are as declared, grey images become three equal channels, other weights have another hash."""
+    """Widths are as declared, gray images become three equal channels, other weights have another hash."""
     extractor = make_extractor("inception", 1, weights(tmp_path, seed=0))
     features = extractor(images(channels=1))
 
@@ -103,7 +103,7 @@ def test_weights_that_are_not_there_are_an_error(fidelity: None, tmp_path: Path)
         make_extractor("inception", weights=tmp_path / "missing.pth")
     with pytest.raises(OSError, match=r"could not be loaded \(no network\).*name their file"):
         make_extractor("inception")
-    with pytest.raises(ValueError, match="'8x8_pixels' have no weights: leave 'w.pth' out"):
+    with pytest.raises(ValueError, match="'8x8_pixels' have no weights. Leave 'w.pth' out"):
         make_extractor("8x8_pixels", weights="w.pth")
-    with pytest.raises(ValueError, match="unknown features 'clip': available are 8x8_pixels, inception"):
+    with pytest.raises(ValueError, match="no features 'clip'. Choose among 8x8_pixels, inception"):
         make_extractor("clip")

@@ -14,7 +14,7 @@ from hf_vq.plots.codebook import principal_components, project, projection, usag
 
 
 def colored(image: PIL.Image.Image, color: str) -> int:
-    """Number of pixels of exactly this colour."""
+    """Number of pixels of exactly this color."""
     return int((np.asarray(image) == np.array(PIL.Image.new("RGB", (1, 1), color).getpixel((0, 0)))).all(-1).sum())
 
 
@@ -46,8 +46,8 @@ def test_histogram_survives_extremes():
         assert usage_histogram(counts).width > 800
 
 
-def test_curves_keep_the_colours_of_the_runs(monkeypatch: pytest.MonkeyPatch):
-    """The second run has the same colour in curves and histogram, and every run is in the legend."""
+def test_curves_keep_the_colors_of_the_runs(monkeypatch: pytest.MonkeyPatch):
+    """The second run has the same color in curves and histogram, and every run is in the legend."""
     found = texts(monkeypatch)
     curves = usage_curves({"plain VQ": [(0, 5), (100, 4)], "ours": iter([(0, 5), (100, 900)])}, maximum=1024)
     histogram = usage_histogram({"plain VQ": torch.ones(8), "ours": torch.full((8,), 50)})

@@ -9,7 +9,7 @@ from hf_vq.plots.images import reconstruction_grid, sample_sheet
 
 
 def colored(image: PIL.Image.Image, color: str) -> int:
-    """Number of pixels of exactly this colour."""
+    """Number of pixels of exactly this color."""
     return int((np.asarray(image) == np.array(PIL.Image.new("RGB", (1, 1), color).getpixel((0, 0)))).all(-1).sum())
 
 
@@ -29,8 +29,8 @@ def test_grid_shows_the_pixels_of_every_row():
     assert rows.max() < (np.asarray(grid) == (0, 0, 255)).all(-1).any(1).nonzero()[0].min()
 
 
-def test_grid_takes_grey_and_large_images():
-    """One channel is drawn as grey, and images larger than their place are made smaller."""
+def test_grid_takes_gray_and_large_images():
+    """One channel is drawn as gray, and images larger than their place are made smaller."""
     grid = reconstruction_grid(torch.zeros(4, 1, 512, 512), {"a": torch.zeros(4, 1, 512, 512)}, width=600)
 
     assert abs(grid.width - 600) < 20
