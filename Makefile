@@ -1,4 +1,4 @@
-# Every command sets up what it needs; a fresh clone needs Python 3.11 or newer, nothing else.
+# Every command sets up what it needs. A fresh clone needs only Python 3.11 or newer.
 PYTHON ?= python3
 VENV := .venv
 TEST_VENV := .venv-test
@@ -19,7 +19,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(VENV)/bin/pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $@
 
-demo: $(VENV)/ready  ## Train tokenizers and a generator on the shipped emoji, write demo/ (DEMO=quick: only tokenizers)
+demo: $(VENV)/ready  ## Train tokenizers and a generator on the shipped emoji, write demo/ (DEMO=quick: tokenizers only)
 	$(VENV)/bin/python scripts/demo.py --output_dir demo $(if $(filter quick,$(DEMO)),--quick)
 
 test:  ## Build the wheel, install it in a fresh environment, run all tests against it
@@ -27,7 +27,7 @@ test:  ## Build the wheel, install it in a fresh environment, run all tests agai
 	$(PYTHON) -m venv $(TEST_VENV)
 	$(TEST_VENV)/bin/pip wheel --quiet --no-deps --wheel-dir dist .
 	$(TEST_VENV)/bin/pip install --quiet -c constraints.txt "$$(ls dist/hf_vq-*.whl)[dev]"
-	# PYTHONSAFEPATH keeps the source tree off the path, so that what is tested is the wheel.
+	# PYTHONSAFEPATH keeps the source tree off the path, so the tests run against the wheel.
 	PYTHONSAFEPATH=1 $(TEST_VENV)/bin/pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/ready  ## Check style (ruff) and types (mypy)
@@ -35,7 +35,7 @@ lint: $(VENV)/ready  ## Check style (ruff) and types (mypy)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-format: $(VENV)/ready  ## Mend style where ruff can
+format: $(VENV)/ready  ## Fix style where ruff can
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
@@ -43,7 +43,7 @@ $(VENV)/bench: $(VENV)/ready
 	$(VENV)/bin/pip install --quiet -c constraints.txt -e ".[bench]"
 	touch $@
 
-bench: $(BENCHES)  ## All tables below, hours on a CPU
+bench: $(BENCHES)  ## Make all tables below (takes hours on a CPU)
 
 bench-quantizer: $(VENV)/bench  ## Speed and memory of the quantizer beside other libraries
 	$(VENV)/bin/python benchmarks/quantizer_speed.py

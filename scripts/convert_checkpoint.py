@@ -2,8 +2,8 @@
 
     python scripts/convert_checkpoint.py --checkpoint vq_ds16_c2i.pt --output_dir tokenizer --image_size 256
 
-The output is a complete folder for the Hub: configuration, safetensors, image processor, card, code. Back, from such a
-folder to one that `diffusers.VQModel.from_pretrained` loads:
+The output is a complete folder for the Hub, with configuration, safetensors, image processor, card and code. The way
+back turns such a folder into one that `diffusers.VQModel.from_pretrained` loads:
 
     python scripts/convert_checkpoint.py --checkpoint tokenizer --output_dir for_diffusers --to diffusers
 """
@@ -27,23 +27,25 @@ from hf_vq.utils.files import write_text
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, help=".safetensors, .ckpt, .pth, .pt, .bin, or their folder")
+    parser.add_argument(
+        "--checkpoint", required=True, help="a .safetensors, .ckpt, .pth, .pt or .bin file, or a folder with one"
+    )
     parser.add_argument("--output_dir", required=True, type=Path)
     parser.add_argument("--to", choices=("hf_vq", "diffusers"), default="hf_vq")
-    parser.add_argument("--layout", choices=LAYOUTS, help="by default told by the names of the weights")
-    parser.add_argument("--image_size", type=int, help="default: as its configuration says, or 256")
-    parser.add_argument("--use_ema", action="store_true", help="take averaged weights, where the file has them")
+    parser.add_argument("--layout", choices=LAYOUTS, help="default: the names of the weights decide")
+    parser.add_argument("--image_size", type=int, help="default: what the configuration says, or 256")
+    parser.add_argument("--use_ema", action="store_true", help="take the averaged weights, if the file has them")
     parser.add_argument(
-        "--no_normalize", action="store_true", help="the network takes pixels in [0, 1], as aMUSEd's, not [-1, 1]"
+        "--no_normalize", action="store_true", help="the network takes pixels in [0, 1], like aMUSEd's, not in [-1, 1]"
     )
-    parser.add_argument("--license", help="identifier of the weights' license on the Hub, for the card")
+    parser.add_argument("--license", help="the license of the weights, as its identifier on the Hub, for the card")
     return parser.parse_args(argv)
 
 
 def convert(args: argparse.Namespace) -> None:
-    """Another project's weights to a folder of ours."""
+    """Converts another project's weights to a folder of ours."""
     conversion = convert_checkpoint(
         args.checkpoint,
         layout=args.layout,
@@ -56,7 +58,7 @@ def convert(args: argparse.Namespace) -> None:
     card = tokenizer_card(
         config,
         {},
-        # The loss that these weights were trained with is not known.
+        # Nobody knows the loss that these weights were trained with.
         training={"loss": None, "weights": origin, "notes": "; ".join(conversion.notes) or None},
         license=args.license,
         num_parameters=model.num_parameters(),
@@ -76,12 +78,12 @@ def convert(args: argparse.Namespace) -> None:
 
 
 def export(args: argparse.Namespace) -> None:
-    """A folder of ours, or a repository, to a folder of diffusers."""
+    """Converts a folder of ours, or a repository, to a folder for diffusers."""
     model, _ = load_tokenizer(args.checkpoint)
     if args.no_normalize:
         model.config.pixel_range = list(UNIT)
     save_for_diffusers(model, args.output_dir)
-    print(f"{args.output_dir}: for diffusers.VQModel.from_pretrained")
+    print(f"{args.output_dir}: load it with diffusers.VQModel.from_pretrained")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -90,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = Path(args.checkpoint)
     source = source.parent if source.is_file() else source
     if source.is_dir() and source.resolve() == args.output_dir.resolve():
-        raise SystemExit(f"error: {args.output_dir} holds the checkpoint; choose another output_dir")
+        raise SystemExit(f"error: {args.output_dir} holds the checkpoint. Choose another --output_dir.")
     try:
         if args.to == "diffusers":
             export(args)

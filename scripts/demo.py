@@ -1,11 +1,15 @@
-"""Plain vector quantization and the full method, side by side, on the shipped emoji; then a generator of emoji.
+"""Train plain vector quantization and the full method, side by side, on the shipped emoji; then a generator of emoji.
 
     python scripts/demo.py --output_dir demo
 
-Trains the same small autoencoder twice, with the same seed and budget, and writes two checkpoints, `comparison.md`,
-reconstructions, the codebook's use over training, and a projection of embeddings and codes. Loads the better one in a
-new process with `AutoModel.from_pretrained` and compares tokens. Then trains a MaskGIT on the tokens of the full
-method and draws emoji of every class beside real ones. Some minutes on two cores; `--quick` leaves the generator out.
+The demo has three parts:
+
+1. It trains the same small autoencoder twice, with the same seed and budget. It writes two checkpoints,
+   `comparison.md`, reconstructions, the codebook's use over training, and a projection of embeddings and codes.
+2. It loads the better checkpoint in a new process with `AutoModel.from_pretrained` and compares tokens.
+3. It trains a MaskGIT on the tokens of the full method, and draws emoji of every class beside real ones.
+
+It takes some minutes on two cores. `--quick` leaves out the generator.
 """
 
 from __future__ import annotations
@@ -30,8 +34,8 @@ from hf_vq.plots.codebook import projection, usage_curves
 from hf_vq.plots.images import reconstruction_grid, sample_sheet
 
 BACKBONE: dict[str, Any] = {"architecture": "sqvae", "image_size": 32, "base_channels": 64, "num_codes": 1024}
-# Plain VQ at its best here: straight-through gradient, one loss for encoder and codebook, and the dimension of the
-# codes and the weight of that loss that did best on other images (benchmarks/quality.py --tune).
+# Plain VQ at its best here: a straight-through gradient, one loss for encoder and codebook, and the dimension of the
+# codes and weight of that loss that worked best on other images (benchmarks/quality.py --tune).
 PLAIN: dict[str, Any] = {
     "embed_dim": 3,
     "beta": 0.95,
@@ -70,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output_dir", type=Path, default=Path("demo"))
     parser.add_argument("--max_steps", type=int, default=1200, help="optimizer steps of each of the two runs")
-    parser.add_argument("--quick", action="store_true", help="only the tokenizers")
+    parser.add_argument("--quick", action="store_true", help="train only the tokenizers")
     parser.add_argument("--generator_steps", type=int, help="optimizer steps of the generator (default: its recipe's)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -129,7 +133,7 @@ def main() -> None:
 
 @torch.no_grad()
 def look_at(model: VQModel, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    """Reconstructions; embeddings, codes and the mask of the codes in use, for the projection."""
+    """Returns reconstructions, and for the projection: embeddings, codes and the mask of the codes in use."""
     out = model(pixel_values)
     embeddings = model.encode(pixel_values).last_hidden_state.movedim(1, -1).flatten(0, -2)
     used = torch.zeros(model.config.num_codes, dtype=torch.bool)
@@ -138,7 +142,7 @@ def look_at(model: VQModel, pixel_values: torch.Tensor) -> tuple[torch.Tensor, t
 
 
 def table(results: dict[str, dict[str, float]], steps: int, seed: int) -> str:
-    """Markdown of the held-out numbers."""
+    """Writes the held-out numbers as a Markdown table."""
     lines = [
         f"206 held-out Noto Emoji of 32 px, 1,024 codes, {steps} steps of batch 32, seed {seed}. Encoder and decoder "
         "are the same; plain VQ has 3-dimensional codes, its best, and the full method has 4-dimensional ones.",
@@ -167,7 +171,9 @@ def reload(folder: Path, pixel_values: torch.Tensor) -> None:
     code = [sys.executable, "-c", RELOAD, str(folder), str(len(pixel_values))]
     found = torch.tensor(json.loads(subprocess.run(code, check=True, capture_output=True, text=True).stdout))
     if not torch.equal(found, expected):
-        raise SystemExit(f"{(found != expected).sum()} of {expected.numel()} tokens differ after reloading {folder}")
+        raise SystemExit(
+            f"error: {(found != expected).sum()} of {expected.numel()} tokens differ after reloading {folder}."
+        )
     print(
         f"AutoModel.from_pretrained({str(folder)!r}) in a new process, images through its AutoImageProcessor: "
         f"all {expected.numel():,} tokens identical."
@@ -175,7 +181,7 @@ def reload(folder: Path, pixel_values: torch.Tensor) -> None:
 
 
 def train_generator(output: Path, max_steps: int | None, seed: int) -> None:
-    """Tokens of the full method, and a generator of them by its recipe, with the commands of the README."""
+    """Makes tokens of the full method and trains a generator by its recipe, with the commands of the README."""
     tokens, work = output / "tokens", output / "generator-run"
     for folder in (tokens, work):
         shutil.rmtree(folder, ignore_errors=True)
@@ -191,14 +197,14 @@ def train_generator(output: Path, max_steps: int | None, seed: int) -> None:
 
 
 def run(script: str, **options: Any) -> None:
-    """One of the other scripts, in a process of its own."""
+    """Runs one of the other scripts in a process of its own."""
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     print("\n" + " ".join(["python", f"scripts/{script}", *words]), flush=True)
     subprocess.run([sys.executable, str(SCRIPTS / script), *words], check=True)
 
 
 def draw_samples(model: MaskGitModel) -> Image.Image:
-    """A row for each class: real training emoji, a gap, generated ones."""
+    """Draws a row for each class: real training emoji, a gap, and generated ones."""
     rows = load_images("noto-emoji-32", "train")
     names = rows.features["label"].names
     labels = [number for number in range(len(names)) for _ in range(GENERATED)]

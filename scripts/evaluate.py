@@ -1,11 +1,11 @@
-"""Measure tokenizers or generators on a data set of images, one or several beside each other.
+"""Measure tokenizers or generators on a data set of images. Several models are shown side by side.
 
     python scripts/evaluate.py --compare user/vq-a user/vq-b --dataset noto-emoji-32 --split test
 
-Models are folders or Hub ids (`user/name@revision`, too). Written to `--output_dir`: evaluation.md, a table with the
-protocol of its numbers; evaluation.json, the same for programs; evaluation.png, reconstructions or samples. FID, KID
-and the Inception Score need `--features inception` and `pip install 'hf_vq[inception]'`. Several processes, by
-`accelerate launch` or torchrun, give the same numbers.
+Models are folders or Hub ids (`user/name@revision` works, too). `--output_dir` gets three files: evaluation.md has a
+table with the protocol of its numbers, evaluation.json has the same for programs, and evaluation.png has
+reconstructions or samples. FID, KID and the Inception Score need `--features inception` and
+`pip install 'hf_vq[inception]'`. Several processes, started by `accelerate launch` or torchrun, give the same numbers.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Tokenize an image data set: parquet files of image tokens, with a manifest that says what made them.
+"""Tokenize an image data set. Writes parquet files of image tokens, with a manifest that says what made them.
 
     accelerate launch scripts/tokenize_dataset.py --tokenizer out/final --dataset noto-emoji-32 --output_dir tokens
 
-The data set is a folder of images, parquet files, a Hub id, or the sample, and is tokenized with all its splits. A run
-that was stopped goes on when the same command is given again. Any number of processes write the same files; two on a
+The data set is a folder of images, parquet files, a Hub id, or the sample. All its splits are tokenized. If a run was
+stopped, give the same command again, and it continues. Any number of processes write the same files. To start two on a
 machine without GPUs: `ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes 2 ...`, or torchrun.
 """
 
@@ -19,7 +19,7 @@ from hf_vq.data.tokenize import TokenizationArguments, tokenize_dataset
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses the command line and tokenizes."""
+    """Parses the command line and tokenizes the data set."""
     words = sys.argv[1:] if argv is None else argv
     logging.basicConfig(
         format="%(message)s", level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR

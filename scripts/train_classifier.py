@@ -3,9 +3,9 @@
     accelerate launch scripts/train_classifier.py --config scripts/configs/noto_emoji_32_classifier.yaml \\
         --output_dir out
 
-Every field of the recipe can be overridden on the command line, the model's as well (`--backbone_config vit_tiny`,
-`--quantized_layer 3`). On your own images: `--dataset path/to/folder`, with a sub-folder for each class. A run that
-was stopped goes on with `--resume_from_checkpoint latest`. Two processes on a machine without GPUs:
+The command line can override every field of the recipe, including the model's (`--backbone_config vit_tiny`,
+`--quantized_layer 3`). To train on your own images: `--dataset path/to/folder`, with a sub-folder for each class. To
+continue a stopped run: `--resume_from_checkpoint latest`. To start two processes on a machine without GPUs:
 `ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes 2 ...`, or torchrun.
 """
 

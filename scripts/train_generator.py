@@ -5,10 +5,11 @@
     accelerate launch scripts/train_generator.py --config scripts/configs/noto_emoji_32_maskgit.yaml \\
         --tokens tokens --tokenizer vq/final --output_dir out
 
-Tokens and tokenizer are folders or Hub ids; the tokens must have been made by that tokenizer. Every field of the
-recipe can be overridden on the command line, the model's as well (`--hidden_size 512`). A run that was stopped goes on
-with `--resume_from_checkpoint latest`. `out/final` is a whole Hub repository, with the tokenizer inside. Two processes
-on a machine without GPUs: `ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes 2 ...`, or torchrun.
+Tokens and tokenizer are folders or Hub ids. The tokens must have been made by that tokenizer. The command line can
+override every field of the recipe, including the model's (`--hidden_size 512`). To continue a stopped run:
+`--resume_from_checkpoint latest`. `out/final` is a complete Hub repository with the tokenizer inside. To start two
+processes on a machine without GPUs: `ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes 2 ...`, or
+torchrun.
 """
 
 from __future__ import annotations

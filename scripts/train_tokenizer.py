@@ -2,8 +2,8 @@
 
     accelerate launch scripts/train_tokenizer.py --config scripts/configs/noto_emoji_32.yaml --output_dir out
 
-Every field of the recipe can be overridden on the command line, the model's as well (`--num_codes 512`). On your own
-images: `--dataset path/to/folder`. A run that was stopped goes on with `--resume_from_checkpoint latest`. Two
+The command line can override every field of the recipe, including the model's (`--num_codes 512`). To train on your
+own images: `--dataset path/to/folder`. To continue a stopped run: `--resume_from_checkpoint latest`. To start two
 processes on a machine without GPUs: `accelerate launch --multi_gpu --num_processes 2 ...`, or torchrun.
 """
 

@@ -65,7 +65,7 @@ def test_there_and_back(theirs: Any, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_pixels_from_zero_and_notes(theirs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What was left out is told, on the screen and in the card; the image processor can be without normalisation."""
+    """What was left out is told, on the screen and in the card; the image processor can be without normalization."""
     torch.save({"state_dict": theirs.state_dict() | {"loss.weight": torch.zeros(1)}}, tmp_path / "last.ckpt")
     run("--checkpoint", tmp_path / "last.ckpt", "--output_dir", tmp_path / "ours", "--no_normalize")
 

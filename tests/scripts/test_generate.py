@@ -72,16 +72,16 @@ def test_a_grid_and_single_files_show_the_same(
 
 @pytest.mark.parametrize("sampler", ["confidence", "halton"])
 def test_an_animation_fills_up(main: Callable[[list[str]], None], folder: Path, tmp_path: Path, sampler: str) -> None:
-    """A frame for each step: grey cells give way to pictures, the last frame is the grid."""
+    """A frame for each step: gray cells give way to pictures, the last frame is the grid."""
     words = f"--num_images 2 --sampler {sampler} --batch_size 1"
     run(main, folder, tmp_path / "steps.gif", words)
     run(main, folder, tmp_path / "grid.png", words)
     animation = Image.open(tmp_path / "steps.gif")
     frames = [np.asarray(frame.convert("RGB")).astype(int) for frame in ImageSequence.Iterator(animation)]
-    grey = [(abs(frame - 128).max(-1) <= 1).mean() for frame in frames]
+    gray = [(abs(frame - 128).max(-1) <= 1).mean() for frame in frames]
 
     assert len(frames) == 4 and frames[0].shape == (32, 64, 3)
-    assert grey[0] > 0.5 > grey[-1] and grey == sorted(grey, reverse=True)
+    assert gray[0] > 0.5 > gray[-1] and gray == sorted(gray, reverse=True)
     assert abs(frames[-1] - read(tmp_path / "grid.png")).mean() < 16  # a palette of 256 colours is little for noise
 
 
@@ -103,9 +103,9 @@ def test_inpainting_keeps_the_rest(main: Callable[[list[str]], None], folder: Pa
 @pytest.mark.parametrize(
     "words, message",
     [
-        ("--class_labels cow", r"error: there are no classes \['cow'\].*'cat', 'dog'"),
+        ("--class_labels cow", r"error: There are no classes \['cow'\].*'cat', 'dog'"),
         ("--class_labels 2", r"error: .*must be in \[0, 2\)"),
-        ("--class_labels 0 1 --num_images 3", "error: there are 2 labels for 3 images"),
+        ("--class_labels 0 1 --num_images 3", "error: There are 2 labels for 3 images"),
         ("--sampler halton --choice_temperature 1", "error: .*has no effect"),
         ("--sampler random", "error: .*--sampler: invalid choice: 'random'"),
         ("--temprature 2", "error: Unknown field 'temprature' in the command line. Did you mean 'temperature'?"),

@@ -64,7 +64,7 @@ def read(path: Path) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("output", ["grid.png", "steps.gif", "renewed.png"])
 def test_generate_paints_the_same(generators: list[Path], output: str, tmp_path: Path) -> None:
-    """A grid, an animation with grey cells, and an image of which a part is made anew."""
+    """A grid, an animation with gray cells, and an image of which a part is made anew."""
     options: dict[str, Any] = {"class_labels": "0 1", "num_steps": 4, "device": "cpu"}
     if output == "renewed.png":
         picture(0, (16, 16)).save(tmp_path / "image.png")
