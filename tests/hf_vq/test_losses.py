@@ -21,7 +21,7 @@ from hf_vq.losses import (
 
 
 def test_reconstruction_loss_is_on_the_unit_scale():
-    """Black against white is an error of 1, a quarter of the range one of 1/4 or 1/16."""
+    """Black against white is an error of 1. A quarter of the range is an error of 1/4 or 1/16."""
     black, white = torch.full((2, 3, 4, 4), -1.0), torch.full((2, 3, 4, 4), 1.0)
 
     assert reconstruction_loss(black, white, "l1") == reconstruction_loss(black, white, "l2") == 1
@@ -47,7 +47,7 @@ def test_reconstruction_loss_refuses_what_it_cannot_mean():
 
 
 class FeatureDistance(nn.Module):
-    """Stands in for LPIPS: squared distance of the features of one convolution, for each image."""
+    """Stands in for LPIPS with the squared distance of the features of one convolution, for each image."""
 
     def __init__(self):
         super().__init__()
@@ -58,7 +58,7 @@ class FeatureDistance(nn.Module):
 
 
 def test_perceptual_loss_trains_the_image_and_not_the_judge():
-    """The gradient reaches the reconstruction; the network stays frozen and in eval mode."""
+    """The gradient reaches the reconstruction, and the network stays frozen and in eval mode."""
     loss = PerceptualLoss(network=FeatureDistance()).train()
     image = torch.rand(2, 3, 8, 8)
     decoded = torch.rand(2, 3, 8, 8, requires_grad=True)
@@ -70,7 +70,7 @@ def test_perceptual_loss_trains_the_image_and_not_the_judge():
 
 
 def test_perceptual_loss_takes_gray_images():
-    """One channel is shown to the network as three equal ones."""
+    """The network sees one channel as three equal ones."""
     loss = PerceptualLoss(network=FeatureDistance())
     gray, other = torch.rand(2, 2, 1, 8, 8)
 
@@ -79,7 +79,7 @@ def test_perceptual_loss_takes_gray_images():
 
 @pytest.fixture(scope="module")
 def classifier() -> nn.Sequential:
-    """The convolutional part of a VGG16 as torchvision numbers it, with random weights."""
+    """Makes the convolutional part of a VGG16 as torchvision numbers it, with random weights."""
     torch.manual_seed(0)
     layers: list[nn.Module] = []
     channels = 3
@@ -93,7 +93,7 @@ def classifier() -> nn.Sequential:
 
 @pytest.fixture(scope="module")
 def weights(classifier: nn.Sequential) -> bytes:
-    """The file of such a classifier, with a part of the head that the loss does not need."""
+    """Writes the file of such a classifier, with a part of the head that the loss does not need."""
     state = {f"features.{name}": value.data for name, value in classifier.named_parameters()}
     return safetensors.torch.save(state | {"head.fc.bias": torch.zeros(1000)})
 
@@ -122,7 +122,7 @@ def test_vgg_distance_is_that_of_the_unit_features_of_each_stage(classifier: nn.
 
 
 def test_the_perceptual_loss_asks_for_one_commit_of_the_hub(hub):
-    """By default the weights are pinned; a Hub without them is an error that names them and says what to do."""
+    """By default the weights are pinned. A Hub without them is an error that names them and says what to do."""
     with pytest.raises(
         OSError, match=r"timm/vgg16.tv_in1k.*hf download timm/vgg16.tv_in1k model.safetensors.*perceptual_weight 0"
     ):
@@ -144,7 +144,7 @@ def test_weights_of_another_network_are_refused(weights: bytes, tmp_path: Path):
 
 
 def test_discriminator_scores_each_image_by_itself():
-    """Scores do not depend on the rest of the batch, so splitting a batch over processes changes nothing."""
+    """Scores do not depend on the rest of the batch, so a batch can be split over processes."""
     torch.manual_seed(0)
     discriminator = PatchDiscriminator(base_channels=8, num_layers=2).train()
     images = torch.rand(4, 3, 32, 32) * 2 - 1
@@ -157,7 +157,7 @@ def test_discriminator_scores_each_image_by_itself():
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3, 4])
 def test_discriminator_works_down_to_the_size_it_states(num_layers: int):
-    """The smallest size the message names gives a score, one pixel less gives the message."""
+    """The smallest size that the message names gives a score, and one pixel less gives the message."""
     discriminator = PatchDiscriminator(base_channels=8, num_layers=num_layers)
     smallest = 3 * 2**num_layers
 
@@ -167,7 +167,7 @@ def test_discriminator_works_down_to_the_size_it_states(num_layers: int):
 
 
 def test_adversarial_losses_have_their_textbook_values():
-    """At score 0 hinge is 1 and cross-entropy ln 2; a sure discriminator pays nothing under the hinge."""
+    """At score 0 the hinge loss is 1 and cross-entropy is ln 2. A sure discriminator has no hinge loss."""
     zero, sure = torch.zeros(2, 1, 3, 3), torch.full((2, 1, 3, 3), 2.0)
 
     assert hinge_d_loss(zero, zero) == 1
@@ -181,7 +181,7 @@ def test_adversarial_losses_have_their_textbook_values():
 
 
 def test_adversarial_training_separates_real_from_fake():
-    """A few steps on the hinge loss teach the discriminator, and its gradient makes fakes look more real to it."""
+    """A few steps on the hinge loss train the discriminator, and its gradient makes fakes look more real to it."""
     torch.manual_seed(0)
     discriminator = PatchDiscriminator(base_channels=8, num_layers=1)
     optimizer = torch.optim.Adam(discriminator.parameters(), 1e-2)
@@ -213,7 +213,7 @@ def test_adaptive_weight_balances_the_two_gradients():
 
 
 def test_adaptive_weight_is_bounded_where_the_adversarial_gradient_vanishes():
-    """A flat discriminator does not blow the loss up."""
+    """A flat discriminator does not blow up the loss."""
     value = torch.ones(1, requires_grad=True)
 
     assert adaptive_weight(1e9 * value.sum(), 0 * value.sum(), value) == 1e4

@@ -11,7 +11,7 @@ SIZES = {"tiny": (384, 6, 6), "small": (512, 12, 8), "base": (768, 12, 12), "lar
 
 @pytest.mark.parametrize("name", SIZES)
 def test_presets_have_their_sizes(name):
-    """A preset names width, depth and heads; fields beside it add or overrule."""
+    """A preset sets width, depth and heads. Further fields add to it or override it."""
     config = MaskGitConfig.from_preset(name, num_classes=7, num_hidden_layers=3)
 
     assert (config.hidden_size, PRESETS[name]["num_hidden_layers"], config.num_attention_heads) == SIZES[name]
@@ -21,7 +21,7 @@ def test_presets_have_their_sizes(name):
 
 
 def test_an_unknown_preset_is_refused():
-    """The message lists those that there are."""
+    """The message lists the presets that exist."""
     with pytest.raises(ValueError, match="no preset 'huge'.*tiny.*large"):
         MaskGitConfig.from_preset("huge")
 
@@ -35,7 +35,7 @@ def test_an_unknown_preset_is_refused():
     ],
 )
 def test_grid_and_vocabulary_are_the_tokenizers(fields, codes, groups):
-    """The grid is the image's over the factor, the codes those of one group."""
+    """The grid is the image's size divided by the factor, and the codes are those of one group."""
     config = MaskGitConfig(vq_config=VQConfig(architecture="sqvae", image_size=64, base_channels=8, **fields))
 
     assert config.grid_size == (16, 16)
@@ -43,7 +43,7 @@ def test_grid_and_vocabulary_are_the_tokenizers(fields, codes, groups):
 
 
 def test_a_saved_config_comes_back(tmp_path):
-    """All fields, the tokenizer's included; the version of the code is recorded and newer ones are refused."""
+    """All fields come back, the tokenizer's too. The code's version is recorded, and newer ones are refused."""
     vq_config = VQConfig(architecture="sqvae", image_size=16, base_channels=8, num_codes=32)
     config = MaskGitConfig(
         vq_config=vq_config, num_classes=2, hidden_size=32, num_attention_heads=2, id2label={0: "cat", 1: "dog"}
@@ -59,7 +59,7 @@ def test_a_saved_config_comes_back(tmp_path):
 
 
 def test_classes_have_names():
-    """As transformers' classifiers do, one label for each class."""
+    """There is one label for each class, as in transformers' classifiers."""
     assert MaskGitConfig(num_classes=3).id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
 
 
@@ -83,13 +83,13 @@ def test_classes_have_names():
     ],
 )
 def test_what_makes_no_sense_is_refused(fields, message):
-    """A message for each field that is wrong."""
+    """Each wrong field gets its message."""
     with pytest.raises((ValueError, StrictDataclassError), match=message):
         MaskGitConfig(**fields)
 
 
 def test_a_base_model_has_the_parameters_of_its_kind():
-    """The published "base" of this size with adaLN-zero and 16,384 codes has 142 million parameters; ours about so."""
+    """Ours is about as large as the published "base" with adaLN-zero and 16,384 codes: 142 million parameters."""
     import torch
 
     vq_config = VQConfig(architecture="sqvae", image_size=64, base_channels=8, num_codes=16384)

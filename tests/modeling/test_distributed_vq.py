@@ -12,7 +12,7 @@ WORKER = Path(__file__).parent / "distributed_worker.py"
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> list[dict]:
-    """What rank 0 reports of each case; a hang ends after two minutes."""
+    """Returns what rank 0 reports of each case. A hang ends after two minutes."""
     rendezvous = tmp_path_factory.mktemp("ranks") / "rendezvous"
     ranks = [
         subprocess.Popen(
@@ -34,7 +34,7 @@ def results(tmp_path_factory) -> list[dict]:
 
 
 def test_all_cases_ran_on_two_ranks(results):
-    """Ten layers, each built before and after the process group, and five more checks."""
+    """There are ten layers, each built before and after the process group, and five more checks."""
     assert len(results) == 25
     assert {result["built"] for result in results} == {"before", "after"}
 
@@ -46,6 +46,6 @@ def test_ranks_agree_to_the_bit(results):
 
 
 def test_everything_stays_finite_and_gets_initialized(results):
-    """Empty batches leave no NaN behind; collecting over many steps ends in an initialized codebook."""
+    """Empty batches leave no NaN behind, and collecting over many steps ends in an initialized codebook."""
     assert all(result["finite"] for result in results)
     assert all(result.get("initialized", True) for result in results)

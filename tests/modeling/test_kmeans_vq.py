@@ -19,7 +19,7 @@ def test_every_tight_blob_gets_a_centroid():
 
 
 def test_seeds_drawn_in_rounds_cover_the_blobs_too(monkeypatch):
-    """Several seeds a round, as for very large codebooks, still cover the data."""
+    """Drawing several seeds in a round, as for very large codebooks, still covers the data."""
     monkeypatch.setattr(kmeans_vq, "_MAX_ROUNDS", 16)
     torch.manual_seed(0)
     centers = 20 * torch.randn(32, 8)
@@ -61,7 +61,7 @@ def test_fewer_distinct_vectors_than_codes_leave_no_code_unset_or_doubled(vector
 
 
 def test_distinct_rows_are_left_alone():
-    """Only repeated rows move, the first of equals stays."""
+    """Only repeated rows move. The first of equal rows stays."""
     codes = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
     torch.manual_seed(0)
 
@@ -72,7 +72,7 @@ def test_distinct_rows_are_left_alone():
 
 
 def test_fewer_distinct_vectors_than_codes_than_vectors_leave_no_near_twins():
-    """Repeated vectors give one exact centroid each; the codes left over are visibly jittered."""
+    """Repeated vectors give one exact centroid each, and the codes left over are visibly jittered."""
     torch.manual_seed(0)
     distinct = torch.randn(10, 4)
 

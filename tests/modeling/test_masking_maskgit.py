@@ -26,7 +26,7 @@ def test_the_schedule_for_16_tokens_and_4_steps(schedule):
 
 @pytest.mark.parametrize("schedule", MASK_SCHEDULES)
 def test_every_step_has_something_to_do(schedule):
-    """Counts fall strictly to 0, whatever the number of tokens and steps, and also with fewer tokens than steps."""
+    """Counts fall strictly to 0 for any number of tokens and steps, even with fewer tokens than steps."""
     for num_tokens in (0, 1, 2, 7, 10, 64, 257):
         for num_steps in (1, 2, 3, 8, 10, 64):
             counts = (num_tokens, *masked_counts(num_tokens, num_steps, schedule))
@@ -36,13 +36,13 @@ def test_every_step_has_something_to_do(schedule):
 
 
 def test_rounding_does_not_lose_tokens():
-    """10 tokens in 10 linear steps: one each, although 1 - 0.9 is less than 0.1 in floating point."""
+    """10 linear steps reveal one of 10 tokens each, although 1 - 0.9 is less than 0.1 in floating point."""
     assert masked_counts(10, 10, "linear") == (9, 8, 7, 6, 5, 4, 3, 2, 1, 0)
 
 
 @pytest.mark.parametrize("schedule", MASK_SCHEDULES)
 def test_ratios_fall_from_1_to_0(schedule):
-    """At both ends exactly, up to rounding, and never rising in between."""
+    """Ratios are 1 and 0 at the ends, up to rounding, and never rise in between."""
     ratios = mask_ratio(torch.linspace(0, 1, 101), schedule)
 
     assert ratios[0] == 1 and abs(ratios[-1]) < 1e-6
@@ -50,7 +50,7 @@ def test_ratios_fall_from_1_to_0(schedule):
 
 
 def test_ratios_by_hand():
-    """The four formulas at one half."""
+    """The four formulas have their values at one half."""
     half = torch.tensor(0.5)
     values = [mask_ratio(half, schedule).item() for schedule in MASK_SCHEDULES]
 
@@ -58,7 +58,7 @@ def test_ratios_by_hand():
 
 
 def test_exact_masks_hide_the_share_exactly():
-    """Each image its own; at least one token."""
+    """Each image hides its own share, and at least one token."""
     ratio = torch.tensor([0.0, 0.25, 0.5, 1.0])
     mask = draw_mask((4, 8, 8), ratio, generator=torch.Generator().manual_seed(0))
 
@@ -74,7 +74,7 @@ def test_exact_masks_favor_no_place():
 
 
 def test_bernoulli_masks_hide_the_share_on_average():
-    """Counts scatter as a binomial's do, and no image is without a hidden token."""
+    """Counts scatter like those of a binomial, and no image is without a hidden token."""
     mask = draw_mask((4000, 64), 0.25, "bernoulli", torch.Generator().manual_seed(0)).sum(1).float()
 
     assert mask.mean().item() == pytest.approx(16, abs=0.3)
@@ -83,14 +83,14 @@ def test_bernoulli_masks_hide_the_share_on_average():
 
 
 def test_masks_are_reproducible():
-    """One seed, one mask; another seed, another."""
+    """The same seed gives the same mask, another seed another mask."""
     masks = [draw_mask((2, 8, 8), 0.5, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
 
     assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
 
 
 def test_unknown_names_are_refused():
-    """A schedule or a count that there is not."""
+    """A schedule or a count that does not exist is an error."""
     with pytest.raises(ValueError, match="no mask schedule 'root'.*arccos"):
         mask_ratio(torch.tensor(0.5), "root")
     with pytest.raises(ValueError, match='"exact" or "bernoulli", got \'poisson\''):
@@ -98,7 +98,7 @@ def test_unknown_names_are_refused():
 
 
 def test_uniform_numbers_come_from_the_generator():
-    """Drawn where the generator lives, wherever they are wanted."""
+    """Numbers are drawn where the generator lives, on whichever device they are wanted."""
     drawn = draw_uniform((5,), torch.Generator().manual_seed(3), "cpu")
 
     assert torch.equal(drawn, torch.rand(5, generator=torch.Generator().manual_seed(3)))

@@ -32,7 +32,7 @@ KINDS = [
 
 
 def make_model(tokenizer=TOKENIZER, **fields):
-    """A small model, the same weights every time; gates that start at 0 are opened, or no layer would do anything."""
+    """Makes a small model with the same weights every time, and opens its gates, so that layers have an effect."""
     torch.manual_seed(0)
     fields = {"num_classes": 3, "dropout": 0.0} | SMALL | fields
     model = MaskGitModel(MaskGitConfig(vq_config=VQConfig(**tokenizer), **fields))
@@ -46,7 +46,7 @@ def make_model(tokenizer=TOKENIZER, **fields):
 
 
 def make_tokens(model, batch=2, seed=0):
-    """Random tokens of the tokenizer, every id possible."""
+    """Draws random tokens of the tokenizer. Every id is possible."""
     config = model.config
     shape = (batch, *config.grid_size, config.num_groups)
     tokens = torch.randint(0, config.codebook_size, shape, generator=torch.Generator().manual_seed(seed))
@@ -58,7 +58,7 @@ def make_tokens(model, batch=2, seed=0):
 @pytest.mark.parametrize("tokenizer", [TOKENIZER, GROUPED], ids=["vector", "residual"])
 @pytest.mark.parametrize("fields", KINDS, ids=lambda fields: "-".join(map(str, fields.values())) or "default")
 def test_shapes_and_gradients(fields, tokenizer):
-    """Logits for exactly the codes of each group, and a gradient for every weight but the tokenizer's."""
+    """There are logits for exactly the codes of each group, and gradients for all weights except the tokenizer's."""
     model = make_model(tokenizer, **fields).train()
     tokens = make_tokens(model)
     mask = torch.ones_like(tokens, dtype=torch.bool)
@@ -75,7 +75,7 @@ def test_shapes_and_gradients(fields, tokenizer):
 
 @pytest.mark.parametrize("weight", [0.0, 0.1, 1.0])
 def test_the_loss_is_the_cross_entropy_of_hidden_tokens(weight):
-    """Visible ones count as `unmasked_loss_weight` says; eval mode smooths nothing."""
+    """Visible tokens count with `unmasked_loss_weight`, and eval mode does not smooth labels."""
     model = make_model(unmasked_loss_weight=weight)
     tokens = make_tokens(model)
     mask = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(1)) < 0.5
@@ -88,7 +88,7 @@ def test_the_loss_is_the_cross_entropy_of_hidden_tokens(weight):
 
 
 def test_training_smooths_labels():
-    """The loss in training mode is that of torch with `label_smoothing`."""
+    """In training mode the loss is torch's with `label_smoothing`."""
     model = make_model(label_smoothing=0.2, class_dropout=0.0).train()
     tokens = make_tokens(model)
     mask = torch.ones_like(tokens, dtype=torch.bool)
@@ -101,7 +101,7 @@ def test_training_smooths_labels():
 
 @pytest.mark.parametrize("fields", KINDS, ids=lambda fields: "-".join(map(str, fields.values())) or "default")
 def test_hidden_tokens_are_hidden(fields):
-    """What lies under the mask changes nothing; what is visible does, be it the first code."""
+    """Tokens under the mask change nothing. Visible tokens do, even if they are the first code."""
     model = make_model(**fields)
     tokens = make_tokens(model)
     mask = torch.zeros_like(tokens, dtype=torch.bool)
@@ -116,7 +116,7 @@ def test_hidden_tokens_are_hidden(fields):
 
 
 def test_groups_are_hidden_one_by_one():
-    """At one cell one level may be visible and the next hidden."""
+    """One level of a cell may be visible while the next is hidden."""
     model = make_model(GROUPED)
     tokens = make_tokens(model)
     mask = torch.zeros_like(tokens, dtype=torch.bool)
@@ -132,7 +132,7 @@ def test_groups_are_hidden_one_by_one():
 
 @pytest.mark.parametrize("fields", KINDS, ids=lambda fields: "-".join(map(str, fields.values())) or "default")
 def test_cells_of_an_empty_canvas_differ(fields):
-    """With everything hidden the model still knows where a cell is, with rotary positions as well."""
+    """With everything hidden, the model still knows where a cell is, also with rotary positions."""
     model = make_model(**fields)
     tokens = make_tokens(model, batch=1)
     logits = model(image_tokens=tokens, mask=torch.ones_like(tokens, dtype=torch.bool)).logits.flatten(1, 2)[0]
@@ -141,7 +141,7 @@ def test_cells_of_an_empty_canvas_differ(fields):
 
 
 def test_rotations_tell_rows_from_columns():
-    """The product of a turned query and key depends on the difference of rows and that of columns."""
+    """The product of a rotated query and key depends on the differences of rows and of columns."""
     cosines, sines = rotary_embedding(4, 6, 8, torch.device("cpu"), torch.float64)
     vectors = torch.randn(2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -160,7 +160,7 @@ def test_rotations_tell_rows_from_columns():
 
 
 def test_rotary_positions_take_any_grid():
-    """Wider and higher than the tokenizer's; learned ones say that they cannot."""
+    """Rotary positions take wider and higher grids than the tokenizer's. Learned positions refuse them."""
     tokens = torch.zeros(1, 3, 7, dtype=torch.long)
     mask = torch.ones_like(tokens, dtype=torch.bool)
 
@@ -171,7 +171,7 @@ def test_rotary_positions_take_any_grid():
 
 @pytest.mark.parametrize("conditioning", ["adaln_zero", "prefix"])
 def test_the_class_matters(conditioning):
-    """Two classes and none give three answers; -1 is none."""
+    """Two classes and no class give three different answers, and -1 means no class."""
     model = make_model(class_conditioning=conditioning)
     tokens = make_tokens(model, 1).expand(4, -1, -1)
     mask = torch.ones_like(tokens, dtype=torch.bool)
@@ -183,7 +183,7 @@ def test_the_class_matters(conditioning):
 
 
 def test_training_drops_classes():
-    """The share `class_dropout` of images gets the null class in training, none in eval mode."""
+    """In training a share `class_dropout` of the images gets the null class, in eval mode none does."""
     model = make_model(class_dropout=0.5)
     seen = []
     model.transformer.register_forward_pre_hook(lambda module, args: seen.append(args[2]))
@@ -197,7 +197,7 @@ def test_training_drops_classes():
 
 
 def test_masks_are_drawn_as_configured():
-    """Without a mask one is drawn from the generator: each image its own share, spread as the schedule says."""
+    """Without a mask, the generator draws one. Each image has its own share, spread as the schedule says."""
     model = make_model(mask_schedule="linear", mask_count="exact")
     tokens = make_tokens(model, 1).expand(500, -1, -1)
     masks = [model(image_tokens=tokens, generator=torch.Generator().manual_seed(seed)).mask for seed in (0, 0, 1)]
@@ -211,7 +211,7 @@ def test_masks_are_drawn_as_configured():
 
 
 def test_images_are_tokenized():
-    """`pixel_values` give the loss of their tokens."""
+    """`pixel_values` give the same loss as their tokens."""
     model = make_model()
     pixel_values = torch.rand(2, 3, 16, 16) * 2 - 1
     tokens = model.tokenizer.encode(pixel_values).image_tokens
@@ -223,7 +223,7 @@ def test_images_are_tokenized():
 
 
 def test_the_tokenizer_is_frozen(tmp_path):
-    """In training nothing of it changes: no gradients, no eval-to-train, no codebook that follows its batches.
+    """Training changes nothing in it: it has no gradients, stays in eval mode, and its codebook follows no batches.
 
     Loading a checkpoint makes every weight trainable; not these.
     """
@@ -245,7 +245,7 @@ def test_the_tokenizer_is_frozen(tmp_path):
 
 
 def test_a_trained_tokenizer_is_copied():
-    """The model takes its weights, and leaves the original as it was: trainable and in training mode."""
+    """The model copies its weights and leaves the original as it was, trainable and in training mode."""
     torch.manual_seed(1)
     tokenizer = VQModel(VQConfig(**TOKENIZER))
     tokenizer(torch.rand(4, 3, 16, 16))
@@ -257,7 +257,7 @@ def test_a_trained_tokenizer_is_copied():
 
 
 def test_a_tokenizer_that_does_not_match_is_refused():
-    """The message names what differs."""
+    """The message names the fields that differ."""
     tokenizer = VQModel(VQConfig(**TOKENIZER | {"num_codes": 8}))
 
     with pytest.raises(ValueError, match="num_codes is 8 instead of 16.*vq_config=tokenizer.config"):
@@ -266,7 +266,7 @@ def test_a_tokenizer_that_does_not_match_is_refused():
 
 @pytest.mark.parametrize("tokenizer", [TOKENIZER, GROUPED], ids=["vector", "residual"])
 def test_a_saved_model_comes_back(tmp_path, tokenizer):
-    """AutoModel finds the class; weights, tokenizer included, and answers are the same; the head stays tied."""
+    """AutoModel finds the class, all weights and answers are the same, and the head stays tied."""
     model = make_model(tokenizer)
     model.save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(tmp_path)
@@ -281,7 +281,7 @@ def test_a_saved_model_comes_back(tmp_path, tokenizer):
 
 
 def test_names_of_weights():
-    """Checkpoints depend on these."""
+    """Weights keep their names, because checkpoints depend on them."""
     names = {name for name in make_model(num_hidden_layers=1).state_dict() if not name.startswith("tokenizer.")}
 
     assert names == {
@@ -305,7 +305,7 @@ def test_names_of_weights():
 
 
 def test_initial_layers_are_the_identity():
-    """adaLN-zero: before training the gates are shut, so that depth changes nothing."""
+    """With adaLN-zero the gates are shut before training, so depth changes nothing."""
     torch.manual_seed(0)
     model = MaskGitModel(MaskGitConfig(vq_config=VQConfig(**TOKENIZER), **SMALL)).eval()
     tokens = make_tokens(model)
@@ -316,7 +316,7 @@ def test_initial_layers_are_the_identity():
 
 
 def test_half_precision(tmp_path):
-    """In bfloat16 the transformer is, the codebook is not; the loss is near, and images come out."""
+    """The transformer is in bfloat16 but the codebook is not. The loss is close, and images come out."""
     model = make_model()
     model.save_pretrained(tmp_path)
     half = MaskGitModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
@@ -332,7 +332,7 @@ def test_half_precision(tmp_path):
 
 
 def test_autocast_trains():
-    """Under autocast forward and backward run, with the loss in float32."""
+    """Forward and backward run under autocast, with the loss in float32."""
     model = make_model().train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = model(image_tokens=make_tokens(model)).loss
@@ -342,12 +342,12 @@ def test_autocast_trains():
 
 
 def test_gradient_checkpointing_changes_nothing():
-    """Recomputed layers give the same gradients, with rotary positions too."""
+    """Recomputed layers give the same gradients, also with rotary positions."""
     gradients = []
     for checkpointing in (False, True):
         model = make_model(position_type="rotary", class_dropout=0.0).train()
         if checkpointing:
-            # The older name is deprecated, the newer one not in every version that we support.
+            # The older name is deprecated. Not every version that we support has the newer one.
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable()
         model(image_tokens=make_tokens(model), generator=torch.Generator().manual_seed(0)).loss.backward()
@@ -358,7 +358,7 @@ def test_gradient_checkpointing_changes_nothing():
 
 @pytest.mark.parametrize("tokenizer", [TOKENIZER, GROUPED], ids=["vector", "residual"])
 def test_wrong_inputs_are_refused(tokenizer):
-    """A message for each mistake."""
+    """Each mistake gets its message."""
     model = make_model(tokenizer)
     tokens = make_tokens(model)
     groups = model.config.num_groups

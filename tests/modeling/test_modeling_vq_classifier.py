@@ -81,20 +81,20 @@ BACKBONES: dict[str, tuple[Any, int, tuple[int, ...]]] = {
 
 
 def make(backbone: Any = None, seed: int = 0, **fields: Any) -> VQModelForImageClassification:
-    """A tiny classifier of three classes for images of 16 pixels."""
+    """Makes a tiny classifier of three classes for images of 16 pixels."""
     torch.manual_seed(seed)
     settings: dict[str, Any] = {"num_labels": 3, "image_size": 16, "base_channels": 4, "num_codes": 16, **fields}
     return VQModelForImageClassification(VQImageClassificationConfig(backbone_config=backbone, **settings))
 
 
 def pixels(seed: int = 7) -> torch.Tensor:
-    """Four random images."""
+    """Draws four random images."""
     return torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_the_layer_in_the_middle_gives_codes_and_nothing_else(name: str) -> None:
-    """In every kind of network what follows the layer sees codes, and the gradient reaches the layers before it."""
+    """In every kind of network the layers after it see codes, and the gradient reaches the layers before it."""
     backbone, size, grid = BACKBONES[name]
     model = make(backbone, commitment_weight=3.0).train()
     assert model.config.quantized_size == size
@@ -112,7 +112,7 @@ def test_the_layer_in_the_middle_gives_codes_and_nothing_else(name: str) -> None
     model.eval()
     with torch.no_grad():
         before = model(pixels()).logits
-        # One code for everything: where nothing goes around the codes, all images look the same.
+        # With one code for everything all images look the same, because nothing goes around the codes.
         model.quantize.codebook.weight.copy_(
             model.quantize.codebook.weight[:1].expand_as(model.quantize.codebook.weight)
         )
@@ -144,7 +144,7 @@ def test_without_quantization_the_backbone_is_as_it_is(name: str) -> None:
     [(0, 4, (4, 4)), (-2, 64, ()), (6, 64, ()), ("layers.1.norm", 12, (4, 4)), ("layers.1.pool", 12, (2, 2))],
 )
 def test_the_layer_can_be_chosen(which: int | str, size: int, tokens: tuple[int, ...]) -> None:
-    """A block by number, from the end too, and any module by name, also one of vectors without position."""
+    """A block is chosen by number, also from the end. Any module is chosen by name, also one without positions."""
     model = make(quantized_layer=which).eval()
     out = model(pixels())
     assert model.config.quantized_size == size
@@ -153,7 +153,7 @@ def test_the_layer_can_be_chosen(which: int | str, size: int, tokens: tuple[int,
 
 @pytest.mark.parametrize("kind", ["dinov2", "beit"])
 def test_the_last_layer_is_quantized_before_it_is_recorded(kind: str) -> None:
-    """transformers' own hooks take the feature maps from the layer's output; other codes give other logits."""
+    """transformers' own hooks take the feature maps from the layer's output, so other codes give other logits."""
     sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 1, "patch_size": 8}
     backbone = {"model_type": kind, "intermediate_size": 16, **sizes}
     torch.manual_seed(0)
@@ -167,24 +167,24 @@ def test_the_last_layer_is_quantized_before_it_is_recorded(kind: str) -> None:
 
 
 def test_features_that_lie_last_are_the_channels() -> None:
-    """Inside its blocks ConvNeXt has them behind height and width; images of another shape keep them there."""
+    """ConvNeXt has channels behind height and width inside its blocks, for images of any shape."""
     model = make(CONVNEXT, quantized_layer="encoder.stages.1.layers.0.act").eval()
     assert (model.config.quantized_size, model.config.quantized_axis) == (32, -1)
     assert model(pixels()).image_tokens.shape == (4, 4, 4)
     assert model(torch.cat([pixels(), pixels()], -1)).image_tokens.shape == (4, 4, 8)
-    # As many channels as rows and columns: normalization and linear layers have them last, convolutions do not.
+    # With as many channels as rows and columns: normalization and linear layers have channels last, convolutions not.
     square = {**CONVNEXT, "hidden_sizes": [8, 4, 16, 16]}
     assert make(square, quantized_layer="encoder.stages.1.layers.0.layernorm").config.quantized_axis == -1
     assert make(square, quantized_layer="encoder.stages.1.layers.0").config.quantized_axis == 1
 
 
 def test_a_layer_that_shrinks_everything_still_counts() -> None:
-    """Fresh PP-LCNets shrink their features to 1e-34 in evaluation, and still depend on their first blocks."""
+    """Fresh PP-LCNets shrink their features to 1e-34 in evaluation and still depend on their first blocks."""
     assert make({"model_type": "pp_lcnet"}, image_size=32, quantized_layer=0).config.quantized_size == 32
 
 
 def test_the_size_of_another_layer_is_told_of() -> None:
-    """A configuration that a model was made of, with another layer chosen later."""
+    """A configuration that has made a model gets an error if another layer is chosen later."""
     config = make().config
     config.quantized_layer = 0
     with pytest.raises(ValueError, match=r"quantized_layer=0` has 4 channels.*`quantized_size=24`.*`quantized_size=N"):
@@ -192,7 +192,7 @@ def test_the_size_of_another_layer_is_told_of() -> None:
 
 
 def test_another_backbone_in_its_place_is_told_of() -> None:
-    """It has no quantized layer."""
+    """Another backbone has no quantized layer, which is an error."""
     model = make(RESNET)
     model.backbone = AutoBackbone.from_config(model.config.backbone_config)
     with pytest.raises(ValueError, match=r"ran without its quantized layer.*`model.backbone`"):
@@ -211,7 +211,7 @@ class Labeled(Dataset[dict[str, Any]]):
 
 
 def test_the_trainer_of_transformers_trains_and_measures_it(tmp_path: Path) -> None:
-    """With accumulation the whole loss is divided, and what is predicted are the logits alone."""
+    """With accumulation the whole loss is divided, and only the logits are predicted."""
     losses = []
     for accumulated in (1, 4):
         arguments = TrainingArguments(
@@ -243,7 +243,7 @@ def test_the_trainer_of_transformers_trains_and_measures_it(tmp_path: Path) -> N
 
 
 def test_a_layer_without_effect_is_refused() -> None:
-    """The last stage of Swin hands its feature map out beside its output."""
+    """The last stage of Swin returns its feature map beside its output, so its output has no effect."""
     backbone = {"model_type": "swin", "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 1], "window_size": 2}
     with pytest.raises(ValueError, match="do not depend on the output of `quantized_layer=-1`"):
         VQModelForImageClassification(
@@ -260,7 +260,7 @@ def test_several_groups(kind: str, share: bool) -> None:
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_save_and_load(name: str, tmp_path: Path) -> None:
-    """What comes back is the same model and gives the same tokens, without another look at a blank image."""
+    """The same model comes back and gives the same tokens, without running a blank image again."""
     model = make(BACKBONES[name][0], id2label={0: "ant", 1: "bee", 2: "cat"}, label2id={"ant": 0, "bee": 1, "cat": 2})
     model(pixels())
     model.eval().save_pretrained(tmp_path)
@@ -276,7 +276,7 @@ def test_save_and_load(name: str, tmp_path: Path) -> None:
 
 
 def test_a_deep_copy_uses_its_own_codes() -> None:
-    """The hook of a copy belongs to the copy: its codebook and statistics are not the original's."""
+    """The hook of a copy belongs to the copy, with a codebook and statistics of its own."""
     model = make().eval()
     other = copy.deepcopy(model)
     with torch.no_grad():
@@ -290,7 +290,7 @@ def test_a_deep_copy_uses_its_own_codes() -> None:
 
 
 def test_compiled_it_gives_the_same() -> None:
-    """torch.compile takes the hook along, in one graph."""
+    """torch.compile includes the hook in one graph."""
     model = make().eval()
     with torch.no_grad():
         expected = model(pixels())
@@ -300,7 +300,7 @@ def test_compiled_it_gives_the_same() -> None:
 
 @pytest.mark.parametrize("layer", [None, "layers.0.mlp"])
 def test_checkpointed_activations_change_no_gradient(layer: str | None) -> None:
-    """Neither where the whole block is quantized nor inside of one, where the quantizer is run again in backward."""
+    """Gradients are the same for a whole block, and inside one, where backward runs the quantizer again."""
     gradients = []
     for checkpointed in (False, True):
         model = make(VIT, quantized_layer=layer).train()
@@ -314,7 +314,7 @@ def test_checkpointed_activations_change_no_gradient(layer: str | None) -> None:
 
 
 def test_checkpointing_that_loses_the_commitment_is_refused() -> None:
-    """A quantizer inside of a block that is checkpointed the old way would have no gradient for its loss."""
+    """A quantizer inside a block that is checkpointed with reentry would have no gradient for its loss."""
     model = make(VIT, quantized_layer="layers.0.mlp").train()
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
     with pytest.raises(ValueError, match=r'"use_reentrant": False'):
@@ -330,7 +330,7 @@ def test_the_quantizer_stays_in_float32(tmp_path: Path) -> None:
 
 
 def test_gray_images_and_the_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The task image-classification takes any picture for a network of one channel, also in batches; asks nothing."""
+    """The pipeline takes any picture for a network of one channel, also in batches, and asks nothing."""
     model = make({**VIT, "num_channels": 1}, num_channels=1).eval()
     model.save_pretrained(tmp_path)
     VQImageProcessor(image_size=16, num_channels=1).save_pretrained(tmp_path)
@@ -407,7 +407,7 @@ def test_a_backbone_with_a_list_of_sides_takes_the_image_size() -> None:
     ],
 )
 def test_bad_fields_are_refused(fields: dict[str, Any], message: str) -> None:
-    """By the configuration, which says what was wrong and how to mend it."""
+    """The configuration refuses them and says what was wrong and how to fix it."""
     with pytest.raises((StrictDataclassError, ValueError), match=message):
         VQImageClassificationConfig(**fields)
 
@@ -424,7 +424,7 @@ def test_bad_fields_are_refused(fields: dict[str, Any], message: str) -> None:
     ],
 )
 def test_networks_that_cannot_be_quantized_so_are_refused(fields: dict[str, Any], message: str) -> None:
-    """By the model, with what there is to choose from."""
+    """The model refuses them and says what there is to choose from."""
     with pytest.raises(ValueError, match=message):
         make(**fields)
 
@@ -438,13 +438,13 @@ def test_networks_that_cannot_be_quantized_so_are_refused(fields: dict[str, Any]
     ],
 )
 def test_bad_pixels_are_refused(images: torch.Tensor, message: str) -> None:
-    """With the shape that was expected."""
+    """The message tells what was expected."""
     with pytest.raises(ValueError, match=message):
         make()(images)
 
 
 def test_named_backbones_are_the_networks_they_say() -> None:
-    """ResNet-18 and ViT-Tiny have the number of parameters that is known of them, without their last layers."""
+    """ResNet-18 and ViT-Tiny have their known numbers of parameters, without their last layers."""
     sizes = {}
     for name in ("resnet18", "vit_tiny"):
         config = VQImageClassificationConfig(backbone_config=name, image_size=224, quantized_size=128)

@@ -11,14 +11,14 @@ from hf_vq.modeling.nearest_vq import ieee_matmul, nearest_code
 
 
 def squared_distances(vectors: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """Float64, without expanding the square."""
+    """Computes squared distances in float64 without expanding the square."""
     return torch.cdist(vectors.double(), codes.double(), compute_mode="donot_use_mm_for_euclid_dist").square()
 
 
 @pytest.mark.parametrize("num_codes", [1, 2, 31, 32, 33, 1000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_finds_the_nearest_code(num_codes, dtype):
-    """Well separated codes are found whatever their number, also past a whole number of blocks."""
+    """Well separated codes are found for any number of codes, also past a whole number of blocks."""
     torch.manual_seed(0)
     codes = 10 * torch.randn(num_codes, 16, dtype=dtype)
     expected = torch.randint(num_codes, (500,))
@@ -51,7 +51,7 @@ def test_excess_distance_stays_under_the_stated_bound(mean, std):
 
 
 def test_the_plain_expansion_would_fail_where_ours_holds():
-    """The offset test bites: without centering, a tenth and more of the vectors get another code."""
+    """The offset test can fail: without centering, more than a tenth of the vectors get another code."""
     torch.manual_seed(0)
     vectors, codes = 100 + 0.1 * torch.randn(2000, 64), 100 + 0.1 * torch.randn(1024, 64)
     exact = squared_distances(vectors, codes).argmin(1)
@@ -75,7 +75,7 @@ def test_ties_go_to_the_lowest_index():
 
 
 def test_no_vectors_and_vectors_that_are_not_finite():
-    """Empty input gives an empty result; NaN and infinity give an id that exists."""
+    """Empty input gives an empty result, and NaN and infinity give an id that exists."""
     codes = torch.randn(33, 4)
     assert nearest_code(torch.empty(0, 4), codes).shape == (0,)
     odd = torch.full((3, 4), torch.nan)
@@ -120,7 +120,7 @@ def test_products_are_never_rounded_to_less_than_float32():
         torch.set_float32_matmul_precision(before)
 
 
-# VmHWM, for the peak that `resource` reports is inherited from the process that started this one.
+# VmHWM, because this process inherits the peak that `resource` reports from the process that started it.
 MEMORY = """
 import re, torch
 from pathlib import Path

@@ -30,7 +30,7 @@ FIELDS = {
 
 
 def make_pipe(processor=None, **fields):
-    """A pipeline around a small model whose k-means codes tell images apart."""
+    """Makes a pipeline around a small model whose k-means codes tell images apart."""
     torch.manual_seed(0)
     model = VQModel(VQConfig(**FIELDS | fields))
     processor = processor or VQImageProcessor(image_size=16)
@@ -52,7 +52,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def tokens(pipe, images):
-    """What the model itself makes of the images."""
+    """The tokens that the model itself gives for the images."""
     pixel_values = pipe.image_processor(images, return_tensors="pt").pixel_values
     with torch.no_grad():
         tokens = pipe.model.encode(pixel_values).image_tokens
@@ -62,7 +62,7 @@ def tokens(pipe, images):
 
 @pytest.fixture(scope="module")
 def files(images, tmp_path_factory):
-    """The images as files."""
+    """Writes the images to files."""
     folder = tmp_path_factory.mktemp("images")
     for position, image in enumerate(images):
         image.save(folder / f"{position}.png")
@@ -70,14 +70,14 @@ def files(images, tmp_path_factory):
 
 
 def png(image):
-    """A PNG's bytes."""
+    """Returns the bytes of a PNG."""
     file = io.BytesIO()
     image.save(file, "png")
     return file.getvalue()
 
 
 def assert_tokens(results, tokens):
-    """The results are those of the images, in their order."""
+    """Checks that the results are those of the images, in their order."""
     results = list(results)
     assert len(results) == len(tokens)
     for result, expected in zip(results, tokens, strict=True):
@@ -86,7 +86,7 @@ def assert_tokens(results, tokens):
 
 
 def test_a_folder_and_a_repository_load_by_the_name_of_the_task(pipe, images, tokens, tmp_path, hub):
-    """With hf_vq imported neither the task nor a model on disk or on the Hub needs `trust_remote_code`."""
+    """With hf_vq imported, neither the task nor a model on disk or on the Hub needs `trust_remote_code`."""
     pipe.save_pretrained(tmp_path / "vq")
     pipe.model.push_to_hub("alice/vq")
     pipe.image_processor.push_to_hub("alice/vq")
@@ -128,7 +128,7 @@ def test_every_kind_of_image(pipe, images, tokens, files, hub):
 
 
 def test_transparent_images_from_a_url_lie_on_white(pipe, hub):
-    """As from a file: the alpha channel is not dropped."""
+    """The alpha channel is not dropped, as with images from a file."""
     clear = Image.new("RGBA", (16, 16), (255, 0, 0, 0))
     hub.store.create("models", "alice/images", False)
     hub.store.write("alice/images", "clear.png", png(clear))
@@ -139,7 +139,7 @@ def test_transparent_images_from_a_url_lie_on_white(pipe, hub):
 
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_lists_and_batches_give_lists(pipe, images, tokens, batch_size):
-    """A list, a tuple and four axes are done at once; the last batch may be smaller."""
+    """A list, a tuple and a batch with four axes give lists, and the last batch may be smaller."""
     batch = np.stack([np.asarray(image) for image in images])
     for inputs in (images, tuple(images), batch, torch.from_numpy(batch)):
         results = pipe(inputs, batch_size=batch_size)
@@ -161,7 +161,7 @@ def test_data_sets_columns_and_generators(pipe, images, tokens, batch_size):
 
 
 def test_images_can_be_read_by_other_processes(pipe, files, tokens):
-    """With workers the order and the names in errors stay."""
+    """With workers, the order and the names in errors stay the same."""
     results = pipe([*files, "nowhere.png"], batch_size=2, num_workers=2, on_error="skip")
     assert results.pop()["error"].startswith("Image 5 (nowhere.png)")
     assert_tokens(results, tokens)
@@ -190,7 +190,7 @@ def test_a_stream_needs_the_memory_of_a_batch(pipe):
 
 
 def test_reconstructions_and_vectors(pipe, images, tokens):
-    """On request each result holds the decoded image and the vectors, those of the model."""
+    """On request each result holds the decoded image and the vectors of the model."""
     pixel_values = pipe.image_processor(images, return_tensors="pt").pixel_values
     with torch.no_grad():
         encoded = pipe.model.encode(pixel_values)
@@ -207,7 +207,7 @@ def test_reconstructions_and_vectors(pipe, images, tokens):
 
 
 def test_settings_of_the_pipeline_are_defaults_of_its_calls(pipe, images):
-    """What is passed on construction holds until a call says otherwise."""
+    """Options of the pipeline hold until a call sets others."""
     other = ImageTokenizationPipeline(pipe.model, image_processor=pipe.image_processor, return_latents=True)
     assert set(other(images[0])) == {"image_tokens", "latents"}
     assert set(other(images[0], return_latents=False)) == {"image_tokens"}
@@ -215,7 +215,7 @@ def test_settings_of_the_pipeline_are_defaults_of_its_calls(pipe, images):
 
 @pytest.mark.parametrize("quantizer", [{}, {"quantizer_type": "residual", "num_groups": 2}], ids=["one", "two"])
 def test_decode_takes_tokens_in_any_form(images, quantizer):
-    """One grid gives an image; a list, a batch and the pipeline's results give lists; NumPy and lists too."""
+    """One grid gives an image. A list, a batch and the pipeline's results give lists, also as NumPy or lists."""
     pipe = make_pipe(**quantizer)
     results = pipe(images, return_reconstruction=True)
     grids = [result["image_tokens"] for result in results]
@@ -236,7 +236,7 @@ def test_decode_takes_tokens_in_any_form(images, quantizer):
 
 
 def test_images_of_several_sizes_share_a_batch(images):
-    """Without resizing and cropping each image keeps its size, in tokens, reconstruction and decoding."""
+    """Without resizing and cropping, each image keeps its size in tokens, reconstruction and decoding."""
     pipe = make_pipe(VQImageProcessor(do_resize=False, do_center_crop=False))
     sizes = [(16, 16), (24, 8), (16, 16), (8, 32)]  # width, height
     resized = [image.resize(size) for image, size in zip(images, sizes, strict=False)]
@@ -249,7 +249,7 @@ def test_images_of_several_sizes_share_a_batch(images):
 
 
 def bad_images(folder):
-    """Name -> an input that is no image, and what the error says of it."""
+    """Maps a name to an input that is no image, and to what the error says about it."""
     text, truncated = folder / "notes.txt", folder / "half.png"
     text.write_text("not an image")
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
@@ -280,7 +280,7 @@ NAMES += ["range", "none", "bytes", "row"]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_bad_image_is_named(pipe, images, tokens, tmp_path, capfd, name):
-    """The error tells position, what it was and what is wrong; `on_error="skip"` puts that in the image's place."""
+    """The error tells the position, the input and what is wrong. With `on_error="skip"` it takes the image's place."""
     bad, message = bad_images(tmp_path)[name]
     with pytest.raises(ValueError, match="(?s)^The image .*" + message):
         pipe(bad)
@@ -300,7 +300,7 @@ def test_an_error_of_the_server_is_named(pipe, hub):
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
 def test_skipping_keeps_positions_and_reports_once(pipe, images, tokens, caplog, batch_size):
-    """Results stay in place, even where a whole batch is bad, and one warning at the end counts and names."""
+    """Results stay in place, even if a whole batch is bad, and one warning at the end gives count and names."""
     inputs = [f"{n}.png" for n in range(12)]
     for position, image in ((0, 0), (5, 1), (11, 2)):
         inputs[position] = images[image]
@@ -325,7 +325,7 @@ def test_skipping_keeps_positions_and_reports_once(pipe, images, tokens, caplog,
 
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_an_image_that_the_data_set_cannot_decode_is_skipped(pipe, images, tokens, batch_size):
-    """Columns decode when they are read: the error comes from the data set and is told all the same."""
+    """Columns decode when they are read. The error then comes from the data set, and it is reported all the same."""
     cells = [{"bytes": png(image), "path": None} for image in images[:3]]
     cells.insert(1, {"bytes": b"broken", "path": None})
     rows = datasets.Dataset.from_dict({"image": cells}, features=datasets.Features({"image": datasets.Image()}))
@@ -365,7 +365,7 @@ def test_what_cannot_be_decoded_is_named(pipe, images):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(pipe, images, tokens, tmp_path, dtype):
-    """`dtype` gives a model in half precision: images come out right, tokens almost all the same."""
+    """`dtype` gives a model in half precision. Images come out right, and almost all tokens are the same."""
     pipe.save_pretrained(tmp_path)
     half = pipeline("image-tokenization", model=str(tmp_path), dtype=dtype, device="cpu")
     assert half.dtype == dtype and half.model.encoder.conv_in.weight.dtype == dtype
@@ -377,7 +377,7 @@ def test_half_precision(pipe, images, tokens, tmp_path, dtype):
 
 
 def test_a_model_in_training_is_not_trained(images):
-    """The pipeline puts the model into eval mode: tokenizing neither moves codes nor counts their use."""
+    """The pipeline puts the model into eval mode, so tokenizing neither moves codes nor counts their use."""
     pipe = make_pipe(replace_freq=1)
     before = {name: value.clone() for name, value in pipe.model.state_dict().items()}
     pipe.model.train()
@@ -390,7 +390,7 @@ def test_a_model_in_training_is_not_trained(images):
 
 
 def test_the_installed_class_wins_over_the_saved_one(pipe, tmp_path):
-    """The config on disk names the pipeline's file; read by hf_vq it does not, or the flag would be asked for."""
+    """The config on disk names the pipeline's file, but not once hf_vq has read it: the flag would be needed."""
     pipe.model.save_pretrained(tmp_path)
     assert '"impl": "pipeline_vq.ImageTokenizationPipeline"' in Path(tmp_path, "config.json").read_text()
     assert not hasattr(VQConfig.from_pretrained(tmp_path), "custom_pipelines")

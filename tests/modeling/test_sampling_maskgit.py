@@ -16,7 +16,7 @@ from hf_vq.modeling.sampling_maskgit import (
 
 
 def test_the_halton_order_of_16_x_16_starts_as_published():
-    """(row, column) of the first points."""
+    """The first points have the published (row, column)."""
     cells = [divmod(cell, 16) for cell in halton_order(16, 16)[:6]]
 
     assert cells == [(8, 5), (4, 10), (12, 1), (2, 7), (10, 12), (6, 3)]
@@ -24,7 +24,7 @@ def test_the_halton_order_of_16_x_16_starts_as_published():
 
 @pytest.mark.parametrize("height, width", [(64, 64), (16, 16), (1, 1), (1, 5), (9, 27), (8, 24), (27, 8)])
 def test_the_halton_order_covers_the_grid(height, width):
-    """Every cell once: of 64 x 64 too, of which the first 10,000 points leave six out."""
+    """Every cell comes once, also on 64 x 64 cells, where the first 10,000 points leave out six."""
     assert sorted(halton_order(height, width)) == list(range(height * width))
 
 
@@ -34,7 +34,7 @@ def test_halton_points_on_a_border_are_not_rounded_down():
 
 
 def test_the_halton_order_spreads():
-    """Its first quarter has four cells in each quarter of each quarter; rows one after the other would not."""
+    """The first quarter of the order has four cells in each quarter of each quarter. Rows in sequence would not."""
     counts = torch.zeros(4, 4)
     for cell in halton_order(16, 16)[:64]:
         counts[cell // 16 // 4, cell % 16 // 4] += 1
@@ -43,7 +43,7 @@ def test_the_halton_order_spreads():
 
 
 def test_hidden_tokens_take_turns_in_halton_order():
-    """Known tokens have no turn; the second group comes after all of the first."""
+    """Known tokens have no turn, and the second group comes after all of the first."""
     mask = torch.ones(2, 4, 4, 2, dtype=torch.bool)
     mask[1, :, :2] = False
     turns = halton_ranks(mask)
@@ -55,7 +55,7 @@ def test_hidden_tokens_take_turns_in_halton_order():
 
 
 def test_temperature_divides_logits():
-    """Less than 1 sharpens; it is no inverse temperature."""
+    """A temperature below 1 sharpens the distribution."""
     logits = torch.tensor([0.0, 1.0, 3.0])
 
     assert torch.allclose(sampling_probabilities(logits, 0.5), (2 * logits).softmax(-1))
@@ -63,7 +63,7 @@ def test_temperature_divides_logits():
 
 
 def test_top_k_and_top_p_keep_the_likeliest():
-    """Probabilities .5, .3, .15, .05: what is cut away is 0, the rest sums to 1."""
+    """Of the probabilities .5, .3, .15 and .05, those cut away are 0, and the rest sums to 1."""
     logits = torch.tensor([0.15, 0.5, 0.05, 0.3]).log()
 
     assert torch.allclose(sampling_probabilities(logits, top_k=2), torch.tensor([0, 0.625, 0, 0.375]))
@@ -75,7 +75,7 @@ def test_top_k_and_top_p_keep_the_likeliest():
 
 
 def test_draws_follow_the_probabilities():
-    """Frequencies of 100,000 draws."""
+    """100,000 draws have the frequencies of the probabilities."""
     probabilities = torch.tensor([0.1, 0.0, 0.6, 0.3])
     uniform = torch.rand(100_000, generator=torch.Generator().manual_seed(0))
     counts = draw_tokens(probabilities.expand(100_000, -1), uniform).bincount(minlength=4)
@@ -85,7 +85,7 @@ def test_draws_follow_the_probabilities():
 
 
 def test_impossible_codes_are_never_drawn():
-    """Not even at both ends of the random numbers."""
+    """Codes of probability 0 are not drawn, even at both ends of the random numbers."""
     edges = torch.tensor([0.0, 1 - 2**-24])
     for total in torch.linspace(0.9, 1.1, 1001).tolist():
         probabilities = torch.tensor([0.0, 0.5, total - 0.5, 0.0])
@@ -93,7 +93,7 @@ def test_impossible_codes_are_never_drawn():
 
 
 def test_gumbel_noise():
-    """Mean and variance of the distribution; finite at both ends."""
+    """The noise has the mean and variance of the distribution, and is finite at both ends."""
     noise = gumbel(torch.rand(100_000, generator=torch.Generator().manual_seed(0)))
 
     assert noise.mean().item() == pytest.approx(0.5772, abs=0.02)
@@ -102,7 +102,7 @@ def test_gumbel_noise():
 
 
 def test_guidance_schedules_by_hand():
-    """4 steps, s = 5 and 1: 1 + 4 f(step / 4) and always 1."""
+    """In 4 steps, scale 5 gives 1 + 4 f(step / 4), and scale 1 always gives 1."""
     scale = torch.tensor([5.0, 1.0])
 
     assert guidance_scales(scale, 4)[:, 0].tolist() == [5, 5, 5, 5]
@@ -114,6 +114,6 @@ def test_guidance_schedules_by_hand():
 
 
 def test_wrong_guidance_is_refused():
-    """An unknown schedule."""
+    """An unknown schedule is an error."""
     with pytest.raises(ValueError, match="`guidance_schedule` must be .* got 'cosine'"):
         guidance_scales(torch.ones(1), 4, "cosine")

@@ -50,7 +50,7 @@ VQ_DIFFUSION = {
 
 
 def randomize(model: Any) -> Any:
-    """Weights that make every one of them count: norms and biases too, and codes where the vectors are."""
+    """Sets weights so that every one counts, also norms and biases, and puts codes where the vectors are."""
     torch.manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -61,7 +61,7 @@ def randomize(model: Any) -> Any:
 
 
 def pixels(size: int = 32) -> torch.Tensor:
-    """Two images in [-1, 1], not square."""
+    """Draws two images in [-1, 1] that are not square."""
     return torch.rand(2, 3, size, size + 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
@@ -72,7 +72,7 @@ def assert_same(
     encode: Callable[[Any, torch.Tensor], torch.Tensor] = lambda theirs, images: theirs.encode(images),
     decode: Callable[[Any, torch.Tensor], torch.Tensor] = lambda theirs, tokens: theirs.decode(tokens),
 ) -> None:
-    """Tokens all equal, pixels decoded from them to 1e-5; the images tell many codes apart.
+    """Checks that all tokens are equal, and the pixels decoded from them to 1e-5. The images use many codes.
 
     In float64: in float32 the rounding of a dozen layers, which depends on the number of threads, can pass 1e-5 or
     decide a near tie of two codes.
@@ -88,7 +88,7 @@ def assert_same(
 
 
 def assert_same_as_diffusers(model: VQModel, theirs: Any) -> None:
-    """Encode, quantize and decode of diffusers' model agree with ours."""
+    """Checks that encode, quantize and decode of diffusers' model agree with ours."""
     assert_same(
         model,
         theirs,
@@ -113,7 +113,7 @@ def test_diffusers(config: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_old_diffusers_names() -> None:
-    """Attention blocks as diffusers named them before 0.17: the same model."""
+    """The names that diffusers had for attention blocks before 0.17 give the same model."""
     theirs = randomize(diffusers.VQModel(**VQ_DIFFUSION))
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     state = theirs.state_dict()
@@ -134,7 +134,7 @@ def test_old_diffusers_names() -> None:
     ],
 )
 def test_diffusers_models_that_cannot_be_held_are_refused(change: dict[str, Any], words: str) -> None:
-    """What the names do not show is read from the configuration."""
+    """The configuration tells what the names do not show."""
     theirs: Any = diffusers.VQModel(**VQ_DIFFUSION)
 
     with pytest.raises(ValueError, match=words):
@@ -142,7 +142,7 @@ def test_diffusers_models_that_cannot_be_held_are_refused(change: dict[str, Any]
 
 
 def test_spatial_norms_and_continuous_autoencoders_are_refused() -> None:
-    """MoVQ's decoder and a KL autoencoder are told by their weights alone."""
+    """MoVQ's decoder and a KL autoencoder are recognized by their weights alone."""
     movq: Any = diffusers.VQModel(**VQ_DIFFUSION, norm_type="spatial")
     continuous: Any = diffusers.AutoencoderKL()
     with pytest.raises(ValueError, match="spatially conditioned norms"):
@@ -185,7 +185,7 @@ SMALL: dict[str, Any] = {
     ids=["plain", "attention", "clip", "affine", "l2", "one-level"],
 )
 def test_export_and_back(fields: dict[str, Any], tmp_path: Path) -> None:
-    """diffusers loads the exported folder without complaint, agrees with us, and what it holds converts back."""
+    """diffusers loads the exported folder without complaint and agrees with us, and the folder converts back."""
     model = randomize(VQModel(VQConfig(**SMALL | fields)))
 
     save_for_diffusers(model, tmp_path)
@@ -205,9 +205,9 @@ def test_export_and_back(fields: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_an_export_that_diffusers_saved_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """diffusers loads it without a warning and keeps what is ours: image size and range of the pixels."""
+    """diffusers loads it without a warning and keeps our image size and pixel range."""
     save_for_diffusers(VQModel(VQConfig(**SMALL, pixel_range=[0.0, 1.0])), tmp_path / "export")
-    # A handler writes to the standard error of the time when it was made.
+    # A handler writes to the standard error that existed when it was made.
     diffusers.utils.logging.disable_default_handler()
     diffusers.utils.logging.add_handler(handler := logging.StreamHandler())
     try:
@@ -223,7 +223,7 @@ def test_an_export_that_diffusers_saved_again(tmp_path: Path, capfd: pytest.Capt
 
 
 def test_the_sample_size_of_others_is_not_the_image_size(tmp_path: Path) -> None:
-    """diffusers writes its default of 32 whatever the model was trained on."""
+    """diffusers writes its default of 32, whatever the model was trained on."""
     theirs: Any = diffusers.VQModel(**VQ_DIFFUSION)
     theirs.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["sample_size"] == 32
@@ -255,7 +255,7 @@ def test_what_diffusers_cannot_hold_is_refused(fields: dict[str, Any], words: st
 
 
 def test_taming(tmp_path: Path) -> None:
-    """A checkpoint as taming's training writes it, attention above the lowest resolution, discriminator and all."""
+    """A checkpoint of taming's training converts, with discriminator and attention above the lowest resolution."""
     theirs = randomize(REFERENCES.Taming(ch=32, ch_mult=(1, 2, 2), blocks=2, attention=(1,)))
     state = theirs.state_dict() | {
         "loss.discriminator.main.0.weight": torch.zeros(2),
@@ -273,7 +273,7 @@ def test_taming(tmp_path: Path) -> None:
 
 
 def test_averaged_weights() -> None:
-    """Latent diffusion's `model_ema.*` are told of, and taken when asked for."""
+    """Latent diffusion's `model_ema.*` are mentioned in a note, and taken on request."""
     theirs, averaged = randomize(REFERENCES.Taming()), REFERENCES.Taming()
     state = theirs.state_dict() | {"model_ema.decay": torch.tensor(0.999), "model_ema.num_updates": torch.tensor(5)}
     state |= {f"model_ema.{key.replace('.', '')}": value for key, value in averaged.state_dict().items()}
@@ -288,7 +288,7 @@ def test_averaged_weights() -> None:
 
 
 def test_llamagen(tmp_path: Path) -> None:
-    """Unit-norm vectors and codes; the file wraps weights and their averages."""
+    """Vectors and codes have unit norm, and the file wraps weights and their averages."""
     theirs, averaged = (randomize(REFERENCES.LlamaGen(ch_mult=(1, 1, 2), attention=(2,))) for _ in range(2))
     averaged.quantize.embedding.weight.data.mul_(-1)
     torch.save({"model": theirs.state_dict(), "ema": averaged.state_dict()}, tmp_path / "vq.pt")
@@ -305,7 +305,7 @@ def test_llamagen(tmp_path: Path) -> None:
 
 
 def test_an_ema_that_is_no_weights(tmp_path: Path) -> None:
-    """Some files keep the rate of decay by that name."""
+    """Some files keep the rate of decay under that name."""
     torch.save({"model": REFERENCES.LlamaGen().state_dict(), "ema": 0.99}, tmp_path / "vq.pt")
 
     assert convert_checkpoint(tmp_path / "vq.pt").layout == "llamagen"
@@ -314,7 +314,7 @@ def test_an_ema_that_is_no_weights(tmp_path: Path) -> None:
 
 
 def janus(**fields: Any) -> JanusVQVAE:
-    """transformers' tokenizer of Janus, for images of 32 x 48 pixels cut to 32 x 32."""
+    """Makes transformers' tokenizer of Janus, for images of 32 x 48 pixels cut to 32 x 32."""
     settings: dict[str, Any] = {
         "base_channels": 32,
         "channel_multiplier": [1, 2, 2],
@@ -328,7 +328,7 @@ def janus(**fields: Any) -> JanusVQVAE:
 @pytest.mark.parametrize("unit_norm", [True, False])
 @torch.no_grad()
 def test_janus(unit_norm: bool, tmp_path: Path) -> None:
-    """It compares with codes as they are and decodes their unit vectors; also where these are not the same."""
+    """Janus compares with codes as they are and decodes their unit vectors, which may differ."""
     theirs = janus()
     weight = theirs.quantize.embedding.weight
     weight.copy_(nn.functional.normalize(weight, dim=1) if unit_norm else weight / 4)
@@ -349,7 +349,7 @@ def test_janus(unit_norm: bool, tmp_path: Path) -> None:
 
 
 def test_a_part_of_a_larger_model_in_shards(tmp_path: Path) -> None:
-    """The tokenizer inside a checkpoint of the whole Janus, split over files."""
+    """The tokenizer is found inside a checkpoint of the whole Janus that is split over files."""
     theirs = janus()
     state = {f"model.vqmodel.{key}": value for key, value in theirs.state_dict().items()}
     state |= {"model.language_model.norm.weight": torch.zeros(4), "lm_head.weight": torch.zeros(4)}
@@ -374,7 +374,7 @@ def test_half_precision_is_widened() -> None:
 
 
 def test_a_converted_codebook_survives_training() -> None:
-    """The codes count as initialized: the first training batch does not replace them by k-means."""
+    """The codes count as initialized, so the first training batch does not replace them by k-means."""
     state = REFERENCES.Taming().state_dict()
     model = convert_state_dict(state).model.train()
     model(pixels())
@@ -386,7 +386,7 @@ def test_a_converted_codebook_survives_training() -> None:
 
 
 def test_missing_unknown_and_misshapen_tensors_are_listed() -> None:
-    """One error names all three kinds, by the names of the file."""
+    """One error lists all three kinds by their names in the file."""
     state = REFERENCES.LlamaGen().state_dict()
     del state["decoder.conv_blocks.0.res.1.conv2.bias"]
     state["encoder.surprise"] = torch.zeros(1)
@@ -412,13 +412,13 @@ def test_missing_unknown_and_misshapen_tensors_are_listed() -> None:
     ],
 )
 def test_other_quantizers_and_several_tokenizers_are_refused(extra: str, words: str) -> None:
-    """Each with its reason."""
+    """Each has a message with the reason."""
     with pytest.raises(ValueError, match=words):
         convert_state_dict(REFERENCES.Taming().state_dict() | {extra: torch.zeros(1)})
 
 
 def test_unknown_layouts_are_refused() -> None:
-    """Other files, our own, single layers, and a layout that does not exist."""
+    """Other files, our own, single layers, and a layout that does not exist have their messages."""
     for state, words in (
         ({"layer.weight": torch.zeros(1)}, "No known layout.*got 'layer.weight'"),
         (VQModel(VQConfig(**SMALL)).state_dict(), "weights of hf_vq itself"),
@@ -431,7 +431,7 @@ def test_unknown_layouts_are_refused() -> None:
 
 
 def test_the_layout_can_be_given() -> None:
-    """With one resolution taming's names are also those of Janus, whose codes are decoded differently."""
+    """With one resolution, taming and Janus have the same names but decode codes differently."""
     state = REFERENCES.Taming(ch_mult=(1,), attention=(0,)).state_dict()
 
     assert convert_state_dict(state).model.config.embed_dim == 6
@@ -443,7 +443,7 @@ class Surprise:
 
 
 def test_unsafe_and_unreadable_files(tmp_path: Path) -> None:
-    """Pickled objects, broken files, other kinds, missing and ambiguous ones end in messages."""
+    """Pickled objects, broken files, other kinds, and missing or ambiguous files have their messages."""
     torch.save({"state_dict": {}, "callback": Surprise()}, tmp_path / "a.ckpt")
     with pytest.raises(ValueError, match="reading anything else can run code"):
         convert_checkpoint(tmp_path / "a.ckpt")
@@ -492,7 +492,7 @@ def test_vqtorch_states(case: str) -> None:
 
 
 def test_vqtorch_clocks_and_shared_maps() -> None:
-    """Initialization and the patience with unused codes go on where they were; separate codebooks get the one map."""
+    """Initialization and the patience with unused codes continue, and separate codebooks share one map."""
     layer = GroupVectorQuant(8, 6, groups=2, share=False, affine_lr=2.0, replace_freq=20, kmeans_init=True, norm="bn")
     scale, bias = torch.randn(1, 4), torch.randn(1, 4)
     state = {
@@ -553,7 +553,7 @@ def test_a_vqtorch_state_of_other_settings_is_refused() -> None:
     ],
 )
 def test_misshapen_vqtorch_clocks_are_refused(key: str, value: torch.Tensor, words: str) -> None:
-    """Before anything is copied."""
+    """They are refused before anything is copied."""
     layer = VectorQuant(4, 6, replace_freq=20)
     before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
 

@@ -1,7 +1,7 @@
 """Tokenizers of other projects, rebuilt small from their published module names, shapes and formulas.
 
-Independent of the package, to compare with: taming-transformers' VQGAN (also the shape of latent diffusion's), and
-LlamaGen's tokenizer.
+They are independent of the package, so that it can be compared with them: taming-transformers' VQGAN, whose shape
+latent diffusion shares, and LlamaGen's tokenizer.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Resample(nn.Module):
 
 
 class Coder(nn.Module):
-    """What both projects' encoders and decoders share; the sub-classes give names to the parts."""
+    """What both projects' encoders and decoders share. The sub-classes name the parts."""
 
     conv_in: nn.Conv2d
     conv_out: nn.Conv2d
@@ -88,7 +88,7 @@ class Coder(nn.Module):
         raise NotImplementedError
 
     def parts(self) -> tuple[list[tuple], list[nn.Module]]:
-        """Levels in running order, each (residuals, attentions, resample or None), and the middle."""
+        """Returns levels in running order, each (residuals, attentions, resample or None), and the middle."""
         raise NotImplementedError
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -109,7 +109,7 @@ class Coder(nn.Module):
 
 
 class TamingCoder(Coder):
-    """`down.{i}` or `up.{i}` by resolution, with `block`, `attn`, `downsample` or `upsample`; `mid.block_1` etc."""
+    """Names levels `down.{i}` or `up.{i}` by resolution, with `block`, `attn` and `downsample` or `upsample`."""
 
     def name_parts(self, levels: dict, middle: list[nn.Module]) -> None:
         self.key, self.resample = ("up", "upsample") if self.decoder else ("down", "downsample")
@@ -131,7 +131,7 @@ class TamingCoder(Coder):
 
 
 class LlamaGenCoder(Coder):
-    """`conv_blocks.{i}` in running order, with `res`, `attn`, `downsample` or `upsample`; `mid.0` to `mid.2`."""
+    """Names levels `conv_blocks.{i}` in running order, with `res`, `attn` and `downsample` or `upsample`."""
 
     def name_parts(self, levels: dict, middle: list[nn.Module]) -> None:
         self.resample = "upsample" if self.decoder else "downsample"
@@ -150,7 +150,7 @@ class LlamaGenCoder(Coder):
 
 
 class Tokenizer(nn.Module):
-    """encode: pixels to ids (batch, h, w); decode: ids to pixels."""
+    """A tokenizer whose encode maps pixels to ids (batch, h, w) and whose decode maps ids to pixels."""
 
     coder: type[Coder]
     unit_norm = False
@@ -198,7 +198,7 @@ class Taming(Tokenizer):
 
 
 class LlamaGen(Tokenizer):
-    """Vectors and codes on the unit sphere; a record of used codes among its buffers."""
+    """A tokenizer with vectors and codes on the unit sphere, and with a record of used codes among its buffers."""
 
     coder = LlamaGenCoder
     unit_norm = True

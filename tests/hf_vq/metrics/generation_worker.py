@@ -13,7 +13,7 @@ import torch
 
 def main(store: str, rank: int, world_size: int, package: str) -> None:
     """Measures and writes `STORE-RANK-of-SIZE.json`."""
-    # The modules alone: all that the package imports takes seconds more.
+    # Only these modules, because the whole package takes seconds longer to import.
     sys.modules["hf_vq"] = types.ModuleType("hf_vq")
     sys.modules["hf_vq"].__path__ = [package]
     from hf_vq.metrics.generation import FeatureSample, GeneratorMetrics

@@ -15,13 +15,13 @@ from hf_vq.metrics.features import Inception, ShrunkPixels, make_extractor
 
 
 def images(count: int = 3, channels: int = 3, size: int = 16) -> torch.Tensor:
-    """Random uint8 images."""
+    """Draws random uint8 images."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (count, channels, size, size), generator=generator, dtype=torch.uint8)
 
 
 class FakeInception(nn.Module):
-    """Called like torch-fidelity's extractor, which is not installed here; the mean color for 2048 pixels."""
+    """Stands in for torch-fidelity's extractor, which is not installed here. Its features are mean colors."""
 
     def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str | None = None):
         super().__init__()
@@ -32,7 +32,7 @@ class FakeInception(nn.Module):
         self.fc.load_state_dict(torch.load(feature_extractor_weights_path, weights_only=True))
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Uint8 images of three channels to features and logits."""
+        """Maps uint8 images of three channels to features and logits."""
         assert x.dtype == torch.uint8 and x.shape[1] == 3
         colors = x.float().mean((2, 3)) / 255
         return colors.repeat(1, 683)[:, :2048], self.fc(colors)
@@ -40,7 +40,7 @@ class FakeInception(nn.Module):
 
 @pytest.fixture
 def fidelity(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A package in torch-fidelity's place."""
+    """Puts a package in torch-fidelity's place."""
     module = types.ModuleType("torch_fidelity.feature_extractor_inceptionv3")
     module.FeatureExtractorInceptionV3 = FakeInception  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "torch_fidelity", types.ModuleType("torch_fidelity"))
@@ -49,7 +49,7 @@ def fidelity(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def weights(folder: Path, seed: int) -> str:
-    """A file of weights."""
+    """Writes a file of weights."""
     torch.manual_seed(seed)
     path = folder / f"{seed}.pth"
     torch.save(nn.Linear(3, 1008).state_dict(), path)
@@ -57,7 +57,7 @@ def weights(folder: Path, seed: int) -> str:
 
 
 def test_shrunk_pixels_are_means_of_cells() -> None:
-    """Each feature is the mean of a cell in [0, 1]; there are no logits, no weights, and so no hash."""
+    """Each feature is the mean of a cell in [0, 1]. There are no logits and no weights, so there is no hash."""
     for channels in (1, 3):
         extractor = ShrunkPixels(channels)
         batch = images(channels=channels)
@@ -98,7 +98,7 @@ def test_inception_gives_features_logits_and_the_hash_of_its_weights(fidelity: N
 
 
 def test_weights_that_are_not_there_are_an_error(fidelity: None, tmp_path: Path) -> None:
-    """A wrong file, no network, and weights for an extractor without any: each has its message."""
+    """A wrong file, no network, and weights for an extractor without any each have their message."""
     with pytest.raises(FileNotFoundError, match="no file of Inception's weights '.*missing.pth'"):
         make_extractor("inception", weights=tmp_path / "missing.pth")
     with pytest.raises(OSError, match=r"could not be loaded \(no network\).*name their file"):

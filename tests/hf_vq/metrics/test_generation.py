@@ -30,12 +30,12 @@ WORKER = Path(__file__).with_name("generation_worker.py")
 
 
 def draw(count: int, width: int = 6, seed: int = 0) -> torch.Tensor:
-    """Features of some images."""
+    """Draws features of some images."""
     return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
 
 
 def test_every_hidden_token_counts_the_same() -> None:
-    """A batch with one hidden token weighs a third of one with three; visible tokens do not count."""
+    """A batch with one hidden token weighs a third of one with three. Visible tokens do not count."""
     metrics = HiddenTokenMetrics()
     logits = torch.zeros(2, 2, 2, 4)
     logits[0, 0, 0] = torch.tensor([math.log(5), 0, 0, 0])  # 5 of 8
@@ -54,7 +54,7 @@ def test_every_hidden_token_counts_the_same() -> None:
 
 
 def test_nothing_measured_is_an_error() -> None:
-    """No metric makes a number of nothing."""
+    """No metric gives a number if nothing was measured."""
     with pytest.raises(ValueError, match="no hidden tokens"):
         HiddenTokenMetrics().compute()
     distance = FrechetDistance(6)
@@ -68,7 +68,7 @@ def test_nothing_measured_is_an_error() -> None:
 
 
 def frechet(first: torch.Tensor, second: torch.Tensor) -> float:
-    """The distance by its formula, with the roots of all eigenvalues of the product."""
+    """Computes the distance by its formula, with the roots of all eigenvalues of the product."""
     means = [values.double().mean(0) for values in (first, second)]
     covariances = [torch.cov(values.double().T) for values in (first, second)]
     roots = torch.linalg.eigvals(covariances[0] @ covariances[1]).sqrt().real.sum()
@@ -76,7 +76,7 @@ def frechet(first: torch.Tensor, second: torch.Tensor) -> float:
 
 
 def test_the_frechet_distance_follows_its_formula() -> None:
-    """With more images than features and with fewer, in batches of any size."""
+    """It does so with more images than features and with fewer, in batches of any size."""
     for count in (300, 4):
         reference, generated = draw(count), 0.5 * draw(count + 7, seed=1) + 1
         distance = FrechetDistance(6)
@@ -88,7 +88,7 @@ def test_the_frechet_distance_follows_its_formula() -> None:
 
 
 def test_the_frechet_distance_of_a_set_to_itself_is_zero_and_grows_with_a_shift() -> None:
-    """Two sets that differ by a constant are its squared length apart; a further batch counts after a first result."""
+    """Two sets that differ by a constant are its squared length apart. A further batch counts after a first result."""
     features = draw(50)
     same, shifted = FrechetDistance(6), FrechetDistance(6)
     for distance, other in ((same, features), (shifted, features + 0.5)):
@@ -102,7 +102,7 @@ def test_the_frechet_distance_of_a_set_to_itself_is_zero_and_grows_with_a_shift(
 
 
 def test_memory_does_not_grow_with_the_images() -> None:
-    """Once the samples are full, what is kept has the same size after forty batches as after four."""
+    """Once the samples are full, memory is the same after forty batches as after four."""
     metrics, sizes = GeneratorMetrics(6, 3, sample_size=32), []
     for number in range(40):
         for generated in (False, True):
@@ -115,7 +115,7 @@ def test_memory_does_not_grow_with_the_images() -> None:
 
 
 def test_a_sample_is_uniform_bounded_and_independent_of_the_order() -> None:
-    """The images are chosen by their numbers: other orders and batches keep the same, another seed keeps others."""
+    """The images' numbers choose them. Other orders and batches keep the same images, another seed keeps others."""
     features, indices = draw(500), torch.arange(500)
     samples = [FeatureSample(64, 6), FeatureSample(64, 6), FeatureSample(64, 6, seed=1)]
     samples[0].update(features, indices)
@@ -135,7 +135,7 @@ def test_a_sample_is_uniform_bounded_and_independent_of_the_order() -> None:
 
 
 def test_the_kernel_distance_is_the_unbiased_estimate() -> None:
-    """For sets below the subsets' size it is the formula over all pairs; larger ones give a deviation, by seed."""
+    """Small sets follow the formula over all pairs. Larger sets give a deviation that depends on the seed."""
     first, second = draw(40), draw(40, seed=1) + 0.5
     kernels = [
         (a.double() @ b.double().T / 6 + 1) ** 3 for a, b in ((first, first), (first, second), (second, second))
@@ -153,7 +153,7 @@ def test_the_kernel_distance_is_the_unbiased_estimate() -> None:
 
 
 def test_precision_and_recall_count_neighborhoods() -> None:
-    """Against a plain loop; a generator that shows half of the data has full precision and half the recall."""
+    """They equal a plain loop. A generator that shows half of the data has full precision and half the recall."""
     first, second = draw(30, width=2), draw(40, width=2, seed=1) * 1.5
 
     def share(points: torch.Tensor, centers: torch.Tensor) -> float:
@@ -176,7 +176,7 @@ def test_precision_and_recall_count_neighborhoods() -> None:
 
 
 def test_the_score_is_the_inception_score_of_each_split() -> None:
-    """Split s holds the images with a number of s modulo 10; torchmetrics agrees on each."""
+    """Split s holds the images with a number of s modulo 10, and torchmetrics agrees on each split."""
     logits = 2 * draw(95, width=5)
     metrics = GeneratorMetrics(6, num_classes=5)
     metrics.update(Features(draw(9), None), torch.arange(9), generated=False)
@@ -195,7 +195,7 @@ def test_the_score_is_the_inception_score_of_each_split() -> None:
 
 
 def test_what_cannot_be_estimated_is_left_out() -> None:
-    """No score without logits, no precision of so few images that all are neighbors."""
+    """There is no score without logits, and no precision for so few images that all are neighbors."""
     metrics = GeneratorMetrics(6)
     for generated in (False, True):
         metrics.update(Features(draw(3, seed=int(generated)), None), torch.arange(3), generated=generated)
@@ -209,7 +209,7 @@ def test_what_cannot_be_estimated_is_left_out() -> None:
 
 
 def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
-    """Two real processes, one of which sees no reference image, agree bit for bit, and with a single one."""
+    """Two real processes, one without reference images, agree bit for bit with each other and a single one."""
 
     def start(rank: int, world_size: int) -> subprocess.Popen[bytes]:
         words = [str(tmp_path / "store"), str(rank), str(world_size), str(Path(generation.__file__).parents[1])]

@@ -27,14 +27,14 @@ def batch(count: int, seed: int = 0, size: int = 16) -> tuple[torch.Tensor, ...]
 
 
 def test_perplexity_counts_equally_used_codes():
-    """N codes used alike have a perplexity of N, one code 1, none 0."""
+    """N equally used codes have a perplexity of N, one code has 1, and no code has 0."""
     assert perplexity(torch.tensor([5, 5, 5, 0])) == pytest.approx(3)
     assert perplexity(torch.tensor([7, 0])) == 1
     assert perplexity(torch.zeros(4)) == 0
 
 
 def test_exact_sums_do_not_depend_on_the_order():
-    """Terms of all sizes, in any order and any batches, give the same bits, which are right to 14 digits."""
+    """Terms of all sizes, in any order and in any batches, give the same bits, right to 14 digits."""
     generator = torch.Generator().manual_seed(0)
     terms = torch.randn(1000, 3, generator=generator, dtype=torch.float64) * 10 ** torch.linspace(-9, 3, 1000)[:, None]
     sums = [ExactSum(3) for _ in range(3)]
@@ -50,10 +50,10 @@ def test_exact_sums_do_not_depend_on_the_order():
 
 
 def test_bits_are_those_of_the_codes():
-    """A fixed length by the codes of each codebook; less by the entropy where codes are not used alike."""
+    """The fixed length follows the codes of each codebook. The entropy is less if codes are not used equally."""
     assert bits_per_image(64, 1024, 1024.0) == {"bits_per_image": 640, "entropy_bits_per_image": 640}
     assert bits_per_image(64, 1024, 32.0)["entropy_bits_per_image"] == 320
-    # Two codebooks of four codes each: all eight used alike are two bits for each token.
+    # With two codebooks of four codes each, eight equally used codes are two bits for each token.
     assert bits_per_image(10, 8, 8.0, num_codebooks=2) == {"bits_per_image": 20, "entropy_bits_per_image": 20}
     assert bits_per_image(10, 8, 1.0, num_codebooks=1)["entropy_bits_per_image"] == 0
 
@@ -95,7 +95,7 @@ def test_ssim_follows_its_formula():
 
 
 def test_reconstructions_are_clamped_before_they_are_judged():
-    """Values beyond white cost nothing, since a picture cannot show them; a perfect image is 100 dB."""
+    """Values beyond white cost nothing, because a picture cannot show them. A perfect image has 100 dB."""
     metrics = TokenizerMetrics(8)
     metrics.update(torch.ones(1, 1, 16, 16), torch.full((1, 1, 16, 16), 3.0))
 
@@ -116,7 +116,7 @@ def test_batching_leaves_no_trace():
 
 
 def test_memory_does_not_grow_with_the_images():
-    """What is kept after one batch is as large as what is kept after twenty."""
+    """Memory is the same after one batch as after twenty."""
     metrics, sizes = TokenizerMetrics(20), []
     for seed in range(20):
         metrics.update(*batch(4, seed))
@@ -127,7 +127,7 @@ def test_memory_does_not_grow_with_the_images():
 
 
 def test_metrics_of_tiny_images_leave_ssim_out():
-    """Images below the window of SSIM are measured by the rest, without a NaN that would spoil a log."""
+    """Images smaller than the window of SSIM have the other metrics, and no NaN that would spoil a log."""
     metrics = TokenizerMetrics(8)
     metrics.update(torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 8, 8))
 
@@ -136,7 +136,7 @@ def test_metrics_of_tiny_images_leave_ssim_out():
 
 
 def test_bad_input_is_refused():
-    """Out-of-range tokens, different shapes and an empty data set are errors that say so."""
+    """Out-of-range tokens, different shapes and an empty data set each have their message."""
     metrics = TokenizerMetrics(8)
     images = torch.zeros(1, 3, 16, 16)
 
@@ -165,7 +165,7 @@ torch.distributed.destroy_process_group()
 
 
 def test_two_processes_give_the_numbers_of_one(tmp_path: Path):
-    """Two real processes with unequal shares of the images agree bit for bit, and with a single one."""
+    """Two real processes with unequal shares of the images agree bit for bit with each other and with a single one."""
     data = batch(10, size=8)
     torch.save(data, tmp_path / "data.pt")
     (tmp_path / "worker.py").write_text(WORKER)

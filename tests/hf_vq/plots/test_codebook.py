@@ -14,7 +14,7 @@ from hf_vq.plots.codebook import principal_components, project, projection, usag
 
 
 def colored(image: PIL.Image.Image, color: str) -> int:
-    """Number of pixels of exactly this color."""
+    """Counts the pixels of exactly this color."""
     return int((np.asarray(image) == np.array(PIL.Image.new("RGB", (1, 1), color).getpixel((0, 0)))).all(-1).sum())
 
 
@@ -32,7 +32,7 @@ def texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_histogram_states_active_codes_and_perplexity(monkeypatch: pytest.MonkeyPatch):
-    """The numbers that the picture is about stand in its legend, for each run."""
+    """The legend has the numbers of each run."""
     found = texts(monkeypatch)
     usage_histogram({"plain VQ": torch.tensor([9, 9, 0, 0]), "ours": torch.full((4,), 5)})
 
@@ -58,7 +58,7 @@ def test_curves_keep_the_colors_of_the_runs(monkeypatch: pytest.MonkeyPatch):
 
 
 def cloud() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Embeddings, codes and usage; the embeddings vary along the first axis, then the second."""
+    """Makes embeddings, codes and usage. The embeddings vary most along the first axis, then along the second."""
     generator = torch.Generator().manual_seed(0)
     scale = torch.tensor([5.0, 2.0, 0.1, 0.1])
     embeddings, codes = (torch.randn(n, 4, generator=generator) * scale for n in (200, 50))
@@ -88,7 +88,7 @@ def test_each_cloud_weighs_the_same():
 
 
 def test_projection_draws_one_panel_for_each_run(monkeypatch: pytest.MonkeyPatch):
-    """Several runs stand side by side with their use of the codes; the codes in use are visible on top."""
+    """Several runs stand side by side with their use of the codes, and the codes in use are visible on top."""
     embeddings, codes, used = cloud()
     found = texts(monkeypatch)
     both = projection(
@@ -103,7 +103,7 @@ def test_projection_draws_one_panel_for_each_run(monkeypatch: pytest.MonkeyPatch
 
 
 def test_projection_takes_one_dimension_and_refuses_different_runs():
-    """Codes of one dimension lie on a line; arguments for different runs are an error."""
+    """Codes of one dimension lie on a line, and arguments for different runs are an error."""
     line = torch.linspace(0, 1, 9).unsqueeze(1)
 
     assert projection(line, line[:3], torch.ones(3)).width > 600

@@ -9,7 +9,7 @@ from hf_vq.plots.images import reconstruction_grid, sample_sheet
 
 
 def colored(image: PIL.Image.Image, color: str) -> int:
-    """Number of pixels of exactly this color."""
+    """Counts the pixels of exactly this color."""
     return int((np.asarray(image) == np.array(PIL.Image.new("RGB", (1, 1), color).getpixel((0, 0)))).all(-1).sum())
 
 
@@ -30,7 +30,7 @@ def test_grid_shows_the_pixels_of_every_row():
 
 
 def test_grid_takes_gray_and_large_images():
-    """One channel is drawn as gray, and images larger than their place are made smaller."""
+    """One channel is drawn as gray, and images that are too large are made smaller."""
     grid = reconstruction_grid(torch.zeros(4, 1, 512, 512), {"a": torch.zeros(4, 1, 512, 512)}, width=600)
 
     assert abs(grid.width - 600) < 20
@@ -53,7 +53,7 @@ def test_grid_refuses_reconstructions_of_other_images():
 
 
 def test_sheet_shows_every_sample_in_its_row():
-    """Samples are enlarged by a whole factor, or shrunk to fit, three to a row, with a label left of each row."""
+    """Samples are enlarged by a whole factor or shrunk to fit, three to a row, with a label left of each row."""
     samples = [PIL.Image.new("RGB", (8, 8), color) for color in ("red", "red", "red", "blue")]
     sheet = sample_sheet(samples, row_labels=["cats", "a very long name of a class, too long"], columns=3, width=600)
 
