@@ -8,22 +8,24 @@ settings are chosen on `VALIDATION_PHOTOS`, the tables train on these as well an
 from __future__ import annotations
 
 import io
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet
 import torch
+from foreign_quantizers import ForeignQuantizer
 from PIL import Image
 from torch import nn
 
-from hf_vq.modeling.configuration_vq import VQConfig
+from hf_vq import TokenizerTrainer, TokenizerTrainingArguments, VectorQuant, VQConfig, VQModel
 from hf_vq.modeling.kmeans_vq import kmeans
-from hf_vq.modeling.modeling_vq import VQModel
 from hf_vq.modeling.nearest_vq import nearest_code
-from hf_vq.modeling.quantizer_vq import QuantizerOutput, VectorQuant
+from hf_vq.training.callbacks import TrainerCallback
+from hf_vq.training.trainer import BaseTrainer
 
 NUM_CODES = 1024
 SIZE = 32
@@ -105,45 +107,58 @@ PROTOCOL = {
 }
 
 
-class Foreign(nn.Module):
-    """A quantizer of another library behind the interface that `VQModel` calls.
-
-    Args:
-        layer: takes `(B, h * w, dim)`, returns `(quantized, ids, loss)`.
-    """
-
-    def __init__(self, layer: nn.Module):
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, z: torch.Tensor) -> tuple[torch.Tensor, QuantizerOutput]:
-        flat = z.flatten(2).transpose(1, 2)
-        result = self.layer(flat)
-        quantized, index = result[0], result[1]
-        loss = result[2].sum() if len(result) > 2 else z.new_zeros(())
-        quantized = quantized.transpose(1, 2).unflatten(2, z.shape[2:])
-        index = index.reshape(z.shape[0], *z.shape[2:], 1).long()
-        zero = z.new_zeros(())
-        return quantized, QuantizerOutput(z=z, z_q=quantized, q=index, loss=loss, perplexity=zero, usage=zero)
-
-
-def build(quantizer: dict | Callable[[int], nn.Module] | None, embed_dim: int = 64, seed: int = 0) -> VQModel:
+def build(
+    quantizer: dict | Callable[[int], nn.Module] | None, embed_dim: int = 64, seed: int = 0, num_codes: int = NUM_CODES
+) -> VQModel:
     """The autoencoder with a `VectorQuant` of these arguments, with a foreign layer, or (None) with no quantizer."""
     torch.manual_seed(seed)
     config = VQConfig(
         architecture="sqvae",
         image_size=SIZE,
         base_channels=64,
-        num_codes=NUM_CODES,
+        num_codes=num_codes,
         embed_dim=embed_dim,
         kmeans_init=False,
     )
     model = VQModel(config)
     if isinstance(quantizer, dict):
-        model.quantize = VectorQuant(embed_dim, NUM_CODES, **quantizer)
+        model.quantize = VectorQuant(embed_dim, num_codes, **quantizer)
     elif quantizer is not None:
-        model.quantize = Foreign(quantizer(embed_dim))  # type: ignore[assignment]
+        model.quantize = ForeignQuantizer(quantizer(embed_dim), embed_dim, num_codes)
     return model
+
+
+class Experiment(TokenizerTrainer):
+    """As the tables were made: batches are drawn with replacement, and PyTorch's schedule moves the betas, too."""
+
+    def __init__(self, model: VQModel, args: TokenizerTrainingArguments, images: torch.Tensor) -> None:
+        super().__init__(model, args, [{"pixel_values": image} for image in images])
+        self.images = images
+        self.schedules["model"] = torch.optim.lr_scheduler.OneCycleLR(  # type: ignore[assignment]
+            self.optimizers["model"], args.learning_rate, total_steps=args.max_steps
+        )
+
+    def _batches(self) -> Iterator[Any]:
+        order = torch.Generator().manual_seed(self.args.seed)
+        while True:
+            chosen = torch.randint(len(self.images), (self.args.train_batch_size,), generator=order)
+            yield {"pixel_values": self.images[chosen.to(self.images.device)]}
+
+
+class Clock(TrainerCallback):
+    """Times the steps of a run, without what comes before and after them."""
+
+    def on_train_begin(self, trainer: BaseTrainer) -> None:
+        """Starts."""
+        self.began = time.perf_counter(), time.process_time()
+
+    def on_step_end(self, trainer: BaseTrainer) -> None:
+        """Stops after the last step."""
+        if trainer.step == trainer.args.max_steps:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.seconds = time.perf_counter() - self.began[0]
+            self.cpu_seconds = time.process_time() - self.began[1]
 
 
 def train(
@@ -152,38 +167,31 @@ def train(
     *,
     commitment_weight: float,
     steps: int = 1500,
-    batch_size: int = 32,
     learning_rate: float = 3e-4,
-    weight_decay: float = 1e-4,
     seed: int = 0,
-) -> float:
-    """Trains in place on `images`; returns the seconds it took."""
-    codebooks = [p for n, p in model.named_parameters() if n.startswith("quantize.")]
-    others = [p for n, p in model.named_parameters() if not n.startswith("quantize.")]
-    groups = [{"params": others, "weight_decay": weight_decay}]
-    if codebooks:
-        groups.append({"params": codebooks, "weight_decay": 0.0})
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
-    order = torch.Generator().manual_seed(seed)
-    start = time.perf_counter()
-    for _ in range(steps):
-        batch = images[torch.randint(len(images), (batch_size,), generator=order).to(images.device)]
-        out = model(batch)
-        loss = out.reconstruction_loss + commitment_weight * out.commitment_loss
-        loss.backward()
-        for layer in model.modules():  # a code that has just been rewritten starts with fresh moments
-            if isinstance(layer, VectorQuant) and layer.codebook.rewritten is not None:
-                state = optimizer.state.get(layer.codebook.weight, {})
-                for name in ("exp_avg", "exp_avg_sq"):
-                    if name in state:
-                        state[name][layer.codebook.rewritten] = 0
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        schedule.step()
-    if images.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+) -> Clock:
+    """Trains in place on `images`; returns how long it took."""
+    model.config.commitment_weight = commitment_weight
+    with tempfile.TemporaryDirectory() as folder:
+        args = TokenizerTrainingArguments(
+            output_dir=folder,
+            max_steps=steps,
+            train_batch_size=32,
+            learning_rate=learning_rate,
+            weight_decay=1e-4,
+            max_grad_norm=0.0,
+            seed=seed,
+            logging_steps=0,
+            save_steps=0,
+            disable_tqdm=True,
+            use_cpu=images.device.type == "cpu",
+        )
+        trainer = Experiment(model, args, images)
+        clock = Clock()
+        trainer.callbacks.append(clock)
+        trainer.train()
+        trainer.close()
+    return clock
 
 
 @torch.no_grad()

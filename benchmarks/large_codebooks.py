@@ -22,7 +22,6 @@ import itertools
 import json
 import math
 import statistics
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -33,8 +32,8 @@ import autoencoder
 import numpy as np
 import PIL.Image
 import torch
+from foreign_quantizers import MAX_TREE_DIMENSIONS, ForeignQuantizer, NearestCode
 from run_records import holds, load_records, mean_deviation, row_settings, save_records
-from scipy.spatial import cKDTree
 from torch import nn
 
 from hf_vq import RECOMMENDED_QUANTIZER, VectorQuant, VQConfig, VQModel, no_vq
@@ -52,7 +51,6 @@ PHOTO_TILES = 2560
 VECTORS_PER_CODE, MAX_STRIP_TILES = 160, 40960  # of the held-out strips
 MAX_YARDSTICK = 16384  # k-means on the training vectors takes minutes beyond
 KMEANS_ITERATIONS = 3
-MAX_TREE_DIMENSIONS = 4
 FLOOR = "no quantization"
 
 
@@ -177,7 +175,7 @@ def build(row: Row, num_codes: int, seed: int) -> VQModel:
         architecture="sqvae",
         image_size=autoencoder.SIZE,
         base_channels=CHANNELS,
-        num_codes=num_codes,
+        num_codes=row.num_codes or num_codes,
         embed_dim=row.embed_dim,
         kmeans_init=False,
     )
@@ -185,26 +183,16 @@ def build(row: Row, num_codes: int, seed: int) -> VQModel:
     if isinstance(row.quantizer, dict):
         model.quantize = VectorQuant(row.embed_dim, num_codes, **RECOMMENDED_QUANTIZER | row.quantizer)
     else:
-        model.quantize = autoencoder.Foreign(row.quantizer())  # type: ignore[assignment]
+        model.quantize = ForeignQuantizer(row.quantizer(), row.embed_dim, row.num_codes or num_codes)
     return model
 
 
-@torch.no_grad()
 def use_fast_search(model: VQModel) -> None:
-    """The same nearest codes sooner: foreign codes go to a `VectorQuant`, and a tree searches in few dimensions."""
-    codes = getattr(getattr(model.quantize, "layer", None), "codebook", None)
-    if codes is not None and codes.shape[1] == model.config.embed_dim:  # not those behind a projection
-        model.quantize = VectorQuant(codes.shape[1], codes.shape[0]).to(codes.device)
-        model.quantize.codebook.weight.copy_(codes)
-    if not isinstance(model.quantize, VectorQuant) or model.config.embed_dim > MAX_TREE_DIMENSIONS:
-        return
-    tree = cKDTree(model.quantize.codebook.effective().cpu())
-
-    def assign(x: torch.Tensor, observe: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        nearest = torch.from_numpy(tree.query(x.flatten(0, 1).cpu())[1])
-        return x, nearest.to(x.device).unflatten(0, x.shape[:2])
-
-    model.quantize._assign = assign  # type: ignore[method-assign]
+    """The same nearest codes sooner: foreign layers' by our search, and by a tree in few dimensions."""
+    layer = model.quantize
+    is_slow = isinstance(layer, ForeignQuantizer) or layer.code_dim <= MAX_TREE_DIMENSIONS
+    if layer.takes_nearest and is_slow:
+        model.quantize = NearestCode(layer.get_codebook(), layer)
 
 
 @torch.no_grad()
@@ -214,9 +202,7 @@ def use_kmeans(model: VQModel, tiles: torch.Tensor) -> None:
     batches = (model.encode(batch).last_hidden_state for batch in tiles.split(128))
     vectors = torch.cat([batch.movedim(1, -1).flatten(0, -2) for batch in batches])
     torch.manual_seed(0)
-    codebook = model.quantize.codebook
-    codebook.weight.copy_(kmeans(vectors, codebook.num_codes, KMEANS_ITERATIONS))
-    use_fast_search(model)
+    model.quantize = NearestCode(kmeans(vectors, model.quantize.num_codes, KMEANS_ITERATIONS))
 
 
 @torch.no_grad()
@@ -280,8 +266,7 @@ def run(key: dict[str, Any], row: Row, device: str, photos: Path | None) -> dict
     model = build(row, num_codes, seed).to(device)  # type: ignore[arg-type]
     size = row.num_codes or num_codes
     with no_vq(model) if name == FLOOR else nullcontext():
-        cpu = time.process_time()
-        autoencoder.train(
+        clock = autoencoder.train(
             model,
             tiles["train"],
             commitment_weight=row.commitment_weight,
@@ -289,7 +274,6 @@ def run(key: dict[str, Any], row: Row, device: str, photos: Path | None) -> dict
             learning_rate=LEARNING_RATE,
             seed=seed,
         )
-        cpu = time.process_time() - cpu
         use_fast_search(model)
         metrics = autoencoder.evaluate(model, tiles["photographs"], size)
         metrics["strips_mse"] = autoencoder.evaluate(model, tiles["strips"][:PHOTO_TILES], size)["mse"]
@@ -302,7 +286,7 @@ def run(key: dict[str, Any], row: Row, device: str, photos: Path | None) -> dict
             metrics["kmeans_usage"] = usage(model, tiles["photographs"], size)
             metrics["kmeans_strips_usage"] = usage(model, tiles["strips"], size)
     vectors = {f"{split}_vectors": len(tiles[split]) * 64 for split in tiles}
-    return {**key, **metrics, **vectors, "cpu_seconds": cpu, "device": device}
+    return {**key, **metrics, **vectors, "cpu_seconds": clock.cpu_seconds, "device": device}
 
 
 def protocol(photos: Path | None) -> dict[str, Any]:

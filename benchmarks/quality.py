@@ -48,11 +48,9 @@ def chosen(path: Path, candidates: dict[str, dict[str, Row]]) -> dict[str, Row]:
 def run(name: str, row: Row, data: str, seed: int, steps: int, device: str) -> dict[str, Any]:
     """Trains and evaluates one row; returns its record."""
     train_images, test_images = (split.to(device) for split in autoencoder.DATA[data]())
-    model = autoencoder.build(row.quantizer, row.embed_dim, seed).to(device)  # type: ignore[arg-type]
+    model = autoencoder.build(row.quantizer, row.embed_dim, seed, row.num_codes).to(device)  # type: ignore[arg-type]
     with no_vq(model) if name == FLOOR else nullcontext():
-        seconds = autoencoder.train(
-            model, train_images, commitment_weight=row.commitment_weight, steps=steps, seed=seed
-        )
+        clock = autoencoder.train(model, train_images, commitment_weight=row.commitment_weight, steps=steps, seed=seed)
         metrics = autoencoder.evaluate(model, test_images, row.num_codes)
         # A code that new images do not need is not lost; one that even the training images do not use is.
         metrics["train_usage"] = autoencoder.evaluate(model, train_images, row.num_codes)["usage"]
@@ -61,7 +59,15 @@ def run(name: str, row: Row, data: str, seed: int, steps: int, device: str) -> d
                 tiles = autoencoder.overlapping().to(device)
                 metrics["overlapping_usage"] = autoencoder.evaluate(model, tiles, row.num_codes)["usage"]
             metrics["kmeans_usage"] = autoencoder.kmeans_usage(model, train_images, test_images)
-    return {"row": name, "data": data, "seed": seed, "steps": steps, "device": device, **metrics, "seconds": seconds}
+    return {
+        "row": name,
+        "data": data,
+        "seed": seed,
+        "steps": steps,
+        "device": device,
+        **metrics,
+        "seconds": clock.seconds,
+    }
 
 
 def table(records: list[dict[str, Any]], names: Iterable[str], title: str, steps: int) -> str:

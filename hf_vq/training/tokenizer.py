@@ -149,6 +149,7 @@ class TokenizerTrainer(BaseTrainer):
         terms = {
             name: getattr(out, name)
             for name in ("reconstruction_loss", "commitment_loss", "perplexity", "usage", "quantization_error")
+            if getattr(out, name) is not None  # under `no_vq` there are no codes to tell of
         }
         replaced = sum(rows.sum() for rows in now.values())
         terms["replaced_codes"] = torch.as_tensor(replaced, device=pixel_values.device)
