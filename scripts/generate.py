@@ -24,7 +24,6 @@ from hf_vq import MaskGitConfig, MaskGitModel, MaskGitSampling, VQImageProcessor
 from hf_vq.commands.parsing import parse_command_line
 from hf_vq.utils.fields import RepeatedFields
 
-
 SAMPLING = RepeatedFields(MaskGitSampling)
 
 

@@ -167,8 +167,9 @@ def _hold_janus_codes(weights: dict[str, torch.Tensor], notes: list[str]) -> dic
     decode = weights["post_quant_conv.weight"]
     weights["post_quant_conv.weight"] = torch.cat([torch.zeros_like(decode), decode / scale], 1)
     notes.append(
-        f"codes are not of unit norm, but are decoded as if they were: each of the {codes.shape[1]}-dimensional codes "
-        f"became one of {2 * codes.shape[1]} dimensions, what is compared beside what is decoded"
+        "the codes are decoded as if they were of unit norm, but they are not, so each of the "
+        f"{codes.shape[1]}-dimensional codes became one of {2 * codes.shape[1]} dimensions, which hold what is "
+        "compared and what is decoded"
     )
     return {"embed_dim": 2 * codes.shape[1]}
 
@@ -193,7 +194,7 @@ def _load(model: VQModel, weights: Mapping[str, torch.Tensor], layout: str) -> N
         new[key] = value
     if problems:
         raise ValueError(
-            f"This checkpoint does not fit the layout {layout!r}. Choose another layout, or mend these differences:\n"
+            f"This checkpoint does not fit the layout {layout!r}. Choose another layout, or fix these differences:\n"
             + "\n".join(problems)
         )
     model.load_state_dict(new, strict=False)
