@@ -33,7 +33,7 @@ from hf_vq.modeling.modeling_vq import VQModel
 from hf_vq.modeling.pixel_range_vq import SIGNED, UNIT
 from hf_vq.modeling.quantizers_vq import QUANTIZERS
 from hf_vq.utils.files import atomic_file, write_json
-from hf_vq.utils.text import listed
+from hf_vq.utils.text import shorten
 
 # A converted model has no way of training yet, so it gets plain vector quantization with the codes it came with.
 _PLAIN: dict[str, Any] = {"sync_nu": 0.0, "alternating_steps": 0, "replace_freq": 0, "kmeans_init": False}
@@ -128,8 +128,8 @@ def convert_state_dict(
     """
     if layout is not None and layout not in LAYOUTS:
         raise ValueError(
-            f"`layout` must be one of {listed(LAYOUTS)}, or None to let the names of the weights decide, got "
-            f"{layout!r}."
+            f"`layout` must be one of {shorten(LAYOUTS, quoted=True)}, or None to let the names of the weights decide, "
+            f"got {layout!r}."
         )
     source_config = source_config or {}
     weights, notes = select_weights(state_dict, use_ema)
@@ -181,9 +181,9 @@ def _load(model: VQModel, weights: Mapping[str, torch.Tensor], layout: str) -> N
     missing = sorted(set(names.values()) - set(weights))
     unexpected = sorted(set(weights) - set(names.values()))
     if missing:
-        problems.append(f"missing: {listed(missing)}")
+        problems.append(f"missing: {shorten(missing, 40, quoted=True)}")
     if unexpected:
-        problems.append(f"not known: {listed(unexpected)}")
+        problems.append(f"not known: {shorten(unexpected, 40, quoted=True)}")
     new = {}
     for key, parameter in model.named_parameters():
         value = weights.get(names[key], parameter)
@@ -210,16 +210,19 @@ def _weights_file(path: Path) -> Path:
             return file
     files = sorted(file for file in path.iterdir() if file.suffix in (".safetensors", *_PICKLES))
     if len(files) != 1:
-        found = f"{len(files)} of them, {listed([file.name for file in files])}" if files else "none"
+        names = shorten([file.name for file in files], quoted=True)
+        found = f"{len(files)} of them, {names}" if files else "none"
         folders = sorted(each.name for each in path.iterdir() if each.is_dir())
-        hint = f" Its folders are {listed(folders)}. One of them may hold the tokenizer." if folders else ""
+        inside = shorten(folders, quoted=True)
+        hint = f" Its folders are {inside}. One of them may hold the tokenizer." if folders else ""
         raise FileNotFoundError(f"{str(path)!r} must hold one file of weights, but found {found}.{hint}")
     return files[0]
 
 
 def _read(file: Path) -> Mapping[str, torch.Tensor]:
     if file.suffix not in (".safetensors", ".json", *_PICKLES):
-        raise ValueError(f"A checkpoint must be a file of {listed(('.safetensors', *_PICKLES))}, got {file.name!r}.")
+        kinds = shorten((".safetensors", *_PICKLES), quoted=True)
+        raise ValueError(f"A checkpoint must be a file of {kinds}, got {file.name!r}.")
     try:
         if file.suffix == ".json":
             shards = sorted(set(json.loads(file.read_text())["weight_map"].values()))

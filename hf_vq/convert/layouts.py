@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from hf_vq.utils.text import listed
+from hf_vq.utils.text import shorten
 
 LAYOUTS = ("taming", "janus", "llamagen", "diffusers")
 # A key of our exports in diffusers' configuration. diffusers writes it back. It warns about keys that it does not
@@ -101,7 +101,7 @@ def detect_layout(keys: Collection[str]) -> str:
     raise ValueError(
         "No known layout has these names. Expected names like 'encoder.down.0.block.0.conv1.weight' (taming, janus), "
         f"'encoder.conv_blocks.0.res.0.conv1.weight' (llamagen) or 'encoder.down_blocks.0.resnets.0.conv1.weight' "
-        f"(diffusers), got {listed(sorted(keys), 10)}."
+        f"(diffusers), got {shorten(sorted(keys), quoted=True)}."
     )
 
 
@@ -127,7 +127,8 @@ def select_weights(
     prefixes = [key.removesuffix(entry) for key in state_dict if key == entry or key.endswith("." + entry)]
     if len(prefixes) > 1:
         raise ValueError(
-            f"Found {len(prefixes)} tokenizers, at {listed(prefixes)}, but expected one. Keep only the names of one."
+            f"Found {len(prefixes)} tokenizers, at {shorten(prefixes, quoted=True)}, but expected one. Keep only the "
+            "names of one."
         )
     prefix = prefixes[0] if prefixes else ""
     weights = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from hf_vq.modeling.quantizer_vq import VectorQuant
-from hf_vq.utils.text import listed
+from hf_vq.utils.text import shorten
 
 
 @torch.no_grad()
@@ -41,9 +41,10 @@ def load_vqtorch_state_dict(layer: VectorQuant, state_dict: Mapping[str, torch.T
                 targets[name] = getattr(codebook, f"running_{ours}_{moment}")
     if layer.norm_layer is not None:
         targets |= {f"norm_layer.{key}": value for key, value in layer.norm_layer.state_dict(keep_vars=True).items()}
-    problems = [f"missing: {listed(sorted(set(targets) - set(state)))}"] if set(targets) - set(state) else []
-    if set(state) - set(targets):
-        problems.append(f"not known to this layer: {listed(sorted(set(state) - set(targets)))}")
+    missing, unknown = sorted(set(targets) - set(state)), sorted(set(state) - set(targets))
+    problems = [f"missing: {shorten(missing, 40, quoted=True)}"] if missing else []
+    if unknown:
+        problems.append(f"not known to this layer: {shorten(unknown, 40, quoted=True)}")
     if counts is not None and codebook.replace_freq and counts.shape != codebook.unused_steps.shape:
         shapes = f"{tuple(counts.shape)}, expected {tuple(codebook.unused_steps.shape)}"
         problems.append(f"'_counts' has the shape {shapes}")

@@ -39,7 +39,6 @@ from hf_vq.data.tokens import (
     FORMAT,
     MANIFEST_FILE,
     Manifest,
-    differences,
     load_tokenizer,
     push_token_dataset,
     read_manifest,
@@ -51,7 +50,9 @@ from hf_vq.modeling.modeling_vq import VQModel
 from hf_vq.modeling.version_vq import __version__
 from hf_vq.utils.files import discard_leftovers, write_json
 from hf_vq.utils.hashes import weights_sha256
-from hf_vq.utils.text import shorten
+from hf_vq.utils.processes import processes_of_run
+from hf_vq.utils.settings import differences
+from hf_vq.utils.text import public_name, shorten
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +134,7 @@ def tokenize_dataset(args: TokenizationArguments) -> Manifest:
         HubError: The tokenizer cannot be fetched, or the tokens cannot be published.
     """
     # A barrier waits for the slowest process, which may have a whole shard more to write.
-    state = PartialState(cpu=args.use_cpu or not torch.accelerator.is_available(), timeout=timedelta(days=7))
+    state = processes_of_run(args.use_cpu, timeout=timedelta(days=7))
     with state.main_process_first():  # one process downloads, the others read its cache
         model, processor = load_tokenizer(args.tokenizer, args.tokenizer_revision)
         revision = pinned_revision(args.dataset, args.dataset_revision)
@@ -247,7 +248,7 @@ def _settings(
         "device_name": _device_name(model.device),
         "cpu_threads": args.cpu_threads,
         "tokenizer": {
-            "name": _public_name(args.tokenizer),
+            "name": public_name(args.tokenizer, follow_links=True),
             "revision": getattr(model.config, "_commit_hash", None),
             "weights_sha256": weights_sha256(model),
         },
@@ -259,7 +260,7 @@ def _settings(
         },
         "label_names": getattr(label, "names", None),
         "dataset": {
-            "name": _public_name(args.dataset),
+            "name": public_name(args.dataset, follow_links=True),
             "revision": dataset_revision,
             "image_column": args.image_column,
         },
@@ -293,12 +294,6 @@ def _computing_threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _public_name(name: str) -> str:
-    """Of a path only the last part: the rest says where somebody's files lie."""
-    path = Path(name).expanduser()
-    return path.resolve().name if path.exists() or path.is_absolute() else name
-
-
 def _begin(folder: Path, settings: Manifest, split: str, num_images: int | None) -> None:
     """Writes the manifest, or notes in it that a split is begun. One with other settings stays as it is."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -321,8 +316,9 @@ def _continue(folder: Path, settings: Manifest, split: str, num_images: int | No
         there, here = there | {"num_images": record["num_images"]}, here | {"num_images": num_images}
     changes = differences(there, here)
     if changes:
+        lines = "\n  ".join(changes)
         raise ValueError(
-            f"'{folder}' was begun with other settings:\n{changes}\nGo on with the same ones, or choose another "
+            f"'{folder}' was begun with other settings:\n  {lines}\nGo on with the same ones, or choose another "
             "output_dir"
         )
     digest = _sha256(settings)

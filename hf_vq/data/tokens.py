@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from hf_vq.hub.repository import CARD_FILE, HubError, branch_to_push, create_rep
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
 from hf_vq.modeling.modeling_vq import VQModel
 from hf_vq.utils.hashes import weights_sha256
+from hf_vq.utils.settings import differences
 
 FORMAT = 1
 MANIFEST_FILE = "manifest.json"
@@ -238,26 +239,12 @@ def check_tokenizer(manifest: Manifest, tokenizer: VQModel | str | Path, where: 
         }
     if there == here:
         return
+    changes = "\n  ".join(differences(there, here))
     revision = f" at revision {made_by['revision']}" if made_by["revision"] else ""
     raise ValueError(
-        f"the tokens of {where} were made by another tokenizer:\n{differences(there, here)}\n"
+        f"the tokens of {where} were made by another tokenizer:\n  {changes}\n"
         f"Pass the one that made them, '{made_by['name']}'{revision}, or tokenize the images again"
     )
-
-
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """The settings that are not the same, one a line."""
-    first, second = dict(_flatten(there)), dict(_flatten(here))
-    names = [name for name in {**first, **second} if first.get(name) != second.get(name)]
-    return "\n".join(f"  {name}: {first.get(name)!r} there, {second.get(name)!r} here" for name in names)
-
-
-def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 # ---- columns

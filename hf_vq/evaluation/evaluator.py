@@ -14,7 +14,6 @@ import PIL.Image
 import torch
 import torchmetrics
 import transformers
-from accelerate import PartialState
 
 from hf_vq.data.sources import load_images, pinned_revision
 from hf_vq.evaluation.arguments import EvaluationArguments
@@ -25,6 +24,7 @@ from hf_vq.evaluation.report import Report
 from hf_vq.evaluation.subjects import common_processor, load_subjects
 from hf_vq.metrics.features import make_extractor
 from hf_vq.modeling.version_vq import __version__
+from hf_vq.utils.processes import processes_of_run
 from hf_vq.utils.text import public_name, shorten
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def evaluate(args: EvaluationArguments) -> Report:
         ModuleNotFoundError: The features need an extra that is not installed.
         ValueError: The models cannot be compared, or the data set is empty or of other classes than a generator.
     """
-    state = PartialState(cpu=args.use_cpu or not torch.accelerator.is_available())
+    state = processes_of_run(args.use_cpu)
     with state.main_process_first():  # one process downloads, the others read its cache
         subjects = load_subjects(args.names)
         processor = common_processor(subjects, args.image_size)

@@ -14,6 +14,7 @@ from hf_vq.cards.base import table_cell
 from hf_vq.cards.tokenizer import METRICS as TOKENIZER_METRICS
 from hf_vq.metrics.features import INCEPTION
 from hf_vq.utils.files import atomic_file, write_json, write_text
+from hf_vq.utils.settings import flatten
 
 FORMAT = 1
 TABLE_FILE, JSON_FILE, PICTURE_FILE = "evaluation.md", "evaluation.json", "evaluation.png"
@@ -139,7 +140,7 @@ class Report:
 
     def settings(self, results: list[dict[str, Any]] | None = None) -> dict[str, str]:
         """The protocol and the models as rows of a table."""
-        found = flatten(self.protocol)
+        found = settings_rows(self.protocol)
         for result in self.results if results is None else results:
             commit = f"commit {result['revision']}, " if result["revision"] else ""
             weights = f"weights sha256 {result['weights_sha256']}, {result['dtype']}"
@@ -158,16 +159,13 @@ class Report:
                 self.picture.save(temporary)
 
 
-def flatten(values: Mapping[str, Any]) -> dict[str, str]:
-    """Nested settings as rows of text; those that are None are left out, but for weights, of which there are none."""
-    rows: dict[str, str] = {}
-    for name, value in values.items():
-        title = name.replace("_", " ")
-        if isinstance(value, Mapping):
-            rows |= {f"{title}: {inner}": text for inner, text in flatten(value).items()}
-        elif value is not None or name == "weights_sha256":
-            rows[title] = "none" if value is None else f"{value:,}" if type(value) is int else str(value)
-    return rows
+def settings_rows(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Nested settings as titles and texts. None is left out, but for hashes of weights, where it means no weights."""
+    return {
+        name.replace("_", " "): "none" if value is None else f"{value:,}" if type(value) is int else str(value)
+        for name, value in flatten(settings, ": ").items()
+        if value is not None or name.endswith("weights_sha256")
+    }
 
 
 def _printed(values: list[float | None], shown: Metric) -> list[str]:

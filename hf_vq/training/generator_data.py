@@ -11,7 +11,6 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import torch
-from accelerate import PartialState
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -22,6 +21,7 @@ from hf_vq.modeling.masking_maskgit import draw_mask, draw_uniform, mask_ratio
 from hf_vq.modeling.modeling_vq import VQModel
 from hf_vq.training.arguments import GeneratorTrainingArguments
 from hf_vq.training.order import is_stream
+from hf_vq.utils.processes import processes_of_run
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def load_run_tokenizer(args: GeneratorTrainingArguments) -> tuple[VQModel, VQIma
         raise ValueError(
             "No tokenizer is named. Give --tokenizer: the folder or Hub id of the one that made the tokens."
         )
-    with _state(args).main_process_first():
+    with processes_of_run(args.use_cpu).main_process_first():
         return load_tokenizer(args.tokenizer, args.tokenizer_revision)
 
 
@@ -66,7 +66,9 @@ def build_token_datasets(args: GeneratorTrainingArguments, tokenizer: VQModel) -
         raise ValueError(
             "No token data set is named. Give --tokens: a folder that scripts/tokenize_dataset.py wrote, or a Hub id."
         )
-    with _state(args).main_process_first():  # one process downloads and converts, the others read its cache
+    with processes_of_run(
+        args.use_cpu
+    ).main_process_first():  # one process downloads and converts, the others read its cache
         num_views = len(read_manifest(args.tokens, revision=args.tokens_revision)["views"]["names"])
         train = _load(args, args.train_split, tokenizer)
         held_out = None if args.eval_split is None else _load(args, args.eval_split, tokenizer)
@@ -227,7 +229,3 @@ def _load(args: GeneratorTrainingArguments, split: str, tokenizer: VQModel) -> d
     found = load_token_dataset(args.tokens, split, tokenizer=tokenizer, revision=args.tokens_revision)
     assert isinstance(found, datasets.Dataset)
     return found.select_columns([name for name in COLUMNS if name in found.column_names])
-
-
-def _state(args: GeneratorTrainingArguments) -> PartialState:
-    return PartialState(cpu=args.use_cpu or not torch.accelerator.is_available())

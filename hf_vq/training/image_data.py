@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import torch
-from accelerate import PartialState
-
 from hf_vq.data.images import ImageDataset, ImageStream
 from hf_vq.data.sources import UnknownSplitError, load_images
 from hf_vq.modeling.configuration_vq import VQConfig
 from hf_vq.modeling.configuration_vq_classifier import VQImageClassificationConfig
 from hf_vq.training.arguments import ImageTrainingArguments
+from hf_vq.utils.processes import processes_of_run
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +37,7 @@ def build_image_datasets(
         raise ValueError(
             "No data set is named. Give --dataset: a Hub id, a folder of images, parquet files, or noto-emoji-32."
         )
-    state = PartialState(cpu=args.use_cpu or not torch.accelerator.is_available())
+    state = processes_of_run(args.use_cpu)
     with state.main_process_first():  # one process downloads and converts, the others read its cache
         train = _load(args, args.train_split)
         try:

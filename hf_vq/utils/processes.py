@@ -1,13 +1,27 @@
-"""Sums over the processes of a run, equal to the bit on each of them."""
+"""The processes of a run, and sums over them that are equal to the bit on each."""
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    from accelerate import Accelerator, PartialState
+
+
+def processes_of_run(use_cpu: bool = False, timeout: timedelta | None = None) -> PartialState:
+    """Joins the processes of a run; afterwards all share one state.
+
+    Args:
+        use_cpu: Whether to compute on the CPU although an accelerator is there.
+        timeout: How long a process may wait for the others. Half an hour by default.
+    """
+    from accelerate import PartialState  # which a core install lacks
+
+    options = {} if timeout is None else {"timeout": timeout}
+    return PartialState(cpu=use_cpu or not torch.accelerator.is_available(), **options)
 
 
 def sum_over_processes(tensor: torch.Tensor, accelerator: Accelerator | None = None) -> torch.Tensor:

@@ -2,32 +2,45 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
+from itertools import islice
 from pathlib import Path
 
 MAX_NAMES = 10  # how many file names a warning lists
 
 
-def shorten(names: Sequence[str]) -> str:
-    """The first names of a list and how many more there are, for a message."""
-    more = len(names) - MAX_NAMES
-    return ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
+def shorten(names: Collection[str], limit: int = MAX_NAMES, *, quoted: bool = False) -> str:
+    """The first names of a list and how many more there are, for a message.
+
+    Args:
+        names: The names.
+        limit: How many of them are written out.
+        quoted: Whether to put them in quotes.
+    """
+    more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
+    return ", ".join(repr(name) if quoted else name for name in islice(names, limit)) + more
 
 
-def public_name(name: str | None) -> str | None:
-    """Of a path only the last part: the rest says where somebody's files lie."""
-    return Path(os.path.abspath(Path(name).expanduser())).name if name and not is_hub_id(name) else name
+def public_name(name: str | None, *, follow_links: bool = False) -> str | None:
+    """The last part of a path, since the rest says where somebody's files are. Other names stay as they are.
+
+    A relative pattern such as "shards/*.parquet" stays as well: its last part would name nothing.
+
+    Args:
+        name: A path, or the id of a model or a data set on the Hub.
+        follow_links: Whether a link counts as what it leads to.
+    """
+    if not name or is_hub_id(name):
+        return name
+    path = Path(name).expanduser()
+    if glob.has_magic(name) and not path.is_absolute() and not path.exists():
+        return name
+    return path.resolve().name if follow_links else Path(os.path.abspath(path)).name
 
 
 def is_hub_id(name: str | None) -> bool:
     """Whether a name is a repository's, to which the Hub can link, and not a path."""
     return bool(name and re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not Path(str(name)).exists()
-
-
-def listed(names: Collection[str], limit: int = 40) -> str:
-    """Names in a row, for a message; of many the first `limit` and how many more there are."""
-    names = list(names)
-    rest = f" and {len(names) - limit:,} more" if len(names) > limit else ""
-    return ", ".join(map(repr, names[:limit])) + rest

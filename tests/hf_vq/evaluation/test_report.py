@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hf_vq.evaluation.report import Report, flatten, metric, metric_key
+from hf_vq.evaluation.report import Report, metric, metric_key, settings_rows
 
 
 def report(**metrics: list[float]) -> Report:
@@ -65,9 +65,9 @@ def test_only_inceptions_numbers_have_the_established_names() -> None:
     assert metric("num_images", "tokenizer", "inception") is None
 
 
-def test_settings_are_flattened() -> None:
+def test_settings_become_rows_of_text() -> None:
     """Nested names are joined; None is left out, but weights that there are none of are told."""
-    assert flatten({"a_b": {"c": 1000, "d": None}, "e": 0.5, "features": {"weights_sha256": None}}) == {
+    assert settings_rows({"a_b": {"c": 1000, "d": None}, "e": 0.5, "features": {"weights_sha256": None}}) == {
         "a b: c": "1,000",
         "e": "0.5",
         "features: weights sha256": "none",
