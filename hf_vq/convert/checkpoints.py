@@ -128,8 +128,8 @@ def convert_state_dict(
     """
     if layout is not None and layout not in LAYOUTS:
         raise ValueError(
-            f"`layout` must be one of {shorten(LAYOUTS, quoted=True)}, or None to let the names of the weights decide, "
-            f"got {layout!r}."
+            f"`layout` must be one of {shorten(LAYOUTS, quoted=True)}, or None to let the names of the weights "
+            f"decide, got {layout!r}."
         )
     source_config = source_config or {}
     weights, notes = select_weights(state_dict, use_ema)

@@ -27,7 +27,10 @@ from hf_vq.utils.text import shorten
 
 # Byte -> pixel, with the roundings of an image processor: rescale in float64, normalize in float32.
 _UNIT_LEVELS = (np.arange(256) * (1 / 255)).astype(np.float32)
-_LEVELS = {UNIT: _UNIT_LEVELS, SIGNED: (_UNIT_LEVELS - np.float32(0.5)) / np.float32(0.5)}
+_LEVELS: dict[tuple[float, ...], np.ndarray] = {
+    UNIT: _UNIT_LEVELS,
+    SIGNED: (_UNIT_LEVELS - np.float32(0.5)) / np.float32(0.5),
+}
 _PROCESSOR = VQImageProcessor()
 _ORIENTATION = PIL.ExifTags.Base.Orientation
 
@@ -39,14 +42,14 @@ class Example(NamedTuple):
     """What a reader made of a row.
 
     Attributes:
-        index: Number of the row in its data set.
+        number: Number of the row in its data set.
         name: Names the image in messages and records.
         label: Class of the image; None if the row has none.
         content: The image, or what was made of it; None if it cannot be read.
         reason: Why it cannot be read; "" if it can.
     """
 
-    index: int
+    number: int
     name: str
     label: Any
     content: Any

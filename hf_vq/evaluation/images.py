@@ -97,7 +97,7 @@ class ImageBatches:
         self.num_rows, self.skipped = 0, {}
         with ThreadPoolExecutor(self.num_threads) as executor:
             examples = self.reader.read_ahead(self._rows(), executor, self.batch_size)
-            for number, members in groupby(examples, key=lambda example: example.index // self.batch_size):
+            for number, members in groupby(examples, key=lambda example: example.number // self.batch_size):
                 kept = [example for example in members if self._count(example)]
                 if kept:
                     yield self._batch(number, kept)
@@ -131,7 +131,7 @@ class ImageBatches:
         labels = [-1 if example.label is None else int(example.label) for example in examples]
         return Batch(
             number,
-            torch.tensor([example.index for example in examples]),
+            torch.tensor([example.number for example in examples]),
             torch.stack([example.content for example in examples]),
             torch.tensor(labels),
         )

@@ -200,7 +200,7 @@ def test_read_ahead_raises_at_the_unreadable_row() -> None:
 
     with ThreadPoolExecutor(4) as executor, pytest.raises(ValueError, match="cannot read row 2 "):
         for example in ImageReader(strict=True).read_ahead(rows, executor, 4):
-            seen.append(example.index)
+            seen.append(example.number)
     assert seen == [0, 1]
 
 

@@ -1,6 +1,8 @@
 """Finding images: the sample, folders and parquet files."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import PIL.Image
@@ -114,7 +116,8 @@ def test_a_new_source_is_one_row(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(sources, "SOURCES", [find_colors, *sources.SOURCES])
     assert image_splits("colors:some") == ["test"] and pinned_revision("colors:some") == "abc"
-    items = list(ImageDataset(load_images("colors:some", "test"), 4))
+    dataset = ImageDataset(load_images("colors:some", "test"), 4)
+    items = [dataset[0], dataset[1]]
     assert [item["label"] for item in items] == [5, 6]
     assert items[1]["pixel_values"].mean((1, 2)).tolist() == [-1, -1, 1]
     assert len(load_images("noto-emoji-32", "test")) == 206
@@ -135,10 +138,11 @@ def test_local_places_have_splits_and_no_commit(folder: Path):
 
 def test_places_that_are_no_source_are_errors(folder: Path):
     """A single image, and a path that is not there, are not looked for on the Hub."""
-    for function in (load_images, image_splits):
+    finders: list[Callable[[str], Any]] = [load_images, image_splits]
+    for function in finders:
         with pytest.raises(ValueError, match="is a single file: expected a folder of images"):
             function(str(folder / "cats" / "1.png"))
-    for function in (load_images, image_splits, pinned_revision):
+    for function in [*finders, pinned_revision]:
         for place in (str(folder / "missing"), "./missing", "a/b/c"):
             with pytest.raises(FileNotFoundError, match=f"no images found in '{place}': there is no such folder"):
                 function(place)
