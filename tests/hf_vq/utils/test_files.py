@@ -56,9 +56,13 @@ def test_the_content_is_on_the_disk_before_the_name(tmp_path: Path, monkeypatch:
     """A power cut must not leave an empty file under the name: the file is flushed, then renamed."""
     calls = []
     replace = os.replace
-    monkeypatch.setattr(files, "flush", lambda path: calls.append(("flush", path.read_text())))
-    monkeypatch.setattr(os, "replace", lambda *paths: (calls.append(("replace", paths[1].name)), replace(*paths)))
 
+    def renamed(temporary: Path, path: Path) -> None:
+        calls.append(("replace", path.name))
+        replace(temporary, path)
+
+    monkeypatch.setattr(files, "flush", lambda path: calls.append(("flush", path.read_text())))
+    monkeypatch.setattr(os, "replace", renamed)
     write_text("whole", tmp_path / "a.txt")
     assert calls == [("flush", "whole"), ("replace", "a.txt")]
 
