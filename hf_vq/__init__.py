@@ -11,10 +11,11 @@ trainers and `load_token_dataset` need the extra `hf_vq[train]`.
 
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
+from transformers import AutoConfig, AutoImageProcessor, AutoModel
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from hf_vq.kinds import KINDS
 from hf_vq.modeling import (
     RECOMMENDED_QUANTIZER,
     FiniteScalarQuant,
@@ -54,19 +55,6 @@ if TYPE_CHECKING:
     from hf_vq.training.generator import GeneratorTrainer as GeneratorTrainer
     from hf_vq.training.tokenizer import TokenizerTrainer as TokenizerTrainer
 
-AutoConfig.register(VQConfig.model_type, VQConfig, exist_ok=True)
-AutoModel.register(VQConfig, VQModel, exist_ok=True)
-AutoConfig.register(MaskGitConfig.model_type, MaskGitConfig, exist_ok=True)
-AutoModel.register(MaskGitConfig, MaskGitModel, exist_ok=True)
-AutoConfig.register(VQImageClassificationConfig.model_type, VQImageClassificationConfig, exist_ok=True)
-AutoModelForImageClassification.register(VQImageClassificationConfig, VQModelForImageClassification, exist_ok=True)
-# There is none. The pipeline "image-classification" looks for one, and would ask whether to run a repository's code.
-AutoVideoProcessor.register(VQImageClassificationConfig, video_processor_classes={}, exist_ok=True)
-for _config in (VQConfig, VQImageClassificationConfig):
-    AutoImageProcessor.register(_config, image_processor_classes={"pil": VQImageProcessor}, exist_ok=True)
-PIPELINE_REGISTRY.register_pipeline("image-tokenization", ImageTokenizationPipeline, pt_model=AutoModel)
-PIPELINE_REGISTRY.register_pipeline("image-generation", ImageGenerationPipeline, pt_model=AutoModel)
-
 
 def _push_to_hub(model: Any, *args: Any, **kwargs: Any) -> Any:
     """Publishes this model with our card and its image processor; see `hf_vq.push_to_hub`."""
@@ -75,9 +63,18 @@ def _push_to_hub(model: Any, *args: Any, **kwargs: Any) -> Any:
     return push_to_hub(model, *args, **kwargs)
 
 
-# transformers' own method would write its generic card, and no image processor.
-for _model in (VQModel, MaskGitModel, VQModelForImageClassification):
-    _model.push_to_hub = _push_to_hub  # type: ignore[assignment, method-assign]
+for _kind in KINDS.values():
+    AutoConfig.register(_kind.config.model_type, _kind.config, exist_ok=True)
+    _kind.auto_model.register(_kind.config, _kind.model, exist_ok=True)
+    if _kind.has_processor:
+        AutoImageProcessor.register(_kind.config, image_processor_classes={"pil": VQImageProcessor}, exist_ok=True)
+        # There is none. Pipelines look for one, and would ask whether to run a repository's code.
+        AutoVideoProcessor.register(_kind.config, video_processor_classes={}, exist_ok=True)
+    # transformers' own method would write its generic card, and no image processor.
+    _kind.model.push_to_hub = _push_to_hub  # type: ignore[assignment, method-assign]
+PIPELINE_REGISTRY.register_pipeline("image-tokenization", ImageTokenizationPipeline, pt_model=AutoModel)
+PIPELINE_REGISTRY.register_pipeline("image-generation", ImageGenerationPipeline, pt_model=AutoModel)
+
 
 _lazy, __getattr__, __dir__ = lazy_names(
     __name__,

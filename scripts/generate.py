@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoModel
 
 from hf_vq import MaskGitConfig, MaskGitModel, MaskGitSampling, VQImageProcessor
 from hf_vq.commands.parsing import parse_command_line
+from hf_vq.hub.loading import load_model
 from hf_vq.utils.fields import RepeatedFields
 
 SAMPLING = RepeatedFields(MaskGitSampling)
@@ -59,14 +59,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parses the command line, generates images, and writes them."""
     try:
         options, _ = parse_command_line(GenerateArguments, None, sys.argv[1:] if argv is None else argv, __doc__)
-        config = AutoConfig.from_pretrained(options.model, revision=options.revision)
-        if not isinstance(config, MaskGitConfig):
-            kind = f"a {config.model_type} model"
-            raise ValueError(
-                f"{options.model} is {kind}, not a {MaskGitConfig.model_type} one. Give a generator as --model."
-            )
-        model: MaskGitModel = AutoModel.from_pretrained(options.model, revision=options.revision).to(options.device)
-        labels = to_numbers(options.class_labels, config)
+        model, _ = load_model(options.model, options.revision, noun="generator")
+        model.to(options.device)
+        labels = to_numbers(options.class_labels, model.config)
         count = len(labels) if labels is not None and options.num_images is None else options.num_images or 1
         if labels is not None and len(labels) not in (1, count):
             raise ValueError(

@@ -43,7 +43,9 @@ def classifier_card(config: VQImageClassificationConfig, facts: Facts, trained_o
             "image": f"{config.num_channels} x {size} x {size}",
             "classes": named_classes(names),
             "quantized layer": f"`{config.quantized_layer}`" if config.quantized_layer else "the block in the middle",
-            "codebook": f"{config.num_codes:,} codes, for vectors of {config.quantized_size} dimensions",
+            "codebook": f"{config.num_codes:,} codes"
+            # Known once a model was made of the configuration.
+            + (f", for vectors of {config.quantized_size} dimensions" if config.quantized_size else ""),
             "quantizer": quantizer.card_words(config),
         },
         recipe={"loss": f"cross entropy{quantizer_loss(config)}"},

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from hf_vq.data.tokenize import TokenizationArguments as TokenizationArguments
     from hf_vq.data.tokenize import tokenize_dataset as tokenize_dataset
     from hf_vq.data.tokens import load_token_dataset as load_token_dataset
-    from hf_vq.data.tokens import load_tokenizer as load_tokenizer
     from hf_vq.data.tokens import push_token_dataset as push_token_dataset
     from hf_vq.data.tokens import read_manifest as read_manifest
+    from hf_vq.hub.loading import load_tokenizer as load_tokenizer
 
 __all__, __getattr__, __dir__ = lazy_names(
     __name__,

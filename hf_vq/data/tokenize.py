@@ -39,12 +39,12 @@ from hf_vq.data.tokens import (
     FORMAT,
     MANIFEST_FILE,
     Manifest,
-    load_tokenizer,
     push_token_dataset,
     read_manifest,
     token_dtype,
     token_features,
 )
+from hf_vq.hub.loading import load_tokenizer
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
 from hf_vq.modeling.modeling_vq import VQModel
 from hf_vq.modeling.version_vq import __version__

@@ -20,12 +20,17 @@ from typing import Any
 import datasets
 import torch
 from huggingface_hub import CommitInfo
-from transformers import AutoConfig, AutoModel
 
 from hf_vq.cards.tokens import token_card
-from hf_vq.hub.models import CONFIG_FILE, MODELS, from_hub, load_image_processor
-from hf_vq.hub.repository import CARD_FILE, HubError, branch_to_push, create_repository, fetch_file, publish_folder
-from hf_vq.modeling.image_processing_vq import VQImageProcessor
+from hf_vq.hub.loading import load_tokenizer
+from hf_vq.hub.repository import (
+    CARD_FILE,
+    branch_to_push,
+    create_repository,
+    fetch_file,
+    publish_folder,
+    require_hub_id,
+)
 from hf_vq.modeling.modeling_vq import VQModel
 from hf_vq.utils.hashes import weights_sha256
 from hf_vq.utils.settings import differences
@@ -159,66 +164,14 @@ def _manifest_file(path: str | Path, revision: str | None, token: str | bool | N
         if not (local / MANIFEST_FILE).is_file():
             raise FileNotFoundError(f"'{path}' is not a token data set: it has no {MANIFEST_FILE}")
         return local / MANIFEST_FILE
-    _require_hub_id(path, "no token data set")
+    require_hub_id(path, "no token data set")
     try:
         return fetch_file(str(path), MANIFEST_FILE, revision, token, repo_type="dataset")
     except FileNotFoundError:
         raise FileNotFoundError(f"'{path}' is not a token data set: it has no {MANIFEST_FILE}") from None
 
 
-def _require_hub_id(name: str | Path, what: str) -> None:
-    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(name)) is None or str(name).startswith("."):
-        raise FileNotFoundError(f"{what} in '{name}': there is no such folder, and it is no Hub id such as user/name")
-
-
 # ---- which tokenizer
-
-
-def load_tokenizer(name: str | Path, revision: str | None = None) -> tuple[VQModel, VQImageProcessor]:
-    """A tokenizer in eval mode and its image processor, from a folder or, pinned and verified, from the Hub."""
-    model, processor = load_model(name, revision, kind="tokenizer")
-    return _require_tokenizer(model, name), processor
-
-
-def load_model(name: str | Path, revision: str | None = None, *, kind: str = "model") -> tuple[Any, VQImageProcessor]:
-    """A tokenizer or a generator in eval mode and its image processor, as `load_tokenizer`.
-
-    Args:
-        name: Folder, or id of a repository on the Hub.
-        revision: Branch, tag or commit of the repository.
-        kind: What is missing where there is nothing, for the message.
-
-    Raises:
-        FileNotFoundError: There is no such folder, or no model in it.
-        ValueError: A revision came with a folder, or the image processor has another range of pixels than the model.
-        HubError: There is no such repository or revision, access is denied, or it holds something else.
-    """
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        _require_hub_id(name, f"no {kind}")
-        try:
-            return from_hub(str(name), revision=revision)
-        except HubError as error:
-            if not folder.parent.is_dir() or folder.parent == Path():
-                raise
-            raise HubError(f"{error} Nor is there a folder '{name}', though there is '{folder.parent}'.") from error
-    if revision is not None:
-        raise ValueError(f"'{name}' is a folder, which has no revision {revision!r}: leave it out")
-    if not (folder / CONFIG_FILE).is_file():
-        inner = f". A finished run has its model in '{folder / 'final'}'" if (folder / "final").is_dir() else ""
-        raise FileNotFoundError(f"no {kind} in '{name}': the folder has no {CONFIG_FILE}{inner}")
-    kind_of_model: Any = MODELS.get(AutoConfig.from_pretrained(folder).model_type, AutoModel)
-    model = kind_of_model.from_pretrained(folder)
-    return model, load_image_processor(folder, model, name)
-
-
-def _require_tokenizer(model: Any, name: str | Path) -> VQModel:
-    if not isinstance(model, VQModel):
-        kind = type(model).__name__
-        raise ValueError(
-            f"'{name}' is not a tokenizer but a {kind}. Of a generator, pass the tokenizer it was made for"
-        )
-    return model
 
 
 def check_tokenizer(manifest: Manifest, tokenizer: VQModel | str | Path, where: str) -> None:

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult
+from transformers import PreTrainedModel
 
-from hf_vq.cards.generator import generator_card
 from hf_vq.cards.merging import add_results, fill_card, has_part
-from hf_vq.cards.tokenizer import METRICS, tokenizer_card
+from hf_vq.cards.tokenizer import METRICS
 from hf_vq.evaluation.report import Report, metric
 from hf_vq.hub.repository import CARD_FILE, fetch_file, publish_folder
-from hf_vq.modeling.modeling_maskgit import MaskGitModel
-from hf_vq.modeling.modeling_vq import VQModel
+from hf_vq.kinds import write_card
 from hf_vq.utils.files import write_text
 
 logger = logging.getLogger(__name__)
@@ -28,7 +27,7 @@ _TASKS = {
 }
 
 
-def update_cards(report: Report, models: Sequence[tuple[str, VQModel | MaskGitModel]]) -> None:
+def update_cards(report: Report, models: Sequence[tuple[str, PreTrainedModel]]) -> None:
     """Writes each model's numbers, with the protocol, into its card: one commit on the Hub, or a folder's README.md.
 
     What a person wrote stays; numbers of the same data set and split from an earlier evaluation are replaced, those of
@@ -73,7 +72,7 @@ def evaluated_card(
     existing: str,
     report: Report,
     result: dict[str, Any],
-    model: VQModel | MaskGitModel,
+    model: PreTrainedModel,
     *,
     repo_id: str | None = None,
 ) -> str:
@@ -87,11 +86,7 @@ def evaluated_card(
         repo_id: Where it will be loaded from.
     """
     if not has_part(existing):
-        if isinstance(model, MaskGitModel):
-            parameters = model.num_parameters() - model.tokenizer.num_parameters()
-            existing = str(generator_card(model.config, {}, repo_id=repo_id, num_parameters=parameters))
-        else:
-            existing = str(tokenizer_card(model.config, {}, repo_id=repo_id, num_parameters=model.num_parameters()))
+        existing = str(write_card(model, {}, repo_id=repo_id))
     dataset = report.protocol["dataset"]
     task_type, task_name = _TASKS[report.kind]
     settings = report.settings([result])

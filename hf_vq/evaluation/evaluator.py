@@ -19,9 +19,9 @@ from hf_vq.data.sources import load_images, pinned_revision
 from hf_vq.evaluation.arguments import EvaluationArguments
 from hf_vq.evaluation.cards import update_cards
 from hf_vq.evaluation.images import ImageBatches, describe_preprocessing
-from hf_vq.evaluation.measurements import evaluate_generators, evaluate_tokenizers
 from hf_vq.evaluation.report import Report
 from hf_vq.evaluation.subjects import common_processor, load_subjects
+from hf_vq.kinds import kind_of, resolve
 from hf_vq.metrics.features import make_extractor
 from hf_vq.modeling.version_vq import __version__
 from hf_vq.utils.processes import processes_of_run
@@ -69,8 +69,9 @@ def evaluate(args: EvaluationArguments) -> Report:
         world_size=state.num_processes,
         strict=args.strict,
     )
-    measure = evaluate_generators if subjects[0].kind == "generator" else evaluate_tokenizers
-    metrics, details, picture = measure(subjects, batches, extractor, args)
+    measurement = kind_of(subjects[0].model).measurement
+    assert measurement is not None
+    metrics, details, picture = resolve(measurement)(subjects, batches, extractor, args)
     num_images, num_skipped = batches.count()
     if skipped := batches.all_skipped():
         logger.warning("skipped %d images that cannot be read: %s", num_skipped, shorten(skipped))

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_vq.data.tokens import load_model
 from hf_vq.evaluation.arguments import split_revision
 from hf_vq.evaluation.images import describe_preprocessing, resized
+from hf_vq.hub.loading import load_model
+from hf_vq.kinds import KINDS, kind_of
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
-from hf_vq.modeling.modeling_maskgit import MaskGitModel
-from hf_vq.modeling.modeling_vq import VQModel
 from hf_vq.modeling.pixel_range_vq import pixel_range_of
 from hf_vq.utils.hashes import weights_sha256
 
@@ -26,13 +25,13 @@ class Subject:
         processor: Its image processor.
     """
 
-    def __init__(self, name: str, label: str, model: VQModel | MaskGitModel, processor: VQImageProcessor) -> None:
+    def __init__(self, name: str, label: str, model: Any, processor: VQImageProcessor) -> None:
         self.name, self.label, self.model, self.processor = name, label, model, processor
 
     @property
     def kind(self) -> str:
         """`"generator"` or `"tokenizer"`."""
-        return "generator" if isinstance(self.model, MaskGitModel) else "tokenizer"
+        return kind_of(self.model).noun
 
     def describe(self) -> dict[str, Any]:
         """For the results: name, commit, precision, and hash of the weights."""
@@ -55,10 +54,11 @@ def load_subjects(names: Sequence[str]) -> list[Subject]:
     subjects = []
     for name, label in zip(names, short_names(names), strict=True):
         model, processor = load_model(*split_revision(name))
-        if not isinstance(model, VQModel | MaskGitModel):
+        if kind_of(model).measurement is None:
+            nouns = dict.fromkeys(f"a {kind.noun}" for kind in KINDS.values() if kind.measurement)
             raise ValueError(
-                f"'{name}' is neither a tokenizer nor a generator but a {type(model).__name__}, whose numbers its "
-                "training writes into its card"
+                f"'{name}' is neither {' nor '.join(nouns)} but a {type(model).__name__}, whose numbers its training "
+                "writes into its card"
             )
         if pixel_range_of(processor) is None:
             raise ValueError(
@@ -84,7 +84,6 @@ def common_processor(subjects: Sequence[Subject], image_size: int | None = None)
         if subjects[0].kind == "generator":
             raise ValueError("generators make images of one size: leave image_size out")
         for subject in subjects:
-            assert isinstance(subject.model, VQModel)
             factor = subject.model.config.downsample_factor
             if image_size % factor:
                 raise ValueError(f"'{subject.name}' needs an image_size that {factor} divides, got {image_size}")

@@ -10,44 +10,27 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import CommitInfo
+from transformers import PreTrainedModel
 
-from hf_vq.cards.classifier import classifier_card
-from hf_vq.cards.generator import generator_card
-from hf_vq.cards.tokenizer import tokenizer_card
+from hf_vq.hub.folders import CONFIG_FILE, PROCESSOR_FILE, BrokenModel, kind_in, load_folder
 from hf_vq.hub.repository import CARD_FILE, HubError, branch_to_push, create_repository, fetch_file, publish_folder
-from hf_vq.modeling.configuration_maskgit import MaskGitConfig
-from hf_vq.modeling.configuration_vq import VQConfig
-from hf_vq.modeling.configuration_vq_classifier import VQImageClassificationConfig
+from hf_vq.kinds import kind_of, resolve, write_card
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
-from hf_vq.modeling.modeling_maskgit import MaskGitModel
-from hf_vq.modeling.modeling_vq import VQModel
-from hf_vq.modeling.modeling_vq_classifier import VQModelForImageClassification
 from hf_vq.modeling.pixel_range_vq import require_pixel_range
-from hf_vq.modeling.version_vq import VERSION_KEY, check_version
 
 if TYPE_CHECKING:
     from PIL import Image
 
-CONFIG_FILE = "config.json"
-PROCESSOR_FILE = "preprocessor_config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-PICTURE_FILE = "reconstructions.png"
-SAMPLES_FILE = "samples.png"
-HubModel: TypeAlias = VQModel | MaskGitModel | VQModelForImageClassification
-MODELS: dict[str, type[VQModel] | type[MaskGitModel] | type[VQModelForImageClassification]] = {
-    VQConfig.model_type: VQModel,
-    MaskGitConfig.model_type: MaskGitModel,
-    VQImageClassificationConfig.model_type: VQModelForImageClassification,
-}
 
 
 def push_to_hub(
-    model: HubModel,
+    model: PreTrainedModel,
     repo_id: str,
     *,
     image_processor: VQImageProcessor | None = None,
@@ -97,13 +80,15 @@ def push_to_hub(
         The commit: a string, its URL, with `oid` and, for a pull request, `pr_url`.
 
     Raises:
+        TypeError: The model is of no kind that this package knows.
         ValueError: `create_pr` came with a branch, `images` with a classifier, the image processor has another range
             of pixels than the model, or the repository's own card cannot be filled in.
         HubError: Missing rights, a lost connection, a failing server; the repository is as it was.
     """
     branch_to_push(revision, create_pr)
-    if images is not None and isinstance(model, VQModelForImageClassification):
-        raise ValueError("The card of a classifier has no picture: leave out `images`.")
+    kind = kind_of(model)
+    if images is not None and kind.picture is None:
+        raise ValueError(f"The card of a {kind.noun} has no picture: leave out `images`.")
     processor = image_processor or _image_processor_of(model, token)
     require_pixel_range(processor, model.config)
     with tempfile.TemporaryDirectory() as name:
@@ -111,22 +96,13 @@ def push_to_hub(
         model.save_pretrained(folder, max_shard_size=max_shard_size)
         processor.save_pretrained(folder)
         picture = None
-        if images is not None:
-            picture = SAMPLES_FILE if isinstance(model, MaskGitModel) else PICTURE_FILE
-            _picture(model, processor, images).save(folder / picture)
+        if images is not None and kind.picture is not None:
+            picture = kind.picture_file
+            resolve(kind.picture)(model, processor, images).save(folder / picture)
         # Last: what is wrong with the arguments leaves no empty repository.
         repo_id = create_repository(repo_id, private=private, token=token)
         facts: dict[str, Any] = {"repo_id": repo_id, "license": license, "picture": picture}
-        if isinstance(model, MaskGitModel):
-            facts["num_parameters"] = model.num_parameters() - model.tokenizer.num_parameters()
-            card = generator_card(model.config, metrics or {}, dataset, split, training, **facts)
-        elif isinstance(model, VQModelForImageClassification):
-            del facts["picture"]
-            facts["num_parameters"] = model.num_parameters()
-            card = classifier_card(model.config, metrics or {}, dataset, split, training, **facts)
-        else:
-            facts["num_parameters"] = model.num_parameters()
-            card = tokenizer_card(model.config, metrics or {}, dataset, split, training, **facts)
+        card = write_card(model, metrics or {}, dataset, split, training, **facts)
         (folder / CARD_FILE).write_text(str(card), encoding="utf-8")
         return publish_folder(
             folder,
@@ -160,7 +136,7 @@ def from_hub(
 
     Raises:
         HubError: There is no such repository or revision, it is gated or private, a file is damaged or unreachable,
-            or it is not a VQ model.
+            it is not a VQ model, or its weights are not whole.
         ValueError: It was made by a newer version of this package, its image processor has another range of pixels
             than its configuration, or `repo_id` is no repository's name.
     """
@@ -168,62 +144,29 @@ def from_hub(
         config_path = fetch_file(repo_id, CONFIG_FILE, revision, token)
     except FileNotFoundError:
         raise HubError(f"'{repo_id}' is not a VQ model: it has no {CONFIG_FILE}.") from None
-    folder = config_path.parent
-    commit = folder.name
-    settings = json.loads(config_path.read_text(encoding="utf-8"))
-    if settings.get("model_type") not in MODELS:
-        kind = settings.get("model_type") or settings.get("_class_name") or "unknown"
-        names = ", ".join(settings.get("architectures") or []) or "no architecture named"
-        raise HubError(
-            f"'{repo_id}' is not a VQ model: its {CONFIG_FILE} describes a model of the type '{kind}' ({names}), "
-            f"not {', '.join(map(repr, MODELS))}."
-        )
-    check_version(settings.get(VERSION_KEY))
-    files = [config_path, *_fetch_weights(repo_id, commit, token)]
-    with suppress(FileNotFoundError):
-        files.append(fetch_file(repo_id, PROCESSOR_FILE, commit, token))
-    with tempfile.TemporaryDirectory() as name:
-        # What was verified and nothing else: a configuration, or an adapter's, could name other files of the cache.
-        for path in files:
-            try:
-                os.symlink(path.resolve(), Path(name) / path.name)
-            except OSError:  # not to be had everywhere
-                shutil.copyfile(path, Path(name) / path.name)
-        loaded: Any = MODELS[settings["model_type"]].from_pretrained(
-            name, use_safetensors=True, output_loading_info=True
-        )
-        model, report = loaded
-        processor = load_image_processor(name, model, repo_id)
-    if report["missing_keys"]:
-        raise HubError(
-            f"The weights of '{repo_id}' at {commit} are not whole: {', '.join(sorted(report['missing_keys']))} "
-            "missing. Tell the repository's owner."
-        )
+    commit = config_path.parent.name
+    try:
+        kind_in(config_path, repo_id)
+        files = [config_path, *_fetch_weights(repo_id, commit, token)]
+        with suppress(FileNotFoundError):
+            files.append(fetch_file(repo_id, PROCESSOR_FILE, commit, token))
+        with tempfile.TemporaryDirectory() as name:
+            # What was verified and nothing else: a configuration, or an adapter's, could name other cached files.
+            for path in files:
+                try:
+                    os.symlink(path.resolve(), Path(name) / path.name)
+                except OSError:  # not to be had everywhere
+                    shutil.copyfile(path, Path(name) / path.name)
+            model, processor = load_folder(name, repo_id, commit)
+    except BrokenModel as error:
+        raise HubError(f"{error} Tell the repository's owner.") from error
     # Not the cache's folder: where it came from, as after `from_pretrained(repo_id)`.
     model.name_or_path = model.config._name_or_path = repo_id
     model.config._commit_hash = commit
     return model, processor
 
 
-def load_image_processor(folder: str | Path, model: HubModel, name: str | Path) -> VQImageProcessor:
-    """The image processor beside a model's weights, or the one that its configuration implies if there is none.
-
-    Args:
-        folder: Where the weights are.
-        model: What was loaded from there.
-        name: What to call the model in messages.
-
-    Raises:
-        ValueError: It makes pixels of another range than the model's configuration says.
-    """
-    if not (Path(folder) / PROCESSOR_FILE).is_file():
-        return VQImageProcessor.for_config(model.config)
-    processor = VQImageProcessor.from_pretrained(folder)
-    require_pixel_range(processor, model.config, name)
-    return processor
-
-
-def reconstruction_picture(model: VQModel, processor: VQImageProcessor, images: Sequence[Any]) -> Image.Image:
+def reconstruction_picture(model: Any, processor: VQImageProcessor, images: Sequence[Any]) -> Image.Image:
     """Images above what the model makes of them.
 
     Args:
@@ -245,7 +188,14 @@ def reconstruction_picture(model: VQModel, processor: VQImageProcessor, images: 
     return reconstruction_grid(pixel_values, {"reconstruction": decoded}, pixel_range=model.config.pixel_range)
 
 
-def _image_processor_of(model: HubModel, token: str | bool | None) -> VQImageProcessor:
+def sample_picture(model: Any, processor: VQImageProcessor, images: Sequence[Any]) -> Image.Image:
+    """A sheet of a generator's samples, which are PIL images. Arguments as for `reconstruction_picture`."""
+    from hf_vq.plots.images import sample_sheet
+
+    return sample_sheet(images)
+
+
+def _image_processor_of(model: PreTrainedModel, token: str | bool | None) -> VQImageProcessor:
     """The one beside the weights that the model was loaded from, or the default."""
     source, commit = model.name_or_path, getattr(model.config, "_commit_hash", None)
     if source and (Path(source) / PROCESSOR_FILE).is_file():
@@ -254,14 +204,6 @@ def _image_processor_of(model: HubModel, token: str | bool | None) -> VQImagePro
         with suppress(FileNotFoundError):
             return VQImageProcessor.from_pretrained(fetch_file(source, PROCESSOR_FILE, commit, token).parent)
     return VQImageProcessor.for_config(model.config)
-
-
-def _picture(model: HubModel, processor: VQImageProcessor, images: Sequence[Any]) -> Image.Image:
-    if isinstance(model, VQModel):
-        return reconstruction_picture(model, processor, images)
-    from hf_vq.plots.images import sample_sheet
-
-    return sample_sheet(images)
 
 
 def _fetch_weights(repo_id: str, commit: str, token: str | bool | None) -> list[Path]:

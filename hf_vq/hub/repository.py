@@ -102,6 +102,9 @@ def publish_folder(
 ) -> CommitInfo:
     """Publishes all files of a folder in one commit; what goes wrong before its end leaves the repository as it was.
 
+    `HfApi.upload_folder` cuts a large folder in several commits, and a new branch would be there before the files are:
+    so large files go up first, and `HfApi.create_commit` makes the one commit.
+
     A card (README.md) that the repository has is kept; see `fill_card`. Weights and tokens that an earlier push has
     cut in other pieces are deleted in the same commit; other files that the folder does not have stay.
 
@@ -184,6 +187,12 @@ def branch_to_push(revision: str | None, create_pr: bool) -> str:
     if create_pr and revision not in (None, MAIN):
         raise ValueError(f"A pull request is opened against '{MAIN}': leave out revision={revision!r} or `create_pr`.")
     return revision or MAIN
+
+
+def require_hub_id(name: str | Path, what: str) -> None:
+    """Raises a `FileNotFoundError` that begins with `what` if a name is no repository's; nor is it a folder's."""
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(name)) is None or str(name).startswith("."):
+        raise FileNotFoundError(f"{what} in '{name}': there is no such folder, and it is no Hub id such as user/name")
 
 
 def fetch_file(

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hf_vq.cards.generator import class_names, generator_card
-from hf_vq.hub.models import SAMPLES_FILE
+from hf_vq.kinds import SAMPLES_FILE
 from hf_vq.metrics.features import ShrunkPixels
 from hf_vq.metrics.generation import FrechetDistance, HiddenTokenMetrics
 from hf_vq.modeling.image_processing_vq import VQImageProcessor

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hf_vq.data.tokens import load_token_dataset, load_tokenizer, read_manifest
+from hf_vq.data.tokens import load_token_dataset, read_manifest
+from hf_vq.hub.loading import load_tokenizer
 from hf_vq.modeling.configuration_maskgit import MaskGitConfig
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
 from hf_vq.modeling.masking_maskgit import draw_mask, draw_uniform, mask_ratio

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hf_vq.cards.tokenizer import tokenizer_card
-from hf_vq.hub.models import PICTURE_FILE
+from hf_vq.kinds import PICTURE_FILE
 from hf_vq.losses import (
     AdversarialKind,
     PatchDiscriminator,

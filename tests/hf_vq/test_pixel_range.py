@@ -37,9 +37,9 @@ from hf_vq import (
 )
 from hf_vq.data.images import ImageDataset
 from hf_vq.data.tokenize import TokenizationArguments, tokenize_dataset
-from hf_vq.data.tokens import load_model, load_tokenizer
 from hf_vq.evaluation.arguments import EvaluationArguments
 from hf_vq.evaluation.evaluator import evaluate
+from hf_vq.hub.loading import load_model, load_tokenizer
 from hf_vq.losses import PatchDiscriminator, PerceptualLoss, reconstruction_loss
 from hf_vq.metrics.reconstruction import TokenizerMetrics
 from hf_vq.plots.images import reconstruction_grid

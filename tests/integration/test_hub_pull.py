@@ -17,8 +17,8 @@ from transformers import AutoModel, BertConfig
 
 import hf_vq
 from hf_vq import VQConfig, VQImageProcessor, VQModel
-from hf_vq import hub as hub_module
-from hf_vq.data.tokens import load_model
+from hf_vq.hub import models as hub_module
+from hf_vq.hub.loading import load_model
 from hf_vq.hub.repository import HubError
 
 if TYPE_CHECKING:

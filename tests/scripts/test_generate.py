@@ -126,7 +126,7 @@ def test_slips_end_with_a_message(
 def test_a_tokenizer_is_no_generator(main: Callable[[list[str]], None], tmp_path: Path) -> None:
     """It says what kind of model it found."""
     VQModel(VQConfig(architecture="sqvae", image_size=16, base_channels=8)).save_pretrained(tmp_path / "vq")
-    with pytest.raises(SystemExit, match="is a hf_vq model, not a hf_maskgit one"):
+    with pytest.raises(SystemExit, match="is not a generator but a VQModel"):
         run(main, tmp_path / "vq", tmp_path / "grid.png")
     (tmp_path / "empty").mkdir()
     with pytest.raises(SystemExit, match="error: .*empty"):

@@ -26,7 +26,8 @@ from hf_vq import VQImageProcessor, load_token_dataset
 from hf_vq.data.shards import ShardWriter, Views
 from hf_vq.data.sources import load_images
 from hf_vq.data.tokenize import tokenize_dataset, tokenize_split
-from hf_vq.data.tokens import load_tokenizer, read_manifest, token_features
+from hf_vq.data.tokens import read_manifest, token_features
+from hf_vq.hub.loading import load_tokenizer
 from hf_vq.utils.hashes import weights_sha256
 
 from ...tiny_tokens import PROCESSOR, arguments, contents, picture, save, tiny
