@@ -133,7 +133,8 @@ class Quantizer(nn.Module):
         super().__init_subclass__(**kwargs)
         cls._no_split_modules = (cls.__name__,)  # transformers asks the children of a model
 
-    def __call__(self, z: torch.Tensor) -> tuple[torch.Tensor, QuantizerOutput]:
+    # Any, as of every module: a caller knows which fields of the output are there, a type checker does not.
+    def __call__(self, z: torch.Tensor) -> Any:
         """Quantizes `z`, of any floating dtype, with `feature_size` along `dim` and any other axes.
 
         Returns:

@@ -130,8 +130,9 @@ class Codebook(nn.Module):
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """As of every module; the codes of an EMA codebook never require a gradient, also when they are loaded."""
-        is_averaged = param is None or isinstance(param, AveragedParameter)
-        if name == "weight" and self.codebook_update == "ema" and not is_averaged:
+        is_ordinary = param is not None and not isinstance(param, AveragedParameter)
+        if name == "weight" and self.codebook_update == "ema" and is_ordinary:
+            assert param is not None
             averaged = AveragedParameter(param.data)
             averaged.__dict__.update(param.__dict__)  # transformers marks what it has loaded
             param = averaged

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,9 +54,8 @@ def test_the_tree_finds_the_tokens_that_the_layer_finds(large) -> None:
     model: VQModel = large.module.build(large.module.Row({}, 4), 256, 0).eval()
     pictures = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
     with torch.no_grad():
-        model.quantize.codebook.weight.copy_(
-            model.encode(pictures).last_hidden_state.movedim(1, -1).flatten(0, -2)[::2]
-        )
+        layer: Any = model.quantize
+        layer.codebook.weight.copy_(model.encode(pictures).last_hidden_state.movedim(1, -1).flatten(0, -2)[::2])
         slow = model.encode(pictures).image_tokens
         large.module.use_fast_search(model)
         fast = model.encode(pictures).image_tokens

@@ -163,7 +163,7 @@ def test_a_frozen_kind_stays_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["signs", "fsq"])
 def test_a_classifier_takes_every_kind(kind: str) -> None:
     """The channels of its quantized layer, four of them here, are the feature size."""
-    config = VQImageClassificationConfig(base_channels=1, quantized_layer=3, num_labels=3, **KINDS[kind])
+    config = VQImageClassificationConfig(**{"base_channels": 1, "quantized_layer": 3, "num_labels": 3, **KINDS[kind]})
     model = VQModelForImageClassification(config).train()
     out = model(torch.rand(2, 3, 32, 32), labels=torch.tensor([0, 1]))
     out.loss.backward()

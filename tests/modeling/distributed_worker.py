@@ -102,11 +102,11 @@ def main() -> None:
     for option in (FULL, {"codebook_update": "ema", "kmeans_init": True, "replace_freq": 2}):
         torch.manual_seed(0)
         frozen = VectorQuant(8, 32, **option).freeze().train()
-        before = frozen.get_codebook()
+        codes = frozen.get_codebook()
         if rank == 0:
             out = frozen(torch.randn(2, 8, 3, 3))[1]
         dist.barrier()
-        moved = [] if torch.equal(before, frozen.get_codebook()) else ["codes"]
+        moved = [] if torch.equal(codes, frozen.get_codebook()) else ["codes"]
         if rank == 0:
             seen = bool(out.perplexity > 1)
             print(json.dumps({"name": "frozen", "built": "after", "disagreements": moved, "finite": seen}), flush=True)

@@ -11,6 +11,8 @@ from hf_vq.modeling.base_quantizer_vq import Quantizer, QuantizerOutput
 class Signs(Quantizer):
     """A code for each sign pattern, at a distance that follows the inputs in training."""
 
+    size: torch.Tensor
+
     def __init__(self, feature_size: int, num_codes: int, dim: int = 1) -> None:
         super().__init__()
         self.feature_size, self.num_codes, self.dim, self.code_dim = feature_size, num_codes, dim, feature_size

@@ -2,6 +2,7 @@
 
 import copy
 import io
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from hf_vq import GroupVectorQuant, ResidualVectorQuant, VectorQuant, VQConfig, VQModel, get_vq_layers
 from hf_vq.modeling.base_quantizer_vq import AveragedParameter, Quantizer, QuantizerOutput
 
-FULL = dict(affine_lr=2.0, sync_nu=0.3, replace_freq=2, kmeans_init=True, alternating_steps=1)
+FULL: dict[str, Any] = dict(affine_lr=2.0, sync_nu=0.3, replace_freq=2, kmeans_init=True, alternating_steps=1)
 LAYERS = {
     "plain": lambda: VectorQuant(8, 32),
     "full": lambda: VectorQuant(8, 32, **FULL),
@@ -151,7 +152,9 @@ def test_freezing_drops_gradients_that_wait_for_a_step() -> None:
 def test_a_model_freezes_its_codebook_and_trains_on(update: str, tmp_path) -> None:
     """`freeze_codebook` leaves the network trainable; copies are frozen too, a saved model is not."""
     torch.manual_seed(0)
-    extra = {"codebook_update": "ema", "alternating_steps": 0, "sync_nu": 0.0} if update == "ema" else {}
+    extra: dict[str, Any] = (
+        {"codebook_update": "ema", "alternating_steps": 0, "sync_nu": 0.0} if update == "ema" else {}
+    )
     config = VQConfig(architecture="sqvae", image_size=16, base_channels=8, num_codes=16, embed_dim=4, **extra)
     model = VQModel(config).train()
     model.freeze_codebook()
@@ -175,6 +178,8 @@ def test_a_model_freezes_its_codebook_and_trains_on(update: str, tmp_path) -> No
 
 class Center(Quantizer):
     """A kind whose only code is a running mean, in a buffer: it has no parameter that could say that it is frozen."""
+
+    mean: torch.Tensor
 
     def __init__(self, feature_size: int, num_codes: int, dim: int = 1) -> None:
         super().__init__()
@@ -202,7 +207,7 @@ def test_a_kind_without_parameters() -> None:
     ):
         model = VQModel(config).train()
         model.quantize = Center(4, 1)
-        layer = get_vq_layers(model)[0]
+        layer: Any = get_vq_layers(model)[0]
         freeze(model)
         layer(torch.randn(2, 4, 3) + 1)
         assert layer.is_frozen() and not layer.mean.any()

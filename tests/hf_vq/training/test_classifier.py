@@ -144,12 +144,13 @@ def test_a_resumed_run_equals_the_uninterrupted_one(
 def test_replaced_codes_start_without_moments(make_classifier: MakeTrainer) -> None:
     """The optimizer forgets what it knew of a code that holds another vector now."""
     trainer = make_classifier(model={"replace_freq": 1, "num_codes": 64}, max_steps=6)
-    weight = trainer.model.quantize.codebook.weight
+    codebook: Any = trainer.model.quantize.codebook
+    weight = codebook.weight
     seen = []
     apply_gradients = trainer.apply_gradients
 
     def look(names: Any, losses: Any) -> Any:
-        rewritten = trainer.model.quantize.codebook.rewritten
+        rewritten = codebook.rewritten
         state = trainer.optimizers["model"].state.get(weight)
         if state and rewritten is not None and rewritten.any():
             seen.append(state["exp_avg"][rewritten].abs().max().item())

@@ -19,7 +19,7 @@ from hf_vq.training.optimization import forget_gradients, forget_moments, learni
 def test_codebooks_norms_and_biases_do_not_decay(make_model: Callable[..., VQModel]) -> None:
     """Weight decay is for kernels alone, and no trained parameter is left out or in two groups."""
     model = make_model(affine_lr=1.0)
-    codes = [weight for layer in get_vq_layers(model) for weight in layer.codebook.parameters()]
+    codes = [weight for layer in get_vq_layers(model) for weight in layer.code_parameters()]
     decayed, others = parameter_groups(model, 0.1, codes)
 
     assert decayed["weight_decay"] == 0.1
@@ -140,6 +140,6 @@ def test_the_average_takes_over_replaced_codes_as_they_are_used() -> None:
     layer.codebook.rewrite(torch.randn(8, 4), rows)
     ema.update(model, {id(layer.codebook.weight): rows})
 
-    (average,) = get_vq_layers(ema.module)
+    average: Any = get_vq_layers(ema.module)[0]
     assert not torch.equal(average.codebook.affine_bias, layer.codebook.affine_bias)
     torch.testing.assert_close(average.get_codebook()[rows], layer.get_codebook()[rows])

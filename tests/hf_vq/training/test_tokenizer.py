@@ -125,9 +125,10 @@ def test_the_adversarial_loss_waits_for_its_start(make_trainer: MakeTrainer) -> 
 def test_replaced_codes_lose_their_moments_and_go_into_the_average(make_trainer: MakeTrainer) -> None:
     """At the optimizer's step a replaced row has no moments, and after it the average holds the row itself."""
     trainer = make_trainer(use_ema=True, model={"replace_freq": 1, "num_codes": 16, "kmeans_init": True})
-    (layer,) = get_vq_layers(trainer.model)
+    layer: Any = get_vq_layers(trainer.model)[0]
     weight = layer.codebook.weight
-    average = get_vq_layers(trainer.ema.module)[0].codebook.weight
+    averaged: Any = get_vq_layers(trainer.ema.module)[0]
+    average = averaged.codebook.weight
     seen = []
 
     def look(optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -154,7 +155,7 @@ def test_replaced_codes_lose_their_moments_and_go_into_the_average(make_trainer:
 def test_replaced_codes_lose_what_earlier_micro_batches_left(make_trainer: MakeTrainer) -> None:
     """A row replaced within a step keeps only the gradient of its new vector; other rows keep the sum."""
     trainer = make_trainer(model={"replace_freq": 1, "alternating_steps": 0})
-    (layer,) = get_vq_layers(trainer.model)
+    layer: Any = get_vq_layers(trainer.model)[0]
     weight = layer.codebook.weight
     trainer.train_step(batches_of(trainer, 1, size=1))
     gradients: list[torch.Tensor] = []
