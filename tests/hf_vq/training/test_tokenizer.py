@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +206,8 @@ def test_the_perceptual_loss_is_added_with_its_weight(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loss is that of the model plus the weighted perceptual distance."""
-    monkeypatch.setattr(tokenizer_module, "PerceptualLoss", lambda **fields: PerceptualLoss(network=Brightness(), **fields))
+    make = partial(PerceptualLoss, network=Brightness())
+    monkeypatch.setattr(tokenizer_module, "PerceptualLoss", make)
     trainer = make_trainer(perceptual_weight=3.0)
 
     values = trainer.train_step(batches_of(trainer, 1))
