@@ -31,16 +31,16 @@ LEVEL = {package: level for level, packages in enumerate(LAYERS) for package in 
 TRAVELS = {"PIL", "huggingface_hub", "numpy", "torch", "transformers"}
 
 
-def imports(tree: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
-    """All import statements but those for type checkers alone."""
+def imports(tree: ast.AST, with_types: bool = False) -> Iterator[ast.Import | ast.ImportFrom]:
+    """All import statements, those for type checkers alone only `with_types`."""
     for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test) and not with_types:
             for other in node.orelse:
                 yield from imports(other)
         elif isinstance(node, ast.Import | ast.ImportFrom):
             yield node
         else:
-            yield from imports(node)
+            yield from imports(node, with_types)
 
 
 def modules() -> dict[str, Path]:
@@ -54,10 +54,10 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def imported(path: Path, known: set[str]) -> set[str]:
+def imported(path: Path, known: set[str], with_types: bool = False) -> set[str]:
     """The modules of ours that a file imports, `hf_vq` where it asks the package itself for a name."""
     names = set()
-    for node in imports(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in imports(ast.parse(path.read_text(encoding="utf-8")), with_types):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         else:
@@ -108,6 +108,21 @@ def test_there_are_no_circles() -> None:
             TopologicalSorter(graph).prepare()
         except CycleError as error:
             pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")
+
+
+def test_type_hints_make_no_circles() -> None:
+    """Modules do not even know each other's types in a circle, and none of training/ imports another in a function."""
+    graph = {name: imported(path, set(FILES), with_types=True) for name, path in FILES.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle of imports and type hints: {' -> '.join(error.args[1])}")
+    for name, path in FILES.items():
+        if package(name) == "training":
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+            inside = [ast.unparse(node) for function in functions for node in imports(function, with_types=True)]
+            assert not [text for text in inside if "hf_vq.training" in text], f"{name} imports inside a function"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "modeling").glob("*.py")), ids=lambda path: path.name)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hf_vq.modeling.options_maskgit import MaskGitSampling
 from hf_vq.utils.fields import RepeatedFields
+from hf_vq.utils.text import public_name
 
 
 @dataclass
@@ -144,6 +145,22 @@ class BaseTrainingArguments:
             fixed.pop("max_steps")  # a constant rate does not depend on the length: such a run can be prolonged
         return fixed
 
+    def recipe(self) -> dict[str, Any]:
+        """The rows of a model card on how the weights were made; a row that is None is left out."""
+        return {
+            "optimizer": f"AdamW, betas ({self.adam_beta1}, {self.adam_beta2}), weight decay {self.weight_decay:g}",
+            "learning rate": f"{self.learning_rate:g}, {self.lr_scheduler}",
+            "warm-up steps": self.warmup_steps or None,
+            "gradient clipping": self.max_grad_norm or None,
+            "weight average": f"decay {self.ema_decay}" if self.use_ema else None,
+            "precision": {"no": "float32"}.get(self.mixed_precision, self.mixed_precision),
+            "seed": self.seed,
+        }
+
+    def measured_split(self) -> str:
+        """The split that evaluations measure, in words."""
+        return self.eval_split or f"{self.eval_fraction:.0%} of {self.train_split}, held out"
+
 
 @dataclass
 class ImageTrainingArguments(BaseTrainingArguments):
@@ -183,6 +200,11 @@ class ImageTrainingArguments(BaseTrainingArguments):
         for name in ("check_images_up_to", "shuffle_buffer", "monitor_steps"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
         self._require("monitor_images", 1 <= self.monitor_images <= 2048, "from 1 to 2048")
+
+    def recipe(self) -> dict[str, Any]:
+        """The rows of every run, and what was done to the images."""
+        augmentation = {"random flip": self.random_flip or None, "random crop": self.random_crop or None}
+        return super().recipe() | augmentation
 
 
 @dataclass
@@ -227,6 +249,14 @@ class TokenizerTrainingArguments(ImageTrainingArguments):
         self._require(
             "discriminator_loss", self.discriminator_loss in ("hinge", "nonsaturating"), "hinge or nonsaturating"
         )
+
+    def recipe(self) -> dict[str, Any]:
+        """The rows of a run on images, and the optional losses."""
+        weight = self.adversarial_weight
+        return super().recipe() | {
+            "perceptual weight": self.perceptual_weight or None,
+            "adversarial weight": f"{weight:g}, from step {self.adversarial_start}" if weight else None,
+        }
 
 
 @dataclass
@@ -292,6 +322,10 @@ class GeneratorTrainingArguments(BaseTrainingArguments):
             "0, or at least 2 for a covariance",
         )
         self.sampling()
+
+    def recipe(self) -> dict[str, Any]:
+        """The rows of every run, and the tokenizer."""
+        return super().recipe() | {"tokenizer": public_name(self.tokenizer)}
 
     def sampling(self) -> MaskGitSampling:
         """How the samples are drawn.

@@ -1,4 +1,12 @@
-"""Checkpoint folders that are either complete or not there: written aside, flushed, then renamed."""
+"""Checkpoint folders, and the state dicts in them. A folder is either complete or not there.
+
+checkpoint-N/
+  config.json, model.safetensors    the model; the folder loads with `AutoModel.from_pretrained`
+  ema.safetensors                   the average of its weights, if one is kept
+  training_state.pt                 optimizers, schedules, other networks, quantizers
+  rank_states.pt                    for each process: random numbers, log window, place in a stream
+  trainer_state.json                step, epoch and settings; written last
+"""
 
 from __future__ import annotations
 
@@ -10,16 +18,90 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
-from hf_vq.utils.files import TEMPORARY_PREFIX, discard, discard_leftovers
+from hf_vq.modeling.version_vq import __version__
+from hf_vq.utils.files import TEMPORARY_PREFIX, atomic_folder, discard, discard_leftovers, free_space, write_json
 
 CHECKPOINT_PATTERN = re.compile(r"checkpoint-(\d+)")
-STATE_FILE = "trainer_state.json"
 WEIGHTS_FILE = "model.safetensors"
+EMA_FILE = "ema.safetensors"
+TRAINING_STATE_FILE = "training_state.pt"
+RANK_STATES_FILE = "rank_states.pt"
+STATE_FILE = "trainer_state.json"
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written, found, or used for this run."""
+    """A checkpoint, or another file of a run, could not be written, found, or used for this run."""
+
+
+def write_checkpoint(
+    folder: Path,
+    config: str,
+    state: dict[str, Any],
+    rank_states: list[dict[str, Any]],
+    settings: dict[str, Any],
+    limit: int | None = None,
+) -> None:
+    """Writes a checkpoint in one go, then removes the oldest checkpoints of the run beyond `limit`.
+
+    Args:
+        folder: The folder, named `checkpoint-N`.
+        config: The model's configuration as JSON. `save_pretrained` would also write the code that defines it.
+        state: What is equal on all ranks: `model` and `ema` (or None) are state dicts of networks, `training` holds
+            further tensors in plain containers, `progress` holds plain numbers, among them `step`.
+        rank_states: The state of each process, in plain containers.
+        settings: What a resumed run must share with this one, ready for JSON.
+        limit: Checkpoints to keep; None keeps all.
+
+    Raises:
+        CheckpointError: It could not be written. Older checkpoints are untouched.
+    """
+    try:
+        with atomic_folder(folder) as temporary:
+            (temporary / "config.json").write_text(config, encoding="utf-8")
+            save_weights(state["model"], temporary / WEIGHTS_FILE)
+            if state["ema"] is not None:
+                save_weights(state["ema"], temporary / EMA_FILE)
+            save_object(state["training"], temporary / TRAINING_STATE_FILE)
+            save_object(rank_states, temporary / RANK_STATES_FILE)
+            versions = {"hf_vq": __version__, "torch": torch.__version__}
+            write_json({**state["progress"], "versions": versions, **settings}, temporary / STATE_FILE)
+        rotate_checkpoints(folder.parent, limit)
+    except Exception as reason:  # a full disk shows as OSError, RuntimeError or SafetensorError
+        raise CheckpointError(_failure(folder, reason)) from reason
+
+
+def read_checkpoint(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Reads what `write_checkpoint` wrote.
+
+    Returns:
+        The state that is equal on all ranks, and the state of each process. Tensors are on the CPU.
+
+    Raises:
+        CheckpointError: The folder is not a complete checkpoint.
+    """
+    progress = read_state(folder)
+    average = folder / EMA_FILE
+    state = {
+        "model": load_file(folder / WEIGHTS_FILE),
+        "ema": load_file(average) if average.is_file() else None,
+        "training": load_object(folder / TRAINING_STATE_FILE),
+        "progress": {name: progress[name] for name in ("step", "epoch", "eval_metrics")},
+    }
+    return state, load_object(folder / RANK_STATES_FILE)
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Reads a checkpoint's description of the run: its progress and its settings.
+
+    Raises:
+        CheckpointError: The folder is not a complete checkpoint.
+    """
+    try:
+        return json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"'{folder}' is not a complete checkpoint: it has no {STATE_FILE}.") from None
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
@@ -85,7 +167,7 @@ def set_aside_later_checkpoints(output_dir: Path, step: int) -> list[Path]:
 
 
 def save_weights(state_dict: dict[str, torch.Tensor], path: Path) -> None:
-    """Writes a state dict as safetensors, in the form that `from_pretrained` reads: of tied weights once."""
+    """Writes a state dict as safetensors, in the form that `from_pretrained` reads: tied weights stand there once."""
     first_names = _first_names(state_dict)
     tensors = {
         name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items() if first_names[name] == name
@@ -93,9 +175,8 @@ def save_weights(state_dict: dict[str, torch.Tensor], path: Path) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def load_weights(network: torch.nn.Module, path: Path) -> None:
-    """Puts what `save_weights` wrote of a network into it."""
-    weights = load_file(path)
+def load_weights(network: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Puts weights that `save_weights` wrote of a network into it."""
     first_names = _first_names(network.state_dict())
     network.load_state_dict(
         weights | {name: weights[first] for name, first in first_names.items() if first in weights}
@@ -122,13 +203,11 @@ def load_object(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def read_state(folder: Path) -> dict[str, Any]:
-    """Reads a checkpoint's description of the run, the file that is written last.
-
-    Raises:
-        CheckpointError: If the folder is not a complete checkpoint.
-    """
-    try:
-        return json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"'{folder}' is not a complete checkpoint: it has no {STATE_FILE}.") from None
+def _failure(folder: Path, reason: Exception) -> str:
+    """What to tell a user whose checkpoint could not be written."""
+    checkpoints = list_checkpoints(folder.parent)
+    last = f"The last good checkpoint is '{checkpoints[-1]}'" if checkpoints else "There is no older checkpoint"
+    return (
+        f"Could not save '{folder}': {reason}. {free_space(folder.parent)}. {last}; what was half written is gone. "
+        "Free some space, or lower save_total_limit, and continue with resume_from_checkpoint=latest."
+    )

@@ -32,7 +32,7 @@ class WeightEMA:
 
         Args:
             model: The model that was trained.
-            rewritten: For the `id` of a parameter, the rows that were freshly initialised or replaced since the last
+            rewritten: For the `id` of a parameter, the rows that were freshly initialized or replaced since the last
                 update. They are copied: an average with the vector that the row held before is no code of anything.
         """
         self.updates += 1

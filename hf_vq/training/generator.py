@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
+from huggingface_hub import ModelCard
 from PIL import Image
 from torch import Tensor, nn
 
@@ -20,17 +20,15 @@ from hf_vq.modeling.image_processing_vq import VQImageProcessor
 from hf_vq.modeling.modeling_maskgit import MaskGitModel
 from hf_vq.modeling.options_maskgit import MaskGitSampling
 from hf_vq.modeling.pixel_range_vq import require_pixel_range
-from hf_vq.modeling.version_vq import __version__
 from hf_vq.plots.images import sample_sheet
 from hf_vq.training.arguments import SAMPLES, GeneratorTrainingArguments
 from hf_vq.training.checkpoints import CheckpointError
 from hf_vq.training.generator_data import FixedMasks, check_tokens, seeded_generator
+from hf_vq.training.networks import MODEL
 from hf_vq.training.optimization import parameter_groups
-from hf_vq.training.order import Batch, evaluation_batches
-from hf_vq.training.recipe import measured_split, recipe_rows
+from hf_vq.training.order import Batch
 from hf_vq.training.trainer import BaseTrainer
 from hf_vq.utils.hashes import weights_sha256
-from hf_vq.utils.text import public_name
 
 SHEET_COLUMNS = 8
 
@@ -90,21 +88,14 @@ class GeneratorTrainer(BaseTrainer):
             args.sampling().require_steps_within(tokens)
         self.tokenizer_sha256 = weights_sha256(model.tokenizer)
         groups = parameter_groups(model, args.weight_decay, lookup_tables(model))
-        self.add_network("model", model, groups, args.learning_rate)
+        self.networks.add(MODEL, model, groups, args.learning_rate)
 
-    def train_step(self, batches: list[Batch]) -> dict[str, Tensor]:
-        """One optimizer step on the loss of the model."""
-        losses = []
-        for number, batch in enumerate(batches, start=1):
-            with self.gradients_shared("model", number == len(batches)):
-                loss = self.wrapped["model"](**self._inputs(batch)).loss
-                self.accelerator.backward(loss / len(batches))
-            losses.append(loss.detach())
-        loss = torch.stack(losses).mean()
-        norms = self.apply_gradients(["model"], loss.unsqueeze(0))
-        if self.ema is not None:
-            self.ema.update(self.model)
-        return {"loss": loss, "grad_norm": norms["model"]}
+    def backward_pass(self, batch: Batch, shared: bool, micro_batches: int) -> dict[str, Tensor]:
+        """Forward and backward of the model."""
+        with self.networks.gradients_shared(MODEL, shared):
+            loss = self.networks.wrapped[MODEL](**self._inputs(batch)).loss
+            self.accelerator.backward(loss / micro_batches)
+        return {"loss": loss}
 
     def _inputs(self, batch: Batch) -> dict[str, Tensor]:
         device = self.accelerator.device
@@ -112,9 +103,6 @@ class GeneratorTrainer(BaseTrainer):
         if self.model.config.num_classes:
             inputs["class_labels"] = batch["label"].to(device, non_blocking=True)
         return inputs
-
-    def average_batch_norm(self) -> None:
-        """Nothing to do: batch norms are only in the tokenizer, whose bits must stay as they are."""
 
     def extra_state(self) -> dict[str, Any]:
         """Which tokenizer made the tokens."""
@@ -138,14 +126,7 @@ class GeneratorTrainer(BaseTrainer):
         metrics = HiddenTokenMetrics()
         extractor = ShrunkPixels(model.config.vq_config.num_channels)
         distance = FrechetDistance(extractor.num_features)
-        for batch in evaluation_batches(
-            FixedMasks(self.eval_dataset, model.config, args.seed),
-            args.eval_batch_size,
-            args.max_eval_images,
-            accelerator.process_index,
-            accelerator.num_processes,
-            args.dataloader_num_workers,
-        ):
+        for batch in self.held_out_batches(FixedMasks(self.eval_dataset, model.config, args.seed)):
             inputs = self._inputs(batch)
             # The class's own forward: Accelerate's autocast is on the instance, and users load the model without it.
             out = type(model).forward(model, **inputs, mask=batch["mask"].to(accelerator.device), return_loss=False)
@@ -167,7 +148,7 @@ class GeneratorTrainer(BaseTrainer):
         tokens, labels = inputs["image_tokens"], inputs.get("class_labels")
         decoded = self.published_model().tokenizer.decode(tokens).decoded_pixel_values
         generated = self._generate(labels, indices[: len(tokens)].tolist(), "pt")
-        return self.image_processor.postprocess(decoded, "pt"), generated
+        return self.processor.postprocess(decoded, "pt"), generated
 
     def samples(self) -> Image.Image:
         """A sheet of samples, a row for each of some classes, always of the same seeds."""
@@ -208,31 +189,27 @@ class GeneratorTrainer(BaseTrainer):
 
     # ------------------------------------------------------------------ publishing
 
-    def write_model(self, folder: Path) -> None:
-        """Writes configuration, weights with the tokenizer's, image processor, and a card with numbers and samples."""
-        args = self.args
-        model = self.published_model()
-        model.save_pretrained(folder)
-        self.image_processor.save_pretrained(folder)
+    def card(self, folder: Path) -> ModelCard:
+        """The card, with the measured numbers and samples."""
+        args, model = self.args, self.published_model()
         with torch.no_grad():
             picture = (self.eval_pictures or {}).get("samples") or self.samples()
         picture.save(folder / SAMPLES_FILE)
         sampling = self._sampling()
         used = ", ".join(f"{name} {value}" for name, value in sampling.items())
-        card = generator_card(
+        return generator_card(
             model.config,
             self.eval_metrics or {},
             args.tokens,
-            measured_split(args, args.tokens),
-            recipe_rows(self) | {"tokenizer": public_name(args.tokenizer)},
+            args.measured_split() if args.tokens else None,
+            self.recipe(),
             repo_id=self.hub_repository,
             picture=SAMPLES_FILE,
             picture_caption=f"Samples, not selected ({used}).",
             sampling=sampling,
             num_parameters=model.num_parameters() - model.tokenizer.num_parameters(),
-            versions={"torch": torch.__version__, "transformers": transformers.__version__, "hf_vq": __version__},
+            versions=self.versions(),
         )
-        (folder / "README.md").write_text(str(card), encoding="utf-8")
 
 
 def lookup_tables(model: MaskGitModel) -> list[nn.Parameter]:

@@ -53,9 +53,9 @@ def build_image_datasets(
     image_size = config.image_size
     common: dict[str, Any] = {"num_channels": config.num_channels, "pixel_range": config.pixel_range}
     common |= {"seed": args.seed, "strict": args.strict}
-    augmentation = {"random_crop": args.random_crop, "random_flip": args.random_flip}
+    augmentation: dict[str, Any] = {"random_crop": args.random_crop, "random_flip": args.random_flip}
     if args.streaming:
-        place = {"rank": state.process_index, "world_size": state.num_processes}
+        place: dict[str, Any] = {"rank": state.process_index, "world_size": state.num_processes}
         stream = ImageStream(train, image_size, shuffle_buffer=args.shuffle_buffer, **augmentation, **common, **place)
         return stream, None if held_out is None else ImageStream(held_out, image_size, **common, **place)
     train_images = ImageDataset(train, image_size, **augmentation, **common)

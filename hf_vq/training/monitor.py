@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from hf_vq.metrics.base import perplexity
 from hf_vq.modeling.base_quantizer_vq import Quantizer, QuantizerOutput, get_vq_layers
-from hf_vq.training.callbacks import TrainerCallback
+from hf_vq.training.callbacks import ObservedTrainer, TrainerCallback
+from hf_vq.training.checkpoints import CheckpointError
 from hf_vq.training.order import Batch, evaluation_batches
-from hf_vq.training.run_folder import MONITOR_FOLDER, batch_norm_statistics, preserved_random_state
-from hf_vq.training.snapshots import CodebookSnapshot, moment_distances
-from hf_vq.utils.files import atomic_file, discard_leftovers
-from hf_vq.utils.processes import sum_over_processes
-
-if TYPE_CHECKING:
-    from hf_vq.training.trainer import BaseTrainer
+from hf_vq.training.random_state import preserved_random_state
+from hf_vq.training.snapshots import SNAPSHOTS_FOLDER, CodebookSnapshot, moment_distances
+from hf_vq.utils.files import atomic_file
+from hf_vq.utils.processes import on_main_process, sum_over_processes
 
 
 class CodebookMonitor(TrainerCallback):
@@ -85,14 +83,9 @@ class CodebookMonitor(TrainerCallback):
         self.batches: list[Batch] = []
         self.batch_size = 0
 
-    def on_train_begin(self, trainer: BaseTrainer) -> None:
+    def on_train_begin(self, trainer: ObservedTrainer) -> None:
         """Reads the images."""
-        from hf_vq.training.trainer import BaseTrainer  # which imports this module's users
-
-        if type(trainer).task_loss is BaseTrainer.task_loss:
-            raise ValueError(
-                f"a codebook monitor needs a trainer's `task_loss`, which {type(trainer).__name__} lacks."
-            )
+        _task_loss(trainer)
         self.watched = _watched_layer(trainer.model, self.layer)
         if trainer.eval_dataset is None:
             raise ValueError("a codebook monitor needs held-out images: give the trainer an eval_dataset.")
@@ -112,27 +105,26 @@ class CodebookMonitor(TrainerCallback):
                 )
             )
         if accelerator.is_main_process:
-            folder = trainer.output_dir / MONITOR_FOLDER / self.name
-            folder.mkdir(parents=True, exist_ok=True)
-            discard_leftovers(folder)
+            (trainer.output_dir / SNAPSHOTS_FOLDER / self.name).mkdir(parents=True, exist_ok=True)
 
-    def on_step_end(self, trainer: BaseTrainer) -> None:
+    def on_step_end(self, trainer: ObservedTrainer) -> None:
         """Takes a snapshot where one is due."""
         step = trainer.step
         if step != 1 and step % self.every and step != trainer.args.max_steps:
             return
         snapshot = self.observe(trainer)
-        error = None
-        if trainer.accelerator.is_main_process:
-            path = trainer.output_dir / MONITOR_FOLDER / self.name / CodebookSnapshot.file_name(step)
+        path = trainer.output_dir / SNAPSHOTS_FOLDER / self.name / CodebookSnapshot.file_name(step)
+
+        def write() -> None:
             try:
                 with atomic_file(path) as temporary:
                     snapshot.save(temporary)
             except Exception as reason:  # a full disk shows as OSError or SafetensorError
-                error = f"Could not write the snapshot '{path}': {reason}"
-        trainer.raise_together(error)
+                raise CheckpointError(f"Could not write the snapshot '{path}': {reason}") from reason
 
-    def observe(self, trainer: BaseTrainer) -> CodebookSnapshot:
+        on_main_process(write, trainer.accelerator)
+
+    def observe(self, trainer: ObservedTrainer) -> CodebookSnapshot:
         """The snapshot of this moment; every rank must call it, and gets the same."""
         if self.watched is None:
             raise ValueError("a codebook monitor observes after on_train_begin, which reads its images.")
@@ -184,7 +176,7 @@ class _Sums:
             self.points[place, :count] = image[(spaced + place) % z.shape[1]].float()
             self.filled[place, :count] = 1
 
-    def snapshot(self, trainer: BaseTrainer) -> CodebookSnapshot:
+    def snapshot(self, trainer: ObservedTrainer) -> CodebookSnapshot:
         """The sums over all ranks, as a snapshot."""
         uses, products, numbers, points, filled = (
             sum_over_processes(tensor, trainer.accelerator)
@@ -246,7 +238,7 @@ class _Look(NamedTuple):
     loss: float
 
 
-def _look(trainer: BaseTrainer, layer: Quantizer, batch: Batch, quantized: bool = True) -> _Look:
+def _look(trainer: ObservedTrainer, layer: Quantizer, batch: Batch, quantized: bool = True) -> _Look:
     inputs: list[Tensor] = []
     outputs: list[QuantizerOutput] = []
 
@@ -262,7 +254,7 @@ def _look(trainer: BaseTrainer, layer: Quantizer, batch: Batch, quantized: bool 
     hooks = [layer.register_forward_pre_hook(cut), layer.register_forward_hook(keep)]
     try:
         with torch.no_grad():
-            loss = trainer.task_loss(batch)
+            loss = _task_loss(trainer)(batch)
             if not inputs:
                 raise ValueError("the watched layer was not run on the task loss: watch another one.")
             loss = loss * len(batch["pixel_values"])
@@ -274,14 +266,14 @@ def _look(trainer: BaseTrainer, layer: Quantizer, batch: Batch, quantized: bool 
 
 
 @contextmanager
-def _as_in_evaluation(trainer: BaseTrainer) -> Iterator[None]:
-    """The model in eval mode with the batch norm statistics of all ranks; afterwards every bit of it is as before."""
+def _as_in_evaluation(trainer: ObservedTrainer) -> Iterator[None]:
+    """The model in eval mode with the statistics of all ranks; afterwards every bit of it is as before."""
     modes = [(module, module.training) for module in trainer.model.modules()]
-    statistics = batch_norm_statistics(*trainer.networks.values())
+    statistics = trainer.running_statistics()
     own = [statistic.clone() for statistic in statistics]
     try:
         trainer.model.eval()
-        trainer.average_batch_norm()
+        trainer.average_statistics()
         yield
     finally:
         for module, training in modes:
@@ -291,6 +283,14 @@ def _as_in_evaluation(trainer: BaseTrainer) -> Iterator[None]:
                 statistic.copy_(value)
         if trainer.ema is not None:  # it followed the averages above
             trainer.ema.copy_buffers(trainer.model)
+
+
+def _task_loss(trainer: ObservedTrainer) -> Callable[[Batch], Tensor]:
+    """The trainer's method that computes the task loss of a batch; not every trainer has one."""
+    method: Callable[[Batch], Tensor] | None = getattr(trainer, "task_loss", None)
+    if method is None:
+        raise ValueError(f"a codebook monitor needs a trainer's `task_loss`, which {type(trainer).__name__} lacks.")
+    return method
 
 
 def _watched_layer(model: nn.Module, layer: Quantizer | None) -> Quantizer:

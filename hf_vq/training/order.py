@@ -1,4 +1,4 @@
-"""The order of the training data: a pure function of the seed, so that a run can enter it at any batch."""
+"""Which data a step sees, on each process: a pure function of the seed, so that a run can enter it at any batch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate
+
+from hf_vq.training.arguments import BaseTrainingArguments
 
 Batch = dict[str, Tensor]
 
@@ -63,6 +65,61 @@ class DataOrder:
                 indices.append(permutations[past][place])
             batches.append(indices)
         return batches
+
+
+class TrainingData:
+    """The training data of one process, from any step on.
+
+    Args:
+        dataset: Map-style, or a stream.
+        args: The settings: batch sizes, seed and workers.
+        rank: This process.
+        world_size: Number of processes.
+
+    Raises:
+        ValueError: A map-style data set is empty.
+    """
+
+    def __init__(self, dataset: Any, args: BaseTrainingArguments, rank: int, world_size: int) -> None:
+        self.dataset = dataset
+        self.args = args
+        self.rank = rank
+        self.world_size = world_size
+        self.num_images = None if is_stream(dataset) else len(dataset)
+        self.images_per_step = args.train_batch_size * args.gradient_accumulation_steps * world_size
+        self.stream_epoch = 0
+        self.stream_state: dict[str, Any] | None = None
+        if self.num_images == 0:
+            raise ValueError("The training set is empty: there is nothing to train on.")
+
+    def batches(self, step: int) -> Iterator[Batch]:
+        """The micro batches after `step` optimizer steps, without end; a stream goes on at its place instead."""
+        args = self.args
+        if self.num_images is None:
+            if self.stream_state is not None:
+                self.dataset.load_state_dict(self.stream_state)
+            for epoch, batch in stream_batches(self.dataset, args.train_batch_size, self.stream_epoch):
+                self.stream_epoch = epoch
+                yield batch
+            return
+        order = DataOrder(self.num_images, args.train_batch_size, args.seed, self.rank, self.world_size)
+        start = step * args.gradient_accumulation_steps
+        yield from training_batches(self.dataset, order, start, args.dataloader_num_workers)
+
+    def epoch(self, step: int) -> float:
+        """Epochs that all processes have seen after `step` optimizer steps; of a stream, the one it is in."""
+        if self.num_images is None:
+            return float(self.stream_epoch)
+        return step * self.images_per_step / self.num_images
+
+    def state_dict(self) -> dict[str, Any]:
+        """This process's place in a stream; a map-style data set has none, since the step says it."""
+        has_place = self.num_images is None and hasattr(self.dataset, "state_dict")
+        return {"stream": self.dataset.state_dict() if has_place else None, "stream_epoch": self.stream_epoch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        self.stream_state, self.stream_epoch = state["stream"], state["stream_epoch"]
 
 
 def training_batches(dataset: Any, order: DataOrder, start: int, num_workers: int) -> Iterator[Batch]:

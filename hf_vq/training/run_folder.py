@@ -1,63 +1,19 @@
-"""Parts of a run's state that are not tensors of a model: random numbers, and what the output folder already holds."""
+"""What the output folder of a run holds, where a run begins in it, and what a resumed run takes back."""
 
 from __future__ import annotations
 
-import random
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from torch import nn
-
-from hf_vq.training.checkpoints import CheckpointError, list_checkpoints, read_state
+from hf_vq.training.checkpoints import CheckpointError, list_checkpoints, read_state, set_aside_later_checkpoints
+from hf_vq.training.reporting import LOGGING_FOLDER, METRICS_FILE, PICTURES_FOLDER
+from hf_vq.training.snapshots import SNAPSHOTS_FOLDER, drop_snapshots
 
 FINAL_FOLDER = "final"
-METRICS_FILE = "metrics.jsonl"
-PICTURES_FOLDER = "eval"
-MONITOR_FOLDER = "codebook"
-LOGGING_FOLDER = "logs"
 
 
 class OutputFolderInUseError(FileExistsError):
     """The output folder already holds another run."""
-
-
-def random_state() -> dict[str, Any]:
-    """The state of all random number generators of this process, as plain containers of tensors and numbers."""
-    version, internal, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state()
-    words = torch.from_numpy(np.asarray(keys, dtype=np.int64))
-    return {
-        "python": [version, list(internal), gauss],
-        "numpy": [str(kind), words, int(position), int(has_gauss), float(cached)],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """Restores what `random_state` returned."""
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    kind, words, *rest = state["numpy"]
-    np.random.set_state((kind, words.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
-
-
-@contextmanager
-def preserved_random_state() -> Iterator[None]:
-    """Keeps random numbers that are drawn inside from changing what comes after."""
-    state = random_state()
-    try:
-        yield
-    finally:
-        set_random_state(state)
 
 
 def holds_run(output_dir: Path) -> bool:
@@ -69,11 +25,23 @@ def holds_run(output_dir: Path) -> bool:
 
 def clear_run(output_dir: Path) -> None:
     """Deletes the results of a run, and nothing else, from a folder."""
-    for folder in list_checkpoints(output_dir) + [
-        output_dir / name for name in (FINAL_FOLDER, PICTURES_FOLDER, MONITOR_FOLDER, LOGGING_FOLDER)
-    ]:
+    folders = [output_dir / name for name in (FINAL_FOLDER, PICTURES_FOLDER, SNAPSHOTS_FOLDER, LOGGING_FOLDER)]
+    for folder in list_checkpoints(output_dir) + folders:
         shutil.rmtree(folder, ignore_errors=True)
     (output_dir / METRICS_FILE).unlink(missing_ok=True)
+
+
+def take_back_later_steps(output_dir: Path, step: int) -> list[Path]:
+    """Takes back what was written after `step`, by a stretch of the run that a resumed run goes through again.
+
+    Snapshots of the codebook are dropped, whether or not the resumed run has a monitor: without one, a record would
+    go on with steps that never were. The reporter drops its own lines when it starts.
+
+    Returns:
+        Checkpoints that were set aside, under their new names.
+    """
+    drop_snapshots(output_dir / SNAPSHOTS_FOLDER, after=step)
+    return set_aside_later_checkpoints(output_dir, step)
 
 
 def choose_start(output_dir: Path, resume_from: str | None, overwrite: bool) -> Path | None:
@@ -121,24 +89,3 @@ def choose_start(output_dir: Path, resume_from: str | None, overwrite: bool) -> 
             "delete it with overwrite_output_dir."
         )
     return None  # killed before its first checkpoint: the same command starts it again
-
-
-def differing_settings(saved: dict[str, Any], current: dict[str, Any], prefix: str = "") -> list[str]:
-    """One line for each setting in which a checkpoint and this run differ."""
-    return [
-        f"{prefix}{name}: {saved.get(name)!r} in the checkpoint, {current.get(name)!r} now"
-        for name in sorted(saved.keys() | current.keys())
-        if saved.get(name) != current.get(name)
-    ]
-
-
-def batch_norm_statistics(*networks: nn.Module) -> list[torch.Tensor]:
-    """The running means and variances in some networks."""
-    return [
-        statistic
-        for network in networks
-        for module in network.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        for statistic in (module.running_mean, module.running_var)
-        if statistic is not None
-    ]

@@ -12,6 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hf_vq.utils.files import discard_leftovers
+
+SNAPSHOTS_FOLDER = "codebook"
 _NAME = re.compile(r"step-(\d+)\.safetensors")
 
 
@@ -91,6 +94,14 @@ def snapshot_files(folder: Path, after: int = -1) -> list[Path]:
     """The files of snapshots in a folder, of steps after `after`."""
     names = ((path, _NAME.fullmatch(path.name)) for path in folder.glob("*"))
     return [path for path, match in names if match and int(match[1]) > after]
+
+
+def drop_snapshots(folder: Path, after: int) -> None:
+    """Deletes snapshots of steps after `after`, and half-written ones, also in the sub-folders of named monitors."""
+    for place in (folder, *folder.glob("*/")):
+        for path in snapshot_files(place, after):
+            path.unlink()
+        discard_leftovers(place)
 
 
 def moment_distances(p_mean: Tensor, p_covariance: Tensor, c_mean: Tensor, c_covariance: Tensor) -> dict[str, float]:

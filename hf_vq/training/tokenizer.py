@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
+from huggingface_hub import ModelCard
 from PIL import Image
 from torch import Tensor, nn
 
@@ -23,30 +23,23 @@ from hf_vq.losses import (
     nonsaturating_d_loss,
 )
 from hf_vq.metrics.reconstruction import TokenizerMetrics
-from hf_vq.modeling.base_quantizer_vq import get_vq_layers
 from hf_vq.modeling.modeling_vq import VQModel
-from hf_vq.modeling.pixel_range_vq import require_pixel_range
-from hf_vq.modeling.version_vq import __version__
 from hf_vq.plots.codebook import usage_histogram
 from hf_vq.plots.images import reconstruction_grid
 from hf_vq.training.arguments import TokenizerTrainingArguments
-from hf_vq.training.image_data import check_images
-from hf_vq.training.monitor import CodebookMonitor
-from hf_vq.training.optimization import forget_gradients, forget_moments, parameter_groups, rewritten_rows
-from hf_vq.training.order import Batch, evaluation_batches, is_stream
-from hf_vq.training.recipe import measured_split, recipe_rows
-from hf_vq.training.trainer import BaseTrainer
+from hf_vq.training.image_trainer import ImageTrainer
+from hf_vq.training.networks import MODEL
+from hf_vq.training.optimization import parameter_groups
+from hf_vq.training.order import Batch
 
-Rewritten = dict[nn.Parameter, Tensor]
-"""Parameters with the rows, as a mask, that the quantizer initialised or replaced."""
+DISCRIMINATOR = "discriminator"
 
 
-class TokenizerTrainer(BaseTrainer):
+class TokenizerTrainer(ImageTrainer):
     """Trains a tokenizer.
 
-    A forward pass of the model does the codebook's inner steps, initialisation and replacement by itself; the step
-    here is the task step on `reconstruction + commitment_weight * commitment`, seen from the updated codes. The
-    encoder runs once per batch, the adversarial loss uses the same reconstructions.
+    The loss is `reconstruction + commitment_weight * commitment`, optionally with a perceptual and an adversarial
+    loss. The encoder runs once per batch: the adversarial loss uses the same reconstructions.
 
     Args:
         model: The tokenizer; its configuration says the reconstruction loss and the weight of the commitment.
@@ -68,7 +61,6 @@ class TokenizerTrainer(BaseTrainer):
 
     args: TokenizerTrainingArguments
     model: VQModel
-    summed_metrics = frozenset({"replaced_codes"})
     progress_metrics = ("loss", "usage", "perplexity")
 
     def __init__(
@@ -79,14 +71,8 @@ class TokenizerTrainer(BaseTrainer):
         eval_dataset: Any = None,
         image_processor: Any = None,
     ) -> None:
-        check_images(train_dataset, model.config, "training")
-        check_images(eval_dataset, model.config, "held-out")
-        if image_processor is not None:
-            require_pixel_range(image_processor, model.config)
         super().__init__(model, args, train_dataset, eval_dataset, image_processor)
-        self.quantizers = get_vq_layers(model)
-        codes = [weight for layer in self.quantizers for weight in layer.code_parameters()]
-        self.add_network("model", model, parameter_groups(model, args.weight_decay, codes), args.learning_rate)
+        self.add_model()
         self.discriminator: nn.Module | None = None
         if args.adversarial_weight > 0:
             self.discriminator = PatchDiscriminator(
@@ -95,8 +81,8 @@ class TokenizerTrainer(BaseTrainer):
                 args.discriminator_layers,
                 model.config.pixel_range,
             )
-            self.add_network(
-                "discriminator",
+            self.networks.add(
+                DISCRIMINATOR,
                 self.discriminator,
                 parameter_groups(self.discriminator, args.weight_decay),
                 args.discriminator_learning_rate or args.learning_rate,
@@ -105,54 +91,36 @@ class TokenizerTrainer(BaseTrainer):
         self.perceptual_loss: nn.Module | None = None
         if args.perceptual_weight > 0:
             self.perceptual_loss = PerceptualLoss(pixel_range=model.config.pixel_range).to(self.accelerator.device)
-        if args.monitor_steps:
-            self.callbacks.append(CodebookMonitor(args.monitor_steps, args.monitor_images))
         self._warn_of_few_images()
 
-    def train_step(self, batches: list[Batch]) -> dict[str, Tensor]:
-        """One optimizer step of the model and, once it has started, one of the discriminator."""
+    def learning_networks(self) -> list[str]:
+        """The model and, once it has started, the discriminator."""
         adversarial = self.discriminator is not None and self.step >= self.args.adversarial_start
-        values: dict[str, Tensor] = {}
-        rewritten: Rewritten = {}
-        for number, batch in enumerate(batches, start=1):
-            pixel_values = self.to_device(batch)
-            shared = number == len(batches)
-            with self.gradients_shared("model", shared):
-                reconstruction, terms = self._model_backward(pixel_values, rewritten, adversarial, len(batches))
-            if adversarial:
-                with self.gradients_shared("discriminator", shared):
-                    terms |= self._discriminator_backward(pixel_values, reconstruction, len(batches))
-            for name, value in terms.items():
-                share = value.detach() if name in self.summed_metrics else value.detach() / len(batches)
-                values[name] = values[name] + share if name in values else share
-        forget_moments(self.optimizers["model"], rewritten.items())
-        names = ["model", "discriminator"] if adversarial else ["model"]
-        losses = torch.stack([values["loss"], *([values["discriminator_loss"]] if adversarial else [])])
-        norms = self.apply_gradients(names, losses)
-        if self.ema is not None:
-            self.ema.update(self.model, {id(weight): rows for weight, rows in rewritten.items()})
-        values["grad_norm"] = norms["model"]
+        return [MODEL, DISCRIMINATOR] if adversarial else [MODEL]
+
+    def backward_pass(self, batch: Batch, shared: bool, micro_batches: int) -> dict[str, Tensor]:
+        """Forward and backward of the model, then of the discriminator on the same reconstructions."""
+        pixel_values = self.to_device(batch)
+        adversarial = DISCRIMINATOR in self.learning_networks()
+        with self.networks.gradients_shared(MODEL, shared):
+            reconstruction, terms = self._model_backward(pixel_values, adversarial, micro_batches)
         if adversarial:
-            values["discriminator_grad_norm"] = norms["discriminator"]
-        return values
+            with self.networks.gradients_shared(DISCRIMINATOR, shared):
+                terms |= self._discriminator_backward(pixel_values, reconstruction, micro_batches)
+        return terms
 
     def _model_backward(
-        self, pixel_values: Tensor, rewritten: Rewritten, adversarial: bool, micro_batches: int
+        self, pixel_values: Tensor, adversarial: bool, micro_batches: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Forward and backward of the model; returns its reconstructions and the terms of its loss."""
         args = self.args
-        out = self.wrapped["model"](pixel_values)
-        now = rewritten_rows(self.quantizers)
-        forget_gradients(now.items())
-        for weight, rows in now.items():
-            rewritten[weight] = rewritten[weight] | rows if weight in rewritten else rows
+        out, replaced = self.forward_pass(pixel_values)
         terms = {
             name: getattr(out, name)
             for name in ("reconstruction_loss", "commitment_loss", "perplexity", "usage", "quantization_error")
             if getattr(out, name) is not None  # under `no_vq` there are no codes to tell of
         }
-        replaced = sum(rows.sum() for rows in now.values())
-        terms["replaced_codes"] = torch.as_tensor(replaced, device=pixel_values.device)
+        terms["replaced_codes"] = replaced
         loss, task = out.loss, out.reconstruction_loss
         reconstruction = out.decoded_pixel_values
         if self.perceptual_loss is not None:
@@ -178,7 +146,7 @@ class TokenizerTrainer(BaseTrainer):
 
     def _discriminator_backward(self, real: Tensor, fake: Tensor, micro_batches: int) -> dict[str, Tensor]:
         """Forward and backward of the discriminator on images and their (detached) reconstructions."""
-        logits_real, logits_fake = self.wrapped["discriminator"](torch.cat([real, fake])).float().chunk(2)
+        logits_real, logits_fake = self.networks.wrapped[DISCRIMINATOR](torch.cat([real, fake])).float().chunk(2)
         criterion = hinge_d_loss if self.adversarial_kind == "hinge" else nonsaturating_d_loss
         loss = criterion(logits_real, logits_fake)
         self.accelerator.backward(loss / micro_batches)
@@ -202,14 +170,7 @@ class TokenizerTrainer(BaseTrainer):
         metrics = TokenizerMetrics(model.config.num_codes, model.config.pixel_range)
         originals: list[Tensor] = []
         reconstructions: list[Tensor] = []
-        for batch in evaluation_batches(
-            self.eval_dataset,
-            args.eval_batch_size,
-            args.max_eval_images,
-            accelerator.process_index,
-            accelerator.num_processes,
-            args.dataloader_num_workers,
-        ):
+        for batch in self.held_out_batches(self.eval_dataset):
             pixel_values = self.to_device(batch)
             # The class's own forward: Accelerate's autocast is on the instance, and users load the model without it.
             out = type(model).forward(model, pixel_values)
@@ -232,47 +193,29 @@ class TokenizerTrainer(BaseTrainer):
             pictures["usage"] = usage_histogram(counts)
         return result, pictures
 
-    def write_model(self, folder: Path) -> None:
-        """Writes configuration, weights, image processor, and a card with the measured numbers and a picture."""
+    def card(self, folder: Path) -> ModelCard:
+        """The card, with the measured numbers and a picture of reconstructions."""
         args = self.args
-        self.published_model().save_pretrained(folder)
-        if self.image_processor is not None:
-            self.image_processor.save_pretrained(folder)
         picture = (self.eval_pictures or {}).get("reconstructions")
         if picture is not None:
             picture.save(folder / PICTURE_FILE)
-        methods = [*(["lpips"] if args.perceptual_weight else []), *(["vqgan"] if args.adversarial_weight else [])]
-        card = tokenizer_card(
+        return tokenizer_card(
             self.model.config,
             self.eval_metrics or {},
             args.dataset,
-            measured_split(args, args.dataset),
-            self._recipe(),
+            args.measured_split() if args.dataset else None,
+            self.recipe(),
             repo_id=self.hub_repository,
             picture=None if picture is None else PICTURE_FILE,
             picture_caption="Above, held-out images; below, their reconstructions.",
-            methods=methods,
+            methods=[*(["lpips"] if args.perceptual_weight else []), *(["vqgan"] if args.adversarial_weight else [])],
             num_parameters=self.model.num_parameters(),
-            versions={"torch": torch.__version__, "transformers": transformers.__version__, "hf_vq": __version__},
+            versions=self.versions(),
         )
-        (folder / "README.md").write_text(str(card), encoding="utf-8")
-
-    def _recipe(self) -> dict[str, Any]:
-        """The card's rows on how the weights were made; what is off is None."""
-        args = self.args
-        weight, start = args.adversarial_weight, args.adversarial_start
-        return recipe_rows(self) | {
-            "perceptual weight": args.perceptual_weight or None,
-            "adversarial weight": f"{weight:g}, from step {start}" if weight else None,
-            "random flip": args.random_flip or None,
-            "random crop": args.random_crop or None,
-        }
 
     def _warn_of_few_images(self) -> None:
-        if is_stream(self.train_dataset):
-            return
-        images, codes = len(self.train_dataset), self.model.config.num_codes
-        if images < codes:
+        images, codes = self.data.num_images, self.model.config.num_codes
+        if images is not None and images < codes:
             side = self.model.config.image_size // self.model.config.downsample_factor
             warnings.warn(
                 f"The training set has {images:,} images ({images * side**2:,} vectors to quantize), fewer than the "

@@ -1,14 +1,17 @@
-"""The processes of a run, and sums over them that are equal to the bit on each."""
+"""The processes of a run, and what they do together: sums that are equal to the bit, work of the main one for all."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator, PartialState
+
+Result = TypeVar("Result")
 
 
 def processes_of_run(use_cpu: bool = False, timeout: timedelta | None = None) -> PartialState:
@@ -46,3 +49,38 @@ def gather_over_processes(tensor: torch.Tensor, accelerator: Accelerator | None 
     parts = [torch.empty_like(tensor, device=device) for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather(parts, tensor.to(device))
     return [part.cpu() for part in parts]
+
+
+@torch.no_grad()
+def average_over_processes(tensors: list[torch.Tensor], accelerator: Accelerator) -> None:
+    """Sets tensors to their mean over all processes, in place; a collective."""
+    flat = accelerator.reduce(torch.cat([tensor.flatten() for tensor in tensors]), "mean")
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
+def on_main_process(work: Callable[[], Result], accelerator: Accelerator) -> Result:
+    """Does something on the main process alone; a collective, so that no process is left waiting when it fails.
+
+    Args:
+        work: What to do. Its result must be picklable.
+        accelerator: Tells the main process.
+
+    Returns:
+        The result of `work`, on all processes.
+
+    Raises:
+        Exception: On all processes, what `work` raised on the main one.
+    """
+    from accelerate.utils import broadcast_object_list
+
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = work()
+        except Exception as reason:
+            outcome[1] = reason
+    broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]

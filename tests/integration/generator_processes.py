@@ -59,7 +59,7 @@ def fingerprint(trainer: GeneratorTrainer) -> list[list[float]]:
     tensors = [
         *trainer.model.state_dict().values(),
         *trainer.ema.module.state_dict().values(),
-        *(value for state in trainer.optimizers["model"].state.values() for value in state.values()),
+        *(value for state in trainer.networks.optimizers["model"].state.values() for value in state.values()),
     ]
     return [tensor.detach().double().flatten().tolist() for tensor in tensors]
 
@@ -79,7 +79,7 @@ def main(folder: Path) -> None:
     result["resumed"] = fingerprint(resumed)
 
     (folder / f"rank-{rank}.json").write_text(json.dumps(result))
-    resumed.wrapped.clear()
+    resumed.networks.wrapped.clear()
     del resumed
     trainer.close()
 

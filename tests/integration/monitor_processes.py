@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from hf_vq import VQConfig, VQModel, get_vq_layers
 from hf_vq.training.arguments import TokenizerTrainingArguments
-from hf_vq.training.run_folder import random_state
+from hf_vq.training.random_state import random_state
 from hf_vq.training.tokenizer import TokenizerTrainer
 
 NUM_IMAGES = 7
@@ -85,7 +85,7 @@ def main(folder: Path) -> None:
     rank = trainers[0].accelerator.process_index
     assert trainers[0].accelerator.num_processes == 2
     (folder / f"rank-{rank}.json").write_text(json.dumps(result))
-    trainers[0].wrapped.clear()
+    trainers[0].networks.wrapped.clear()
     trainers.pop().close()
 
 

@@ -99,7 +99,8 @@ def test_a_nan_on_one_rank_stops_both(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         assert "in step 3" in rank["error"]
         assert "checkpoint-2" in rank["error"]
-        assert "NaN or infinite" in rank["lone_error"]
+        assert rank["error"].startswith("The loss or its gradient is NaN or infinite")
+        assert rank["lone_is_finite"] is False
 
 
 def test_the_script_trains_with_torchrun(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def fingerprint(trainer: TokenizerTrainer) -> list[list[float]]:
         *(value for layer in get_vq_layers(trainer.model) for value in layer.training_state().values()),
         *(
             value
-            for optimizer in trainer.optimizers.values()
+            for optimizer in trainer.networks.optimizers.values()
             for state in optimizer.state.values()
             for value in state.values()
         ),
@@ -137,14 +137,13 @@ def main(folder: Path) -> None:
     except NonFiniteLossError as error:
         result["error"] = str(error)
 
-    try:  # a loss that is infinite on one rank while all gradients are finite
-        trainer._check_finite(torch.tensor([float("inf") if rank == 1 else 1.0]), torch.tensor([1.0]))
-    except NonFiniteLossError as error:
-        result["lone_error"] = str(error)
+    # A loss that is infinite on one rank while all gradients are finite.
+    lone = torch.tensor([float("inf") if rank == 1 else 1.0])
+    result["lone_is_finite"] = trainer.networks.are_finite(lone, {"model": torch.tensor(1.0)})
 
     (folder / f"rank-{rank}.json").write_text(json.dumps(result))
     for used in (stopped, resumed, broken):
-        used.wrapped.clear()
+        used.networks.wrapped.clear()
     del stopped, resumed, broken, used
     trainer.close()
 

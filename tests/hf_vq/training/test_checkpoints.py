@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from hf_vq.training import checkpoints as ckpt
-from hf_vq.training import run_checkpoint
 from hf_vq.training.checkpoints import CheckpointError
 from hf_vq.utils.files import TEMPORARY_PREFIX, atomic_folder, write_json
 
@@ -170,15 +169,14 @@ def test_no_part_of_a_failed_checkpoint_survives(
 ) -> None:
     """Whichever file the disk has no room for, the run stops and only the last good checkpoint is there."""
     trainer = make_trainer(max_steps=4, save_steps=2, eval_steps=0)
-    module = run_checkpoint if failing == "write_json" else ckpt
-    write = getattr(module, failing)
+    write = getattr(ckpt, failing)
 
     def no_room(value: Any, path: Path) -> None:
         write(value, path)
         if trainer.step == 4:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, failing, no_room)
+    monkeypatch.setattr(ckpt, failing, no_room)
     with pytest.raises(CheckpointError, match=r"(?s)No space left on device.*last good checkpoint is.*checkpoint-2"):
         trainer.train()
 

@@ -135,7 +135,7 @@ def test_the_tokenizer_stays_as_it_is_and_the_average_is_published(make_trainer:
 def test_decay_is_for_matrices_alone(make_trainer: MakeTrainer) -> None:
     """Vectors and tables of embeddings do not decay, nothing of the tokenizer is trained, and nothing is left out."""
     trainer = make_trainer(weight_decay=0.1)
-    decayed, others = trainer.optimizers["model"].param_groups
+    decayed, others = trainer.networks.optimizers["model"].param_groups
     names = {id(weight): name for name, weight in trainer.model.named_parameters()}
 
     assert decayed["weight_decay"] == 0.1 and others["weight_decay"] == 0

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
-from hf_vq.training.metrics_log import LogWindow, MetricsFile
+from hf_vq.training.reporting import LogWindow, MetricsFile
 
 MakeTrainer = Callable[..., Any]
 

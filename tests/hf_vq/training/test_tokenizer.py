@@ -92,7 +92,7 @@ def test_the_models_loss_leaves_no_gradient_in_the_discriminator(make_trainer: M
     trainer = make_trainer(adversarial_weight=0.5, discriminator_channels=8, discriminator_layers=1)
     batch = batches_of(trainer, 1)[0]["pixel_values"]
 
-    reconstruction, terms = trainer._model_backward(batch, {}, adversarial=True, micro_batches=1)
+    reconstruction, terms = trainer._model_backward(batch, adversarial=True, micro_batches=1)
     assert all(weight.grad is None and weight.requires_grad for weight in trainer.discriminator.parameters())
     assert terms["adversarial_weight"] > 0
     gradients = [weight.grad.clone() for weight in trainer.model.decoder.parameters()]
@@ -140,7 +140,7 @@ def test_replaced_codes_lose_their_moments_and_go_into_the_average(make_trainer:
             assert (moments[rows] == 0).all()
             assert (moments[~rows] > 0).any()
 
-    trainer.optimizers["model"].register_step_pre_hook(look)
+    trainer.networks.optimizers["model"].register_step_pre_hook(look)
     for step in range(6):
         values = trainer.train_step(batches_of(trainer, 1, size=1, start=3 * step))
         trainer.step += 1
@@ -163,7 +163,7 @@ def test_replaced_codes_lose_what_earlier_micro_batches_left(make_trainer: MakeT
     weight.register_hook(lambda gradient: gradients.append(gradient.clone()))
 
     for batch in batches_of(trainer, 3, size=1, start=5):
-        trainer._model_backward(batch["pixel_values"], {}, adversarial=False, micro_batches=3)
+        trainer._model_backward(batch["pixel_values"], adversarial=False, micro_batches=3)
 
     rows = layer.codebook.rewritten
     assert rows is not None and weight.grad is not None
