@@ -32,7 +32,7 @@ class Metric(NamedTuple):
     title: str
     format: str  # for `str.format`
     images: str = "num_images"  # key of the number of images that it is of
-    count: str | None = None  # key of a count to print behind it
+    counted: str | None = None  # key of a count to print behind it
     note: str = ""  # said below the numbers, if it was measured
 
 
@@ -125,7 +125,7 @@ def card(slots_of: Callable[[Any, Facts, str], Slots]) -> CardFunction:
             license=license,
             pipeline_tag=slots.pipeline_tag,
             tags=list(slots.tags),
-            datasets=[dataset] if is_hub_id(dataset) else None,
+            datasets=[dataset] if dataset and is_hub_id(dataset) else None,
             model_name=repo_id.rstrip("/").split("/")[-1] if repo_id else slots.title,
             eval_results=results or None,
         )
@@ -182,8 +182,8 @@ def _measured(
             )
         )
         printed = metric.format.format(value)
-        if metric.count in metrics:
-            printed += f" ({int(metrics[metric.count]):,})"
+        if metric.counted is not None and metric.counted in metrics:
+            printed += f" ({int(metrics[metric.counted]):,})"
         images = f"{details[metric.images]:,}" if metric.images in details else ""
         preprocessing = [slots.preprocessing] if slots.preprocessing else []
         rows.append([metric.title, printed, dataset or "held-out images", split or "", images, *preprocessing])

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 METRICS = {
     "accuracy": Metric("accuracy", "Accuracy", "{:.2%}"),
     "cross_entropy": Metric("cross_entropy", "Cross entropy (nats)", "{:.4f}"),
-    **{name: TOKENIZER_METRICS[name]._replace(count=None) for name in ("quantization_error", "usage", "perplexity")},
+    **{name: TOKENIZER_METRICS[name]._replace(counted=None) for name in ("quantization_error", "usage", "perplexity")},
 }
 _CODE = """from transformers import pipeline
 

@@ -18,7 +18,7 @@ METRICS = {
     "ssim": Metric("ssim", "SSIM", "{:.4f}"),
     "rfid": Metric("rfid", "rFID", "{:.2f}"),
     "quantization_error": Metric("quantization_error", "Quantization error (mean squared, per dimension)", "{:.4g}"),
-    "usage": Metric("codebook_usage", "Codes in use", "{:.1%}", count="active_codes"),
+    "usage": Metric("codebook_usage", "Codes in use", "{:.1%}", counted="active_codes"),
     "perplexity": Metric("codebook_perplexity", "Codebook perplexity", "{:,.1f}"),
 }
 _NETWORKS = {"vqgan": "VQGAN-style encoder and decoder", "sqvae": "SQ-VAE encoder and decoder"}

@@ -28,7 +28,7 @@ def toy_card(config: Any, facts: Facts, trained_on: str) -> Slots:
         recipe={"loss": "none"},
         metrics={
             "speed": Metric("speed", "Speed", "{:.1f}", images="num_laps"),
-            "height": Metric("height", "Height", "{:.2f}", count="num_floors", note="Of the tower."),
+            "height": Metric("height", "Height", "{:.2f}", counted="num_floors", note="Of the tower."),
         },
         note="Measured twice.",
         limits=[f"It is small{trained_on}."],

@@ -14,7 +14,10 @@ METRICS = {"accuracy": 0.875, "cross_entropy": 0.5, "usage": 0.5, "perplexity": 
 
 def config(*names: str, **fields: Any) -> VQImageClassificationConfig:
     """A classifier of some classes."""
-    labels = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+    labels: dict[str, Any] = {
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: number for number, name in enumerate(names)},
+    }
     return VQImageClassificationConfig(image_size=16, base_channels=4, num_codes=16, **labels, **fields)
 
 
