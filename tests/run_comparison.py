@@ -35,6 +35,10 @@ class Runs:
                 states = [torch.load(folder / name, weights_only=True) for folder in folders]
                 assert_equal(states[0], states[1], name)
 
+    def assert_equal(self, first: Any, second: Any) -> None:
+        """Nested containers are equal, tensors to the bit."""
+        assert_equal(first, second)
+
     def metrics(self, folder: Path) -> list[dict[str, Any]]:
         """The lines of a run's metrics file, without what depends on the clock."""
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

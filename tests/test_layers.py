@@ -110,6 +110,12 @@ def test_there_are_no_circles() -> None:
             pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")
 
 
+def test_checkpoints_know_no_trainer() -> None:
+    """`checkpoints.py` turns folders into state dicts; it imports nothing else of training/, not even for types."""
+    known = imported(FILES["hf_vq.training.checkpoints"], set(FILES), with_types=True)
+    assert known and not [name for name in known if package(name) == "training"]
+
+
 def test_type_hints_make_no_circles() -> None:
     """Modules do not even know each other's types in a circle, and none of training/ imports another in a function."""
     graph = {name: imported(path, set(FILES), with_types=True) for name, path in FILES.items()}

@@ -1,10 +1,15 @@
-"""From a YAML recipe and command-line overrides to training arguments and model settings, refusing unknown names."""
+"""From a YAML recipe and command-line overrides to training arguments and model settings.
+
+`HfArgumentParser` converts the types. Here is what it lacks: the model's fields, in a section of the recipe and among
+the words, whichever comes first; the word `none`; and an error that offers the nearest name for an unknown one.
+"""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import difflib
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -48,7 +53,7 @@ def parse_command_line(
     model_names = model_field_names(config_class) if config_class else set()
     model_help = f"Model fields ({config_class.__name__}), also as --model.FIELD: " if config_class else ""
     parser = _ArgumentParser(
-        arguments_class,  # type: ignore[arg-type]
+        arguments_class,
         description=description,
         epilog=f"{model_help}{', '.join(sorted(model_names))}." if model_help else None,
         formatter_class=_HelpFormatter,
@@ -204,12 +209,15 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefa
 class _ArgumentParser(HfArgumentParser):
     """`HfArgumentParser` whose optional fields can be set to nothing with the word `none`, and that raises."""
 
+    def __init__(self, arguments_class: Any, **options: Any) -> None:
+        # From the class: HfArgumentParser takes None out of the types of the fields themselves.
+        hints = typing.get_type_hints(arguments_class)
+        self.optional = {f"--{name}" for name, hint in hints.items() if type(None) in typing.get_args(hint)}
+        super().__init__(arguments_class, **options)
+
     def add_argument(self, *names: str, **options: Any) -> argparse.Action:  # type: ignore[override]
-        convert = options.get("type")
-        if options.get("default", argparse.SUPPRESS) is None and convert in (int, float, str):
-            options["type"] = _optional(convert)
-        elif names[0] == "--save_total_limit":
-            options["type"] = _optional(int)
+        if names[0] in self.optional:
+            options["type"] = _optional(options["type"])
         return super().add_argument(*names, **options)
 
     def error(self, message: str) -> Any:
