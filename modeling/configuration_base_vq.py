@@ -5,7 +5,8 @@
 """What all configurations of this package share: the version that saved them, and a word about misspelled fields."""
 
 import difflib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import fields
@@ -20,6 +21,11 @@ from .version_vq import VERSION_KEY, __version__, check_version
 _LIKENESS = 0.8
 _is_reading: ContextVar[bool] = ContextVar("is_reading", default=False)
 
+# What transformers has built in. It takes any other name for a kernel, which it fetches from the Hub and runs.
+_BUILT_IN = (None, "eager", "sdpa", "flex_attention", "batched_mm", "grouped_mm")
+_IMPLEMENTATION = re.compile(r"_*(attn|experts)_implementation(_internal)?")
+_ALIASES = "attribute_map"  # a field of this name would give other fields new names
+
 
 class HubConfig(PreTrainedConfig):
     """Base class of configurations.
@@ -29,6 +35,7 @@ class HubConfig(PreTrainedConfig):
     """
 
     def __post_init__(self, **kwargs: Any) -> None:
+        refuse_kernels({**vars(self), **kwargs})
         check_version(kwargs.pop(VERSION_KEY, None))
         if not type(self).__module__.startswith(f"{TRANSFORMERS_DYNAMIC_MODULE_NAME}."):
             # Written for `trust_remote_code`. Read here, it would hide the registered pipeline and ask for the flag.
@@ -40,8 +47,16 @@ class HubConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As of every configuration; unknown fields become attributes, also those that are nearly one of ours."""
+        # The caller may choose what a file may not. This sets it in the nested configurations as well.
+        chosen = {
+            name: kwargs.pop(name) for name in ("attn_implementation", "experts_implementation") if name in kwargs
+        }
         with _reading():
-            return super().from_dict(config_dict, **kwargs)
+            made = super().from_dict(config_dict, **kwargs)
+        config = made[0] if isinstance(made, tuple) else made
+        for name, value in chosen.items():
+            setattr(config, f"_{name}", value)
+        return made
 
     @classmethod
     def from_json_file(cls, json_file: Any) -> Any:
@@ -70,6 +85,36 @@ class HubConfig(PreTrainedConfig):
         require_at_least(f"`{name}`", getattr(self, name), minimum)
 
 
+def refuse_kernels(fields: Mapping[str, Any]) -> None:
+    """Refuses fields that make transformers fetch a kernel from the Hub and run it.
+
+    Args:
+        fields: Fields of a configuration, with those of nested ones.
+
+    Raises:
+        ValueError: If one of them asks for an implementation that transformers does not have built in.
+    """
+    rest: list[tuple[str, Any]] = list(fields.items())
+    while rest:
+        name, value = rest.pop()
+        if name == _ALIASES:
+            raise ValueError(f"A configuration must not have a field `{_ALIASES}`, got {value!r}. Remove it.")
+        if _IMPLEMENTATION.fullmatch(name):
+            for each in value.values() if isinstance(value, dict) else [value]:
+                if not (each is None or isinstance(each, str)) or each not in _BUILT_IN:
+                    known = ", ".join(map(repr, _BUILT_IN))
+                    public = name.strip("_").removesuffix("_internal")
+                    raise ValueError(
+                        f"`{name}` of a configuration must be one of {known}, got {value!r}. transformers could fetch "
+                        "code under this name and run it. If you trust it, remove the field and give the name to "
+                        f"`from_pretrained(..., {public}=...)`."
+                    )
+        elif isinstance(value, Mapping):
+            rest += [(str(key), each) for key, each in value.items()]
+        elif isinstance(value, list | tuple):
+            rest += [("", each) for each in value]
+
+
 def require_at_least(name: str, value: float, minimum: int) -> None:
     """Raises a `ValueError` if a value is less than its minimum, or no number."""
     if not value >= minimum:
@@ -86,4 +131,4 @@ def _reading() -> Iterator[None]:
         _is_reading.reset(token)
 
 
-__all__ = ["HubConfig", "require_at_least"]
+__all__ = ["HubConfig", "refuse_kernels", "require_at_least"]

@@ -5,6 +5,7 @@ import json
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, AutoModel
 
 from hf_vq import RECOMMENDED_QUANTIZER, MaskGitConfig, VectorQuant, VQConfig, VQImageClassificationConfig
 from hf_vq.modeling.quantizers_vq import QUANTIZERS
@@ -203,3 +204,51 @@ def test_other_unknown_fields_become_attributes():
     config = VQConfig(tool="another", num_labels=3, torch_dtype="float32", hidden_dim=5)
 
     assert (config.tool, config.num_labels, config.hidden_dim) == ("another", 3, 5)
+
+
+@pytest.mark.parametrize(
+    ("config_class", "fields"),
+    [
+        (VQConfig, {"attn_implementation": "someone/kernel"}),
+        (VQConfig, {"_attn_implementation": "someone/kernel@v1:forward"}),
+        (VQConfig, {"_attn_implementation_internal": "someone/kernel"}),
+        (VQConfig, {"attn_implementation": {"": "someone/kernel"}}),
+        (VQConfig, {"attn_implementation": "paged|someone/kernel"}),
+        (VQConfig, {"attn_implementation": "flash_attention_2"}),  # without the package, this is a kernel of the Hub
+        (VQConfig, {"experts_implementation": "deepgemm"}),
+        (VQConfig, {"attribute_map": {"word": "_attn_implementation"}, "word": "someone/kernel"}),
+        (MaskGitConfig, {"attn_implementation": "someone/kernel"}),
+        (MaskGitConfig, {"vq_config": {"attn_implementation": "someone/kernel"}}),
+        (VQImageClassificationConfig, {"attn_implementation": {"backbone_config": "someone/kernel"}}),
+        (
+            VQImageClassificationConfig,
+            {"backbone_config": {"model_type": "vit", "_attn_implementation": "a/kernel"}},
+        ),
+    ],
+)
+def test_a_file_cannot_name_a_kernel(config_class, fields, tmp_path):
+    """transformers would fetch such a kernel and run it, without asking; AutoModel and AutoConfig stop as well."""
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config_class().to_dict() | fields))
+
+    for load in (config_class.from_pretrained, AutoConfig.from_pretrained, AutoModel.from_pretrained):
+        with pytest.raises(ValueError, match="of a configuration must be one of|`attribute_map`"):
+            load(tmp_path)
+    with pytest.raises(ValueError, match="of a configuration must be one of|`attribute_map`"):
+        config_class(**fields)
+
+
+def test_who_loads_a_model_chooses_the_attention(tmp_path):
+    """A file may name what is built in; the caller may name anything, for nested configurations as well."""
+    vit = {"model_type": "vit", "image_size": 32, "_attn_implementation_autoset": True}
+    settings = VQImageClassificationConfig(backbone_config=vit).to_dict() | {"_attn_implementation": "eager"}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+
+    own = VQImageClassificationConfig.from_pretrained(tmp_path)
+    chosen, rest = VQImageClassificationConfig.from_pretrained(
+        tmp_path, attn_implementation="someone/kernel", return_unused_kwargs=True
+    )
+
+    assert own._attn_implementation == own.backbone_config._attn_implementation == "eager"
+    assert chosen._attn_implementation == chosen.backbone_config._attn_implementation == "someone/kernel"
+    assert "attn_implementation" not in rest
