@@ -7,6 +7,9 @@
 import torch
 import torch.nn.functional as F
 
+# Most times by which the rotation may lengthen a vector and its gradient.
+_MAX_RATIO = 1e4
+
 
 def pass_gradient(
     x: torch.Tensor, z_q: torch.Tensor, sync_nu: float = 0.0, gradient_estimator: str = "ste"
@@ -36,12 +39,21 @@ def pass_gradient(
 def _rotate(x: torch.Tensor, z_q: torch.Tensor) -> torch.Tensor:
     """Returns `sg[(|q| / |e|) R] e`, where the rotation R takes e to q (Fifty et al. 2024, eq. 4).
 
-    Two reflections make up the rotation.
+    Two reflections make up the rotation. A vector has no direction to rotate from if it is zero, is too short or too
+    long for the square of its norm to be a number of its dtype, or is more than 10,000 times shorter than its code.
+    Such a vector passes straight through. While tokenizers trained from fresh weights the ratio stayed below 10.
     """
-    tiny = torch.finfo(x.dtype).tiny
-    x_norm = x.detach().norm(dim=-1, keepdim=True).clamp_min(tiny)
-    q_norm = z_q.norm(dim=-1, keepdim=True)
-    x_unit, q_unit = x.detach() / x_norm, z_q / q_norm.clamp_min(tiny)
-    middle = F.normalize(x_unit + q_unit, dim=-1)
+    with torch.no_grad():
+        x_square, q_square = x.square().sum(-1, keepdim=True), z_q.square().sum(-1, keepdim=True)
+        longest = _MAX_RATIO**2 * x_square
+        rotates = (x_square > torch.finfo(x.dtype).tiny) & x_square.isfinite() & (q_square <= longest)
+        tiny = torch.finfo(x.dtype).tiny
+        x_norm = x.norm(dim=-1, keepdim=True).clamp_min(tiny)
+        q_norm = z_q.norm(dim=-1, keepdim=True)
+        x_unit, q_unit = x / x_norm, z_q / q_norm.clamp_min(tiny)
+        middle = F.normalize(x_unit + q_unit, dim=-1)
+        # These factors make the expression below the identity.
+        ratio = torch.where(rotates, q_norm / x_norm, 1.0)
+        x_unit, q_unit, middle = (torch.where(rotates, factor, 0.0) for factor in (x_unit, q_unit, middle))
     rotated = x - 2 * (x * middle).sum(-1, keepdim=True) * middle + 2 * (x * x_unit).sum(-1, keepdim=True) * q_unit
-    return rotated * (q_norm / x_norm)
+    return rotated * ratio
