@@ -173,7 +173,7 @@ def tokenizer_trainer(model: VQModel, folder: Path, **fields: Any) -> TokenizerT
 def test_tokenizers_train_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All terms of the loss, the numbers before and after, and the picture, with judges that see [-1, 1]."""
     monkeypatch.setattr("hf_vq.training.tokenizer.PerceptualLoss", partial(PerceptualLoss, Brightness()))
-    runs = []
+    runs: list[dict[str, Any]] = []
     for number, model in enumerate(twin_tokenizers(alternating_steps=0, sync_nu=0.0)):
         trainer = tokenizer_trainer(
             model, tmp_path / str(number), perceptual_weight=0.5, adversarial_weight=0.1, adversarial_start=0,
@@ -208,7 +208,8 @@ def test_tokenizers_train_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("kind", ["tokenizer", "classifier"])
 def test_data_and_processors_of_the_other_range_are_refused(kind: str, tmp_path: Path) -> None:
     """They would train to a wrong range without a word."""
-    signed, model = twin_tokenizers() if kind == "tokenizer" else classifiers()
+    models: Any = twin_tokenizers() if kind == "tokenizer" else classifiers()
+    signed, model = models
     fields: dict[str, Any] = {"output_dir": str(tmp_path), "use_cpu": True}
     make: Callable[..., Any] = (
         (lambda *data: TokenizerTrainer(model, TokenizerTrainingArguments(**fields), *data))
@@ -342,9 +343,9 @@ def test_processors_that_contradict_are_refused(tmp_path: Path, hub: HubServer) 
     message = r"makes pixels in \[-1.0, 1.0\], but the model's configuration says `pixel_range=\[0.0, 1.0\]`"
     with pytest.raises(ValueError, match=message):
         load_tokenizer(tmp_path)
-    for give in ({}, {"image_processor": VQImageProcessor(image_size=16)}):
+    for processor in (None, VQImageProcessor(image_size=16)):
         with pytest.raises(ValueError, match=message):
-            hf_vq.push_to_hub(VQModel.from_pretrained(tmp_path), "alice/vq", **give)
+            hf_vq.push_to_hub(VQModel.from_pretrained(tmp_path), "alice/vq", image_processor=processor)
     assert not hub.store.repositories
     hf_vq.push_to_hub(unit, "alice/vq")
     hub.store.write("alice/vq", "preprocessor_config.json", (tmp_path / "preprocessor_config.json").read_bytes())

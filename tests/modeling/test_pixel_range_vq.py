@@ -13,7 +13,8 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
-from transformers import AutoModel, AutoModelForImageClassification, pipeline
+from transformers import AutoModel, AutoModelForImageClassification
+from transformers import pipeline as transformers_pipeline
 
 from hf_vq import (
     MaskGitConfig,
@@ -28,6 +29,8 @@ from hf_vq.modeling.pixel_range_vq import SIGNED, UNIT, convert_pixels, pixel_ra
 
 from ..twin_tokenizers import twin_tokenizers
 
+# Its overloads know the tasks of transformers alone.
+pipeline: Any = transformers_pipeline
 RANGES = [list(SIGNED), list(UNIT)]
 SQVAE: dict[str, Any] = {"architecture": "sqvae", "image_size": 16, "base_channels": 8, "num_codes": 16}
 CLASSIFIER: dict[str, Any] = {"image_size": 16, "base_channels": 4, "num_codes": 8, "num_labels": 2}
@@ -206,10 +209,11 @@ def test_generators_paint_the_same(output_type: str) -> None:
 def test_pipelines_paint_the_same(tmp_path: Path) -> None:
     """Loaded from folders by name."""
     results = []
+    model: Any
     for number, model in enumerate(twin_tokenizers()):
         model.save_pretrained(tmp_path / str(number))
         VQImageProcessor.for_config(model.config).save_pretrained(tmp_path / str(number))
-        pipe: Any = pipeline("image-tokenization", model=str(tmp_path / str(number)))
+        pipe = pipeline("image-tokenization", model=str(tmp_path / str(number)))
         results.append(pipe([photograph(0), photograph(1)], return_reconstruction=True))
     assert distance(*([row["reconstruction"] for row in rows] for rows in results)) <= 1
     assert all(torch.equal(a["image_tokens"], b["image_tokens"]) for a, b in zip(*results, strict=True))
@@ -240,6 +244,7 @@ def test_an_old_processor_tells_the_range(do_normalize: bool | None, expected: l
         generators()[0],
         VQModelForImageClassification(VQImageClassificationConfig(**CLASSIFIER)),
     )
+    model: Any
     for number, model in enumerate(models):
         folder = tmp_path / str(number)
         model.save_pretrained(folder)
