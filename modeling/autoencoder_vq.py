@@ -33,9 +33,31 @@ def _group_norm(config: VQConfig, channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(config.norm_num_groups, channels), channels, eps=1e-6)
 
 
-def _silu(features: torch.Tensor) -> torch.Tensor:
-    """Applies SiLU to a tensor that nothing else reads. Without gradients it overwrites the tensor."""
-    return F.silu(features, inplace=not torch.is_grad_enabled())
+def _is_private(module: nn.Module) -> bool:
+    """Whether only its caller sees the output of a convolution or a norm, so that the caller may overwrite it.
+
+    Autograd, hooks, a `forward` that somebody wrapped, and modules of another class may all keep the output, or hand
+    out their input. Compilers plan the memory better without.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.is_grad_enabled()
+        and type(module) in (nn.Conv2d, nn.GroupNorm)
+        and "forward" not in vars(module)
+        and not module._forward_hooks
+        and not nn.modules.module._global_forward_hooks
+    )
+
+
+def _norm_silu(norm: nn.Module, features: torch.Tensor) -> torch.Tensor:
+    """Computes `silu(norm(features))`. Without gradients and hooks it needs one feature map less."""
+    return F.silu(norm(features), inplace=_is_private(norm))
+
+
+def _add_to(module: nn.Module, features: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    """Computes `module(features) + residual`. Without gradients and hooks it needs one feature map less."""
+    output = module(features)
+    return output.add_(residual) if _is_private(module) else output + residual
 
 
 class VQGANResnetBlock(GradientCheckpointingLayer):
@@ -56,9 +78,8 @@ class VQGANResnetBlock(GradientCheckpointingLayer):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Maps (batch, in_channels, height, width) to (batch, out_channels, height, width)."""
         residual = hidden_states if self.nin_shortcut is None else self.nin_shortcut(hidden_states)
-        hidden_states = self.conv1(_silu(self.norm1(hidden_states)))
-        hidden_states = self.conv2(self.dropout(_silu(self.norm2(hidden_states))))
-        return hidden_states.add_(residual)
+        hidden_states = self.conv1(_norm_silu(self.norm1, hidden_states))
+        return _add_to(self.conv2, self.dropout(_norm_silu(self.norm2, hidden_states)), residual)
 
 
 class VQGANAttentionBlock(GradientCheckpointingLayer):
@@ -99,7 +120,7 @@ class VQGANAttentionBlock(GradientCheckpointingLayer):
             **kwargs,
         )
         output = output.flatten(2).transpose(1, 2).unflatten(2, hidden_states.shape[2:])
-        return self.proj_out(output).add_(hidden_states), weights
+        return _add_to(self.proj_out, output, hidden_states), weights
 
     def _split_heads(self, features: torch.Tensor) -> torch.Tensor:
         """Maps (batch, channels, height, width) to (batch, heads, height * width, head_dim).
@@ -229,7 +250,7 @@ class VQGANEncoder(nn.Module):
         for level in self.down:
             hidden_states = level(hidden_states, **kwargs)
         hidden_states = self.mid(hidden_states, **kwargs)
-        return self.conv_out(_silu(self.norm_out(hidden_states)))
+        return self.conv_out(_norm_silu(self.norm_out, hidden_states))
 
 
 class VQGANDecoder(nn.Module):
@@ -262,7 +283,7 @@ class VQGANDecoder(nn.Module):
         hidden_states = self.mid(self.conv_in(latents), **kwargs)
         for level in reversed(self.up):
             hidden_states = level(hidden_states, **kwargs)
-        return self.conv_out(_silu(self.norm_out(hidden_states)))
+        return self.conv_out(_norm_silu(self.norm_out, hidden_states))
 
 
 class SQVAEResBlock(GradientCheckpointingLayer):
