@@ -15,6 +15,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
+from .limits_vq import refuse_impossible
 from .version_vq import VERSION_KEY, __version__, check_version
 
 # How alike a name must be to one of ours to count as a slip; `num_code` and `embedding_dim` are, `hidden_dim` is not.
@@ -36,6 +37,7 @@ class HubConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         refuse_kernels({**vars(self), **kwargs})
+        refuse_impossible({**vars(self), **kwargs})
         check_version(kwargs.pop(VERSION_KEY, None))
         if not type(self).__module__.startswith(f"{TRANSFORMERS_DYNAMIC_MODULE_NAME}."):
             # Written for `trust_remote_code`. Read here, it would hide the registered pipeline and ask for the flag.

@@ -10,6 +10,7 @@ from huggingface_hub.dataclasses import strict
 
 from .configuration_base_vq import HubConfig
 from .configuration_vq import VQConfig
+from .limits_vq import refuse_impossible, require_weight
 
 PRESETS: dict[str, dict[str, int]] = {
     "tiny": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6},
@@ -106,6 +107,7 @@ class MaskGitConfig(HubConfig):
         return cls(**{**PRESETS[name], **fields})
 
     def __post_init__(self, **kwargs: Any) -> None:
+        refuse_impossible({"num_classes": self.num_classes})  # transformers makes a name for each
         if self.intermediate_size is None:
             self.intermediate_size = -(-self.hidden_size * 8 // (3 * 64)) * 64
         kwargs.setdefault("num_labels", self.num_classes)
@@ -137,6 +139,16 @@ class MaskGitConfig(HubConfig):
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        rows, columns = self.grid_size
+        positions = rows * columns if self.position_type == "learned" else 1
+        for fields, entries in {
+            "`num_codes`": self.codebook_size,
+            "`num_classes`": self.num_classes + 1,
+            "the tokenizer's `image_size`": positions,
+            "`intermediate_size`": 2 * self.intermediate_size,
+        }.items():
+            require_weight(f"{fields} and `hidden_size`", entries, self.hidden_size)
+        require_weight("`hidden_size`", 6, self.hidden_size, self.hidden_size)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"`num_attention_heads` must divide `hidden_size`, got {self.num_attention_heads} heads and a width "

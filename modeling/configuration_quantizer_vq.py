@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from huggingface_hub.dataclasses import strict
 
 from .configuration_base_vq import HubConfig, require_at_least
+from .limits_vq import require_at_most, require_weight
 
 QUANTIZER_TYPES = ("vector", "group", "residual", "fsq")
 """Names of the kinds of quantizers that this package has, for `quantizer_type`."""
@@ -18,8 +19,8 @@ QUANTIZER_TYPES = ("vector", "group", "residual", "fsq")
 REGISTERED_TYPES: list[str] = []
 """Names of other people's kinds, see `register_quantizer`."""
 
-MAX_IMPLICIT_CODES = 2**24
-"""Most codes of a quantizer without a codebook: the uses of each are counted."""
+MAX_CODES = 2**24
+"""Most codes of a quantizer: the uses of each are counted."""
 
 _Norm = Literal["none", "l2", "clip", "bn", "gn", "in"]
 _CodeNorm = Literal["none", "l2", "clip"]
@@ -147,6 +148,7 @@ class QuantizerConfig(HubConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.levels is not None:
             self.levels = list(self.levels)
+            require_at_most("the number of `levels`", len(self.levels), 24)
             if self.quantizer_type == "fsq" and self.num_codes == type(self).num_codes:
                 self.num_codes = math.prod(self.levels)
         super().__post_init__(**kwargs)
@@ -211,6 +213,11 @@ def check_quantizer(kind: str, arguments: Mapping[str, Any], say: Callable[[str]
     for name in ("feature_size", "num_codes"):
         if arguments[name] is not None:
             require_at_least(say(name), arguments[name], 1)
+    if arguments["num_codes"] is not None:
+        require_at_most(say("num_codes"), arguments["num_codes"], MAX_CODES)
+        if ours and kind != "fsq":
+            shape = arguments["num_codes"], arguments["feature_size"] or 1
+            require_weight(f"{say('num_codes')} and {say('feature_size')}", *shape)
     if kind == "fsq":
         _check_levels(arguments, say)
     elif ours:
@@ -245,6 +252,7 @@ def _check_codebook(arguments: Mapping[str, Any], say: Callable[[str], str]) -> 
 def _check_groups(kind: str, arguments: Mapping[str, Any], say: Callable[[str], str]) -> None:
     groups, share, num_codes = arguments.get("groups", 1), arguments.get("share", True), arguments["num_codes"]
     require_at_least(say("groups"), groups, 1)
+    require_at_most(say("groups"), groups, 2**10)
     is_running, running = arguments["affine_mode"] == "running", say('affine_mode="running"')
     if kind == "group" and arguments["feature_size"] is not None and arguments["feature_size"] % groups:
         raise ValueError(
@@ -289,9 +297,9 @@ def _check_levels(arguments: Mapping[str, Any], say: Callable[[str], str]) -> No
             f"{say('feature_size')} must be the number of {say('levels')}, got {size} channels and {len(levels)} "
             f"levels: {levels}."
         )
-    if math.prod(levels) > MAX_IMPLICIT_CODES:
+    if math.prod(levels) > MAX_CODES:
         raise ValueError(
-            f"{say('levels')} must make at most {MAX_IMPLICIT_CODES:,} codes, since the uses of each are counted, got "
+            f"{say('levels')} must make at most {MAX_CODES:,} codes, since the uses of each are counted, got "
             f"{levels}, which make {math.prod(levels):,}."
         )
     if num_codes != math.prod(levels):
@@ -302,7 +310,7 @@ def _check_levels(arguments: Mapping[str, Any], say: Callable[[str], str]) -> No
 
 
 __all__ = [
-    "MAX_IMPLICIT_CODES",
+    "MAX_CODES",
     "QUANTIZER_TYPES",
     "RECOMMENDED_QUANTIZER",
     "REGISTERED_TYPES",

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 
 from .configuration_quantizer_vq import QuantizerConfig
+from .limits_vq import require_weight
 from .pixel_range_vq import SIGNED, check_pixel_range
 
 
@@ -128,6 +129,9 @@ class VQConfig(QuantizerConfig):
                 f'got {self.image_size}. The factor is 4 for "sqvae"; for "vqgan" each entry of `channel_multiplier` '
                 "after the first doubles it."
             )
+        widest = max(*self.channel_multiplier, 1) * self.base_channels
+        require_weight("`base_channels` and `channel_multiplier`", widest, widest, 3, 3)
+        require_weight("`latent_channels`", self.latent_channels, widest, 3, 3)
         if self.architecture == "vqgan":
             self._validate_vqgan()
         elif self.base_channels % 2:

@@ -17,6 +17,7 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs
 
+from .limits_vq import MAX_SIDE, require_at_most
 from .pixel_range_vq import SIGNED
 
 _URL_TIMEOUT = 30.0  # seconds without an answer
@@ -81,6 +82,10 @@ class VQImageProcessor(PilBackend):
             kwargs.setdefault("size", {"shortest_edge": image_size})
             kwargs.setdefault("crop_size", {"height": image_size, "width": image_size})
         super().__init__(**kwargs)
+        for name in ("size", "crop_size", "pad_size"):
+            for side in dict(getattr(self, name, None) or {}).values():
+                if side is not None:
+                    require_at_most(f"A side of `{name}`", side, MAX_SIDE)
         if self.num_channels not in (1, 3):
             raise ValueError(f"`num_channels` must be 3 (RGB) or 1 (grey), got {self.num_channels}.")
 

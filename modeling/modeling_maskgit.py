@@ -28,6 +28,7 @@ from .configuration_maskgit import MaskGitConfig
 from .configuration_quantizer_vq import QuantizerConfig
 from .configuration_vq import VQConfig
 from .generation_maskgit import MaskGitGenerationMixin
+from .limits_vq import WeightsFirstMixin
 from .masking_maskgit import draw_mask, draw_uniform, mask_ratio
 from .modeling_vq import VQModel
 from .old_checkpoints_vq import OldCheckpointMixin
@@ -64,7 +65,7 @@ class MaskGitOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
-class MaskGitPreTrainedModel(OldCheckpointMixin, MaskGitGenerationMixin, PreTrainedModel):
+class MaskGitPreTrainedModel(OldCheckpointMixin, WeightsFirstMixin, MaskGitGenerationMixin, PreTrainedModel):
     """What transformers needs to know of a [`MaskGitModel`], and how its weights are initialized.
 
     The generation mixin stands here and not at `MaskGitModel`, where its name would announce a `generation_config`.

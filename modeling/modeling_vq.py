@@ -37,6 +37,7 @@ from .base_quantizer_vq import Quantizer, get_vq_layers
 from .batch_norm_vq import BatchNorm1d
 from .codebook_vq import Codebook
 from .configuration_vq import VQConfig
+from .limits_vq import WeightsFirstMixin
 from .old_checkpoints_vq import OldCheckpointMixin
 from .outputs_vq import VQDecoderOutput, VQEncoderOutput, VQModelOutput
 from .pipeline_vq import CUSTOM_PIPELINES
@@ -44,7 +45,7 @@ from .pixel_range_vq import require_floating_point
 from .quantizers_vq import build_quantizer
 
 
-class VQPreTrainedModel(OldCheckpointMixin, PreTrainedModel):
+class VQPreTrainedModel(OldCheckpointMixin, WeightsFirstMixin, PreTrainedModel):
     """What models around a VQ autoencoder share: weight initialization, freezing and what transformers has to know."""
 
     config: VQConfig
