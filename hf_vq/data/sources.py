@@ -54,7 +54,7 @@ def load_images(
     Args:
         dataset: One of
             - ``"noto-emoji-32"``, the sample shipped with the package (splits train and test);
-            - a folder of images, nested as you like. Sub-folders called train, validation or test make splits, else
+            - a folder of images, nested as you like, but without links to folders. Sub-folders called train, validation or test make splits, else
               all is "train"; where every image lies in one of several sub-folders, these are the labels;
             - a parquet file, a pattern such as ``"shards/*.parquet"`` or a folder of parquet files (a file or folder
               name that starts with train, validation or test says the split);
@@ -170,12 +170,25 @@ def find_parquet_files(place: Place) -> Source | None:
     is_pattern = glob.has_magic(str(place.path))
     if not is_pattern and place.path.suffix != ".parquet":
         return None
-    tables = [Path(match).absolute() for match in sorted(glob.glob(str(place.path), recursive=True))]
+    tables = _matches(place.path) if is_pattern else [place.path.absolute()] * place.path.exists()
     if not tables:
         raise FileNotFoundError(f"no parquet file matches {place.dataset!r}")
     common = Path(os.path.commonpath([table.parent for table in tables]))
     # A single file that is named outright is the data set, whatever it is called.
     return _ParquetFiles(place, _group_tables(tables, common if is_pattern else None))
+
+
+def _matches(pattern: Path) -> list[Path]:
+    """The files that match a pattern, sorted. `**` enters no link to a folder, which could lead back up."""
+    root, *parts = pattern.absolute().parts
+    # Python before 3.13 refuses "**" beside other characters, where it means the same as "*".
+    found = Path(root).glob("/".join(part if part == "**" else re.sub(r"\*+", "*", part) for part in parts))
+    return sorted(file for file in found if _num_hidden(file) == _num_hidden(pattern))
+
+
+def _num_hidden(path: Path) -> int:
+    """How many parts of a path are hidden: wildcards stand for none that are."""
+    return sum(part.startswith(".") for part in path.absolute().parts)
 
 
 def find_on_hub(place: Place) -> Source | None:
@@ -247,11 +260,19 @@ class _ImageFiles(Source):
 
 
 def _walk(root: Path) -> tuple[list[Path], list[Path]]:
-    """The image files and the parquet files below a folder, each sorted. Names the other files in a warning."""
+    """The image files and the parquet files below a folder, each sorted.
+
+    The walk is that of `datasets`' imagefolder. It enters no hidden folder (.ipynb_checkpoints, .thumbnails), no
+    special one (__pycache__, __MACOSX) and no link to a folder, which could lead back up and repeat every image. Links
+    to files are files. A warning names the other files and the links to folders.
+    """
     images: list[Path] = []
     tables: list[Path] = []
     others: list[Path] = []
-    for folder, _, files in os.walk(root, followlinks=True):
+    links: list[Path] = []
+    for folder, inner, files in os.walk(root):
+        inner[:] = sorted(name for name in inner if not name.startswith((".", "__")))
+        links += (path for name in inner if (path := Path(folder, name)).is_symlink())
         for file in files:
             path = Path(folder, file)
             extension = path.suffix.lower()
@@ -261,6 +282,15 @@ def _walk(root: Path) -> tuple[list[Path], list[Path]]:
     if images and others + tables:
         names = sorted(str(path.relative_to(root)) for path in others + tables)
         logger.warning("%s: left out %d files that are not images: %s", root, len(names), shorten(names))
+    if links:
+        names = sorted(str(path.relative_to(root)) for path in links)
+        logger.warning(
+            "%s: left out %d links to folders, which are not followed: %s. Copy or move what they lead to, or give the "
+            "folder that holds it",
+            root,
+            len(names),
+            shorten(names),
+        )
     return sorted(images), sorted(tables)
 
 

@@ -65,6 +65,47 @@ def test_files_that_are_no_images_are_left_out_by_name(folder: Path, caplog: pyt
     assert "left out 1 files" in caplog.text and "notes.txt" in caplog.text
 
 
+def test_a_folder_is_walked_as_imagefolder_does(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """Hidden and special folders hold no classes, links to folders are left out by name, links to files are files."""
+    for name in (".ipynb_checkpoints", "cats/.thumbnails", "__pycache__", "dogs/__MACOSX/cats", "../elsewhere/birds"):
+        (folder / name).mkdir(parents=True)
+        noise(8, 8).save(folder / name / "copy.png")
+    for name, target in (("cats/up", ".."), ("self", "."), ("cows", "cats"), ("birds", "../elsewhere/birds")):
+        (folder / name).symlink_to(target)
+    (folder / "cats" / "linked.png").symlink_to("1.png")
+
+    found = load_images(str(folder))
+
+    paths = [row["image"]["path"] for row in found]
+    assert [Path(path).name for path in paths] == "1.png 3.png 5.png linked.png 0.png 2.png 4.png".split()
+    assert found.features["label"].names == ["cats", "dogs"]
+    assert "left out 4 links to folders" in caplog.text and "birds, cats/up, cows, self" in caplog.text
+    theirs = datasets.load_dataset("imagefolder", data_dir=str(folder), split="train", cache_dir=str(tmp_path / "c"))
+    assert [row["image"]["path"] for row in theirs.cast_column("image", datasets.Image(decode=False))] == paths
+
+
+@pytest.mark.parametrize("name", [".hidden", "__special"])
+def test_a_folder_that_is_named_outright_is_read(folder: Path, name: str):
+    """Only what lies below the named folder is judged by its name; a link may be named, too."""
+    folder.rename(folder.with_name(name))
+    folder.symlink_to(name)
+
+    assert len(load_images(str(folder.with_name(name)))) == len(load_images(str(folder))) == 6
+
+
+def test_a_pattern_gives_each_parquet_file_once(tmp_path: Path):
+    """`**` enters no link to a folder, which may lead back up; `*` names both."""
+    table = datasets.Dataset.from_list([{"image": encoded(noise(8, 8))}] * 3)
+    (tmp_path / "part").mkdir()
+    table.to_parquet(tmp_path / "part" / "0.parquet")
+    (tmp_path / "part" / "up").symlink_to("..")
+    (tmp_path / "again").symlink_to("part")
+
+    for pattern in ("**/*.parquet", "part/**.parquet", "*/0*"):
+        assert len(load_images(str(tmp_path / pattern))) == (6 if pattern == "*/0*" else 3)
+    assert len(load_images(str(tmp_path))) == 3
+
+
 def test_parquet_files_are_found_by_path_pattern_and_folder(tmp_path: Path):
     """One file is the train split whatever its name; patterns and folders take the split from the names."""
     for name, count in (("train-00000-of-00002", 3), ("train-00001-of-00002", 2), ("test", 1)):
