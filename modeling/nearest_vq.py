@@ -15,34 +15,16 @@ It differs from `torch.cdist(z, c).argmin()` in four ways:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 import torch.nn.functional as F
+
+from .precision_vq import ieee_matmul, is_reduced_when_traced
 
 _BLOCK = 32
 _MAX_ROWS = 1024
 # Number of scores held at once. 16 MiB stay in a CPU's last-level cache; an accelerator wants fewer, larger launches.
 _CPU_SCORES = 2**22
 _DEVICE_SCORES = 2**24
-
-
-@contextmanager
-def ieee_matmul() -> Iterator[None]:
-    """Computes float32 matrix products in float32: no TF32 on CUDA, no bfloat16 in oneDNN.
-
-    It leaves autocast to the caller.
-    """
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
-    before = [backend.fp32_precision for backend in backends]
-    try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-        yield
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
 
 
 @torch.no_grad()
@@ -97,11 +79,17 @@ def _search(
 
 
 def _search_traced(vectors: torch.Tensor, codes: torch.Tensor, half_norms: torch.Tensor) -> torch.Tensor:
-    """Does the same as `_search` for `torch.compile` and `torch.export`, which cannot switch the precision."""
-    if vectors.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32:
+    """Does the same as `_search` for `torch.compile` and `torch.export`, which cannot switch the precision.
+
+    What torch allows while it traces decides about the graph. `torch.compile` traces again when the setting of CUDA's
+    products changes, but not when that of a larger group does.
+    """
+    if not is_reduced_when_traced(vectors.device.type):
+        scores = torch.addmm(half_norms, vectors, codes.T, alpha=-1)
+    elif vectors.device.type == "cuda":
         scores = half_norms - (vectors[:, None] * codes[None]).sum(-1)  # the compiler fuses it, nothing is stored
     else:
-        scores = torch.addmm(half_norms, vectors, codes.T, alpha=-1)
+        scores = torch.addmm(half_norms.double(), vectors.double(), codes.double().T, alpha=-1)
     return _blockwise_argmin(scores)
 
 

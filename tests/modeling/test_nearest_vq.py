@@ -5,9 +5,8 @@ import sys
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from hf_vq.modeling.nearest_vq import ieee_matmul, nearest_code
+from hf_vq.modeling.nearest_vq import nearest_code
 
 
 def squared_distances(vectors: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
@@ -91,33 +90,6 @@ def test_results_do_not_depend_on_the_chunk(monkeypatch):
     monkeypatch.setattr("hf_vq.modeling.nearest_vq._CPU_SCORES", 128)
 
     assert torch.equal(nearest_code(vectors, codes), whole)
-
-
-def test_products_are_never_rounded_to_less_than_float32():
-    """Whatever precision the user allows for matrix products, the search runs its own in full float32."""
-
-    class Precisions(TorchDispatchMode):
-        seen: list[tuple[str, str]] = []
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if "addmm" in str(func):
-                matmul = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
-                self.seen.append(tuple(backend.fp32_precision for backend in matmul))
-            return func(*args, **(kwargs or {}))
-
-    before = torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision("medium")
-        allowed = torch.backends.cuda.matmul.fp32_precision
-        with Precisions() as mode:
-            nearest_code(torch.randn(10, 4), torch.randn(40, 4))
-        assert mode.seen == [("ieee", "ieee")]
-        assert torch.backends.cuda.matmul.fp32_precision == allowed == "tf32"
-        with pytest.raises(RuntimeError), ieee_matmul():
-            raise RuntimeError
-        assert torch.backends.cuda.matmul.fp32_precision == allowed
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 # VmHWM, because this process inherits the peak that `resource` reports from the process that started it.
