@@ -24,8 +24,7 @@ def is_distributed() -> bool:
 def sum_over_ranks(*tensors: torch.Tensor) -> None:
     """Replaces each tensor, in place, by its sum over the ranks. The result has the same bits on all ranks."""
     if is_distributed():
-        for tensor in tensors:
-            dist.all_reduce(tensor)
+        _all_reduce(*tensors)
 
 
 def broadcast_from_first(*tensors: torch.Tensor) -> None:
@@ -75,6 +74,12 @@ def gather_sample(vectors: torch.Tensor, limit: int) -> torch.Tensor:
     gathered = [torch.empty_like(padded) for _ in counts]
     dist.all_gather(gathered, padded)
     return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)])
+
+
+@torch.compiler.disable  # a compiled graph could move it past another collective
+def _all_reduce(*tensors: torch.Tensor) -> None:
+    for tensor in tensors:
+        dist.all_reduce(tensor)
 
 
 def _sample(vectors: torch.Tensor, limit: int) -> torch.Tensor:

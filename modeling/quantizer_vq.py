@@ -162,13 +162,8 @@ class VectorQuant(Quantizer):
         if not self.training:
             index = self._assign(x)[1]
             counts = codebook.count(index)
-        elif in_backward():
-            # Recomputed by activation checkpointing: the same codes again, and no second update.
-            index = self._recall(x.detach())
-            counts = codebook.count(index)
         else:
             index, counts = self._train_codebook(x.detach())
-            self._recent.append((_probe(x.detach()), index))
 
         z_q = self._read(codebook.effective(x.dtype), index)
         squared = (x.detach() - z_q).square().sum(-1)
@@ -191,9 +186,17 @@ class VectorQuant(Quantizer):
         )
         return self._restore(quantized.unflatten(0, leading)), output
 
+    @torch.compiler.disable
     def _train_codebook(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """All that changes the codebook in a training forward. Returns ids and their counts over all ranks."""
+        """All that changes the codebook in a training forward. Returns ids and their counts over all ranks.
+
+        It stays out of compiled graphs. Its shapes and branches depend on the values, and its collectives and random
+        draws have to happen in the order of an uncompiled run.
+        """
         codebook = self.codebook
+        if in_backward():  # activation checkpointing recomputes: the same codes again, and no second update
+            index = self._recall(x)
+            return index, codebook.count(index)
         begin_forward(codebook)
         if not codebook.initialized:
             self._initialize(x)
@@ -211,6 +214,7 @@ class VectorQuant(Quantizer):
             counts = codebook.count(index)
             sum_over_ranks(counts)
         end_forward(codebook, counts)
+        self._recent.append((_probe(x), index))
         return index, counts
 
     def _recall(self, x: torch.Tensor) -> torch.Tensor:
