@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub import CardData, EvalResult, ModelCard, ModelCardData
@@ -18,10 +19,24 @@ _AFTER_LICENSE = "## Citation"
 
 _BEFORE_SECTIONS = "\n## Limits"
 
-_PART = re.compile(r"<!-- hf_vq: begin (\{.*?\}) -->.*?<!-- hf_vq: end -->", re.DOTALL)
-_MARKER = re.compile(r"<!-- hf_vq: (?:begin|end)\b")
+# Found by plain searches, each from left to right once: a regular expression tries every beginning with every end.
+_BEGIN, _BEGUN = "<!-- hf_vq: begin ", " -->"
+_END = "<!-- hf_vq: end -->"
+_MARKERS = ("<!-- hf_vq: begin", "<!-- hf_vq: end")
+_METADATA_END = re.compile(r"[\r\n]---(?:\r\n|\r|\n|\Z)")
+_EMPTY_LINES = re.compile(r"(?:\r\n|\r|\n){100,}")
 
 Metadata = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Our part of a card: where it stands, the JSON in its first comment, and all of its text."""
+
+    start: int
+    end: int
+    record: str
+    text: str
 
 
 def metadata_record(data: CardData) -> str:
@@ -47,47 +62,53 @@ def fill_card(existing: str, ours: str) -> str:
         ValueError: The existing card's metadata are no YAML mapping, or one of the two comments around our part is
             missing or there twice.
     """
-    part = _PART.search(ours)
+    part = _find_part(ours)
     if part is None:
         return existing
+    metadata_block, old_text = _split(existing)
     try:
-        old = ModelCard(existing)
+        theirs = ModelCard(metadata_block).data.to_dict()
     except Exception as error:
         raise ValueError(f"its metadata cannot be read ({error}). Mend the block between the lines of ---.") from error
-    place = _PART.search(old.text)
-    if len(_MARKER.findall(old.text)) != (0 if place is None else 2):
+    place = _find_part(old_text)
+    if sum(map(old_text.count, _MARKERS)) != (0 if place is None else 2):
         raise ValueError(
             "the comments '<!-- hf_vq: begin ... -->' and '<!-- hf_vq: end -->' must stand around the generated part, "
             "once each. Restore the missing one, or delete both together with that part."
         )
     new = ModelCard(ours)
-    theirs = old.data.to_dict()
-    record = json.loads(place[1]) if place else {}
-    filling = part[0]
+    record = _read_record(place) if place else {}
+    filling = part.text
     granted = record.get("license")
     if granted and theirs.get("license") == granted and not new.data.get("license"):
         # Who pushes again without naming the license does not take it back.
         new.data["license"] = granted
-        filling = filling.replace(part[1], metadata_record(new.data), 1)
+        filling = filling.replace(part.record, metadata_record(new.data), 1)
         filling = filling.replace(_AFTER_LICENSE, f"{LICENSE_SECTION.format(granted)}\n{_AFTER_LICENSE}", 1)
-    metadata = merge_metadata(theirs, record, new.data.to_dict())
+    try:
+        metadata = merge_metadata(theirs, record, new.data.to_dict())
+    except (TypeError, AttributeError, LookupError, ValueError) as error:
+        raise ValueError(
+            f"its metadata, or our record of them, have values of a kind that a card does not have ({error!r}). Mend "
+            "the block between the lines of ---, or delete our part with its two comments."
+        ) from error
     license = new.data.get("license")
     if license and metadata["license"] != license:
         filling = filling.replace(LICENSE_SECTION.format(license), LICENSE_SECTION.format(metadata["license"]))
     if place is not None:
-        text = old.text[: place.start()] + filling + old.text[place.end() :]
-    elif old.text.strip():
-        text = f"{old.text.rstrip()}\n\n{filling}\n"
+        text = old_text[: place.start] + filling + old_text[place.end :]
+    elif old_text.strip():
+        text = f"{old_text.rstrip()}\n\n{filling}\n"
     else:
-        text = new.text.replace(part[0], filling)
+        text = new.text.replace(part.text, filling)
     if metadata == theirs:  # with its comments and its order
-        return existing.removesuffix(old.text) + text
+        return existing.removesuffix(old_text) + text
     return f"---\n{ModelCardData(**metadata)}\n---\n{text}"
 
 
 def has_part(card: str) -> bool:
     """Whether a card holds our part."""
-    return _PART.search(card) is not None
+    return _find_part(card) is not None
 
 
 def add_results(card: str, results: list[EvalResult], section: str) -> str:
@@ -103,10 +124,13 @@ def add_results(card: str, results: list[EvalResult], section: str) -> str:
 
     Returns:
         A card of the part alone, with the metadata that belong to it.
+
+    Raises:
+        ValueError: If the part's record of its metadata cannot be read.
     """
-    part = _PART.search(card)
+    part = _find_part(card)
     assert part is not None, "the card has no part of ours"
-    record = json.loads(part[1])
+    record = _read_record(part)
     name, old = _results(record)
     renewed = {(result.unique_identifier, result.metric_type) for result in results}
     weights = set().union(*map(_measured_weights, results))
@@ -118,12 +142,65 @@ def add_results(card: str, results: list[EvalResult], section: str) -> str:
     name = name or record.get("model_name") or "model"
     data = ModelCardData(**record | {"model-index": eval_results_to_model_index(name, kept + results)})
     section = section.strip() + "\n"
-    heading = re.escape(section.partition("\n")[0])
-    text = re.sub(rf"^{heading}\n.*?(?=^##|^<!-- hf_vq: end)", "", part[0], flags=re.DOTALL | re.MULTILINE)
+    text = _without_section(part.text, section.partition("\n")[0])
     end = text.find(_BEFORE_SECTIONS)
     end = text.rindex("<!-- hf_vq: end") if end < 0 else end + 1
-    text = f"{text[:end]}{section}\n{text[end:]}".replace(part[1], metadata_record(data), 1)
+    text = f"{text[:end]}{section}\n{text[end:]}".replace(part.record, metadata_record(data), 1)
     return f"---\n{data}\n---\n{text}\n"
+
+
+def _find_part(card: str) -> _Part | None:
+    start = card.find(_BEGIN)
+    record_start = start + len(_BEGIN)
+    record_end = card.find(_BEGUN, record_start)
+    end = card.find(_END, record_end)
+    if min(start, record_end, end) < 0 or card[record_start] + card[record_end - 1] != "{}":
+        return None
+    end += len(_END)
+    return _Part(start, end, card[record_start:record_end], card[start:end])
+
+
+def _read_record(part: _Part) -> Metadata:
+    """The metadata that we wrote into a card.
+
+    Raises:
+        ValueError: If the record is not what we write.
+    """
+    try:
+        record = json.loads(part.record)
+        _results(record)
+        for name in ("tags", "datasets"):
+            if not isinstance(record.get(name) or [], list | str):
+                raise TypeError(f"{name} is no list")
+    except Exception as error:
+        raise ValueError(
+            f"the record in the comment '{_BEGIN}...{_BEGUN}' cannot be read ({error!r}). Restore it, or delete both "
+            "comments together with the part between them."
+        ) from error
+    return record
+
+
+def _split(card: str) -> tuple[str, str]:
+    """The block of metadata and the text of a card, as `ModelCard` splits them, but in one go through the text."""
+    opened = card.lstrip()
+    end = _METADATA_END.search(opened, 3) if opened.startswith(("---\n", "---\r")) else None
+    if end is None:
+        return "", card
+    block = _EMPTY_LINES.sub("\n\n", opened[3 : end.start()].strip("\r\n"))
+    return f"---\n{block}\n---\n", opened[end.end() :]
+
+
+def _without_section(text: str, heading: str) -> str:
+    """The text without the section of this heading, up to the next heading or to the end of our part."""
+    kept, inside = [], False
+    for line in text.splitlines(keepends=True):
+        if line.rstrip("\r\n") == heading:
+            inside = True
+        elif line.startswith(("##", _MARKERS[1])):
+            inside = False
+        if not inside:
+            kept.append(line)
+    return "".join(kept)
 
 
 def _measured_weights(result: EvalResult) -> set[str]:

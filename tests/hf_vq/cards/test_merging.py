@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 from huggingface_hub import EvalResult, ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
-from hf_vq.cards.merging import fill_card, merge_metadata
+from hf_vq.cards.merging import add_results, fill_card, has_part, merge_metadata
 from hf_vq.cards.tokenizer import tokenizer_card
 from hf_vq.modeling.configuration_vq import VQConfig
 
@@ -114,3 +115,60 @@ def test_names_cannot_end_the_comment() -> None:
     card = ours(dataset="a --> b")
 
     assert fill_card(card, ours(30)) == ours(30)
+
+
+@pytest.mark.parametrize(
+    "existing",
+    [
+        "<!-- hf_vq: begin {} -->" * 5000,
+        "<!-- hf_vq: begin {" * 5000 + "} -->" * 5000,
+        "---\n" + "\n" * 100_000,
+        "---\na: b\n" + "\n" * 100_000 + "c: d\n",
+        "---\na: b\n---\n" + "<!-- hf_vq: begin {} -->\n" * 5000,
+    ],
+)
+def test_a_long_card_costs_time_in_proportion(existing: str) -> None:
+    """A card that somebody has made to be slow is merged, or refused, at once."""
+    begin = time.process_time()
+    try:
+        fill_card(existing, ours())
+    except ValueError:
+        pass
+    has_part(existing)
+
+    assert time.process_time() - begin < 5
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        "{",
+        "{]}",
+        '{"model-index": 5}',
+        '{"tags": 5}',
+        '{"model-index": [{"results": 1}]}',
+        "{" + '"a":{' * 10**5 + "}",
+    ],
+)
+def test_a_malformed_record_is_a_message(record: str) -> None:
+    """Whoever edits the comment learns what to do about it."""
+    card = f"Mine.\n\n<!-- hf_vq: begin {record} -->\nOld.\n<!-- hf_vq: end -->\n"
+
+    with pytest.raises(ValueError, match=r"Restore (it|the missing one), or delete both"):
+        fill_card(card, ours())
+
+
+@pytest.mark.parametrize("metadata", ["model-index: 5", "tags:\n  a: b\nmodel-index:\n- 3", "- a\n- b"])
+def test_malformed_metadata_are_a_message(metadata: str) -> None:
+    """So does whoever edits the metadata."""
+    with pytest.raises(ValueError, match="Mend the block between the lines of ---"):
+        fill_card(f"---\n{metadata}\n---\nMine.\n", ours())
+
+
+def test_a_section_is_replaced_in_a_part_with_many_of_them() -> None:
+    """Every section of the heading goes, what follows each stays."""
+    card = "<!-- hf_vq: begin {} -->\n### A\nx\n### B\ny\n### A\nz\n## Limits\nw\n<!-- hf_vq: end -->"
+
+    filled = add_results(card, [], "### A\nnew")
+
+    assert "### B\ny\n" in filled and "x\n" not in filled and "z\n" not in filled and "## Limits\nw\n" in filled
