@@ -5,7 +5,7 @@ checkpoint-N/
   ema.safetensors                   the average of its weights, if one is kept
   training_state.pt                 optimizers, schedules, other networks, quantizers
   rank_states.pt                    for each process: random numbers, log window, place in a stream
-  trainer_state.json                step, epoch and settings; written last
+  trainer_state.json                step, epoch, settings, and hashes of all of these files; written last
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from torch import nn
 
 from hf_vq.modeling.version_vq import __version__
 from hf_vq.utils.files import TEMPORARY_PREFIX, atomic_folder, discard, discard_leftovers, free_space, write_json
+from hf_vq.utils.hashes import file_sha256, json_sha256
+from hf_vq.utils.text import first_line
 
 CHECKPOINT_PATTERN = re.compile(r"checkpoint-(\d+)")
 WEIGHTS_FILE = "model.safetensors"
@@ -29,10 +33,15 @@ EMA_FILE = "ema.safetensors"
 TRAINING_STATE_FILE = "training_state.pt"
 RANK_STATES_FILE = "rank_states.pt"
 STATE_FILE = "trainer_state.json"
+FILES_KEY, SHA256_KEY = "files", "sha256"  # in the state file: the hash of each other file, and of the rest of it
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint, or another file of a run, could not be written, found, or used for this run."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint is not what was written."""
 
 
 def write_checkpoint(
@@ -65,55 +74,159 @@ def write_checkpoint(
                 save_weights(state["ema"], temporary / EMA_FILE)
             save_object(state["training"], temporary / TRAINING_STATE_FILE)
             save_object(rank_states, temporary / RANK_STATES_FILE)
-            versions = {"hf_vq": __version__, "torch": torch.__version__}
-            write_json({**state["progress"], "versions": versions, **settings}, temporary / STATE_FILE)
+            described = {
+                **state["progress"],
+                "versions": {"hf_vq": __version__, "torch": torch.__version__},
+                **settings,
+                FILES_KEY: {path.name: file_sha256(path) for path in sorted(temporary.iterdir())},
+            }
+            write_json({**described, SHA256_KEY: json_sha256(described)}, temporary / STATE_FILE)
         rotate_checkpoints(folder.parent, limit)
     except Exception as reason:  # a full disk shows as OSError, RuntimeError or SafetensorError
         raise CheckpointError(_failure(folder, reason)) from reason
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Reads what `write_checkpoint` wrote.
+    """Reads what `write_checkpoint` wrote; `verify_checkpoint` tells before whether it still is that.
 
     Returns:
         The state that is equal on all ranks, and the state of each process. Tensors are on the CPU.
 
     Raises:
-        CheckpointError: The folder is not a complete checkpoint.
+        DamagedCheckpointError: The folder is not a complete checkpoint, or one of its files cannot be read.
     """
     progress = read_state(folder)
-    average = folder / EMA_FILE
     state = {
-        "model": load_file(folder / WEIGHTS_FILE),
-        "ema": load_file(average) if average.is_file() else None,
-        "training": load_object(folder / TRAINING_STATE_FILE),
+        "model": _read(load_file, folder / WEIGHTS_FILE),
+        "ema": _read(load_file, folder / EMA_FILE) if (folder / EMA_FILE).exists() else None,
+        "training": _read(load_object, folder / TRAINING_STATE_FILE),
         "progress": {name: progress[name] for name in ("step", "epoch", "eval_metrics")},
     }
-    return state, load_object(folder / RANK_STATES_FILE)
+    return state, _read(load_object, folder / RANK_STATES_FILE)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Reads a checkpoint's description of the run: its progress and its settings.
+    """Reads a checkpoint's description of the run: its progress, its settings and its files.
 
     Raises:
-        CheckpointError: The folder is not a complete checkpoint.
+        DamagedCheckpointError: The folder is not a complete checkpoint, or the description is damaged.
     """
+    path = folder / STATE_FILE
+    if not path.is_file():
+        raise DamagedCheckpointError(f"'{folder}' is not a complete checkpoint: it has no {STATE_FILE}.")
+    state = _read(lambda path: json.loads(path.read_text(encoding="utf-8")), path)
+    problem = _problem_of_state(state)
+    named = CHECKPOINT_PATTERN.fullmatch(folder.name)
+    if problem is None and named is not None and state["step"] != int(named.group(1)):
+        problem = f"it says that it was written at step {state['step']}"
+    if problem is not None:
+        raise DamagedCheckpointError(f"'{path}' is damaged: {problem}.")
+    return state
+
+
+def verify_checkpoint(folder: Path) -> bool:
+    """Compares all files of a checkpoint with their hashes.
+
+    Returns:
+        Whether there are hashes. Version 0.1.0 wrote none; such a checkpoint only has to be readable.
+
+    Raises:
+        DamagedCheckpointError: A file is missing, or holds something else than what was written.
+    """
+    state = read_state(folder)
+    if FILES_KEY not in state:
+        read_checkpoint(folder)
+        return False
+    for name, expected in state[FILES_KEY].items():
+        if not (folder / name).is_file():
+            raise DamagedCheckpointError(f"'{folder}' is damaged: {name} is missing.")
+        if _read(file_sha256, folder / name) != expected:
+            raise DamagedCheckpointError(f"'{folder}' is damaged: {name} does not hold what was written.")
+    return True
+
+
+def _problem_of_state(state: Any) -> str | None:
+    """What is wrong with the content of a state file; None if nothing is."""
+    if not isinstance(state, dict):
+        return "it holds no settings"
+    if (FILES_KEY in state) != (SHA256_KEY in state):
+        return "a part of its hashes is missing"
+    if SHA256_KEY in state:
+        rest = {name: value for name, value in state.items() if name != SHA256_KEY}
+        if json_sha256(rest) != state[SHA256_KEY]:
+            return "it does not hold what was written"
+    kinds: dict[str, type | tuple[type, ...]] = {
+        "step": int,
+        "epoch": (int, float),
+        "eval_metrics": (dict, type(None)),
+    }
+    wrong = [name for name, kind in kinds.items() if name not in state or not isinstance(state[name], kind)]
+    if wrong:
+        return f"{' and '.join(wrong)} cannot be read"
+    if FILES_KEY in state:
+        files = state[FILES_KEY]
+        needed = {"config.json", WEIGHTS_FILE, TRAINING_STATE_FILE, RANK_STATES_FILE}
+        if not isinstance(files, dict) or not needed <= files.keys() <= needed | {EMA_FILE}:
+            return "it names other files than those of a checkpoint"
+    return None
+
+
+def _read(reader: Callable[[Path], Any], path: Path) -> Any:
+    """What a reader makes of a file."""
     try:
-        return json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        return reader(path)
     except FileNotFoundError:
-        raise CheckpointError(f"'{folder}' is not a complete checkpoint: it has no {STATE_FILE}.") from None
+        raise DamagedCheckpointError(f"'{path.parent}' is damaged: {path.name} is missing.") from None
+    except Exception as reason:  # whatever JSON, safetensors, pickle and zip say about bytes that they did not write
+        raise DamagedCheckpointError(f"'{path}' is damaged: it cannot be read ({first_line(reason)}).") from reason
+
+
+@contextmanager
+def must_fit(folder: Path) -> Iterator[None]:
+    """Whatever goes wrong when the content of a checkpoint is put into the objects of a run is its content's fault."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as reason:  # a state dict of other names or shapes, settings that are missing
+        raise CheckpointError(f"'{folder}' does not fit this run: {reason!r}.") from reason
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
+    """The complete checkpoints of a run, oldest first; whether they are damaged is not looked at."""
+    return [folder for folder in checkpoint_folders(output_dir) if (folder / STATE_FILE).is_file()]
+
+
+def checkpoint_folders(output_dir: Path) -> list[Path]:
+    """All folders that are named as checkpoints, complete or not, oldest first."""
     if not output_dir.is_dir():
         return []
-    found = [
-        folder
-        for folder in output_dir.iterdir()
-        if CHECKPOINT_PATTERN.fullmatch(folder.name) and (folder / STATE_FILE).is_file()
-    ]
+    found = [path for path in output_dir.iterdir() if CHECKPOINT_PATTERN.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=checkpoint_step)
+
+
+def newest_good_checkpoint(output_dir: Path) -> tuple[Path | None, bool, list[str]]:
+    """Finds the newest checkpoint of a run that is whole.
+
+    Returns:
+        The checkpoint, or None if the run has no checkpoint. Whether its hashes were compared. What is wrong with each
+        newer one.
+
+    Raises:
+        DamagedCheckpointError: There are checkpoints, and all of them are damaged.
+    """
+    problems: list[str] = []
+    for folder in reversed(checkpoint_folders(output_dir)):
+        try:
+            return folder, verify_checkpoint(folder), problems
+        except DamagedCheckpointError as problem:
+            problems.append(str(problem))
+    if problems:
+        raise DamagedCheckpointError(
+            f"No checkpoint in '{output_dir}' is whole:\n  " + "\n  ".join(problems) + "\nStart a new run in another "
+            "output_dir, or delete this one with overwrite_output_dir."
+        )
+    return None, False, problems
 
 
 def checkpoint_step(folder: Path) -> int:
@@ -154,7 +267,7 @@ def set_aside_later_checkpoints(output_dir: Path, step: int) -> list[Path]:
         The new folders, named `superseded-checkpoint-N` (with a number behind it where that exists).
     """
     moved = []
-    for folder in list_checkpoints(output_dir):
+    for folder in checkpoint_folders(output_dir):  # damaged ones, too: a person may want to look at them
         if checkpoint_step(folder) <= step:
             continue
         target, count = output_dir / f"superseded-{folder.name}", 1

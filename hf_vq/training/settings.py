@@ -58,7 +58,8 @@ def require_same_settings(
         config: The model's configuration.
 
     Raises:
-        CheckpointError: The settings differ; the message lists all differences.
+        CheckpointError: The settings differ; the message lists all differences. Or the checkpoint lies after the
+            last step of this run.
     """
     saved_arguments = _argument_defaults(args) | saved["arguments"]
     saved_model = _with_defaults(saved["model"], config)
@@ -77,6 +78,11 @@ def require_same_settings(
             f"'{folder}' belongs to a run with other settings:\n  "
             + "\n  ".join(lines)
             + "\nGive the same settings to continue it, or start a new run in another output_dir."
+        )
+    if saved["step"] > args.max_steps:
+        raise CheckpointError(
+            f"'{folder}' is at step {saved['step']}, after the last step of this run: max_steps is {args.max_steps}. "
+            f"Give max_steps of at least {saved['step']}, or continue from an earlier checkpoint."
         )
 
 

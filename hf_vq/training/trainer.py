@@ -211,9 +211,10 @@ class BaseTrainer:
 
         start, self.hub_repository = on_main_process(open_folder, accelerator)
         if start is not None:
-            require_same_settings(start, ckpt.read_state(start), self.settings(), args, self.model.config)
             state, rank_states = ckpt.read_checkpoint(start)
-            self.load_state_dict(state)
+            with ckpt.must_fit(start):
+                require_same_settings(start, ckpt.read_state(start), self.settings(), args, self.model.config)
+                self.load_state_dict(state)
             logger.info("continuing from '%s'", start)
         elif args.resume_from_checkpoint is not None:
             logger.warning("There is no checkpoint in '%s' yet: the run begins at step 0.", self.output_dir)

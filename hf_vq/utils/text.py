@@ -24,6 +24,11 @@ def shorten(names: Collection[str], limit: int = MAX_NAMES, *, quoted: bool = Fa
     return ", ".join(repr(name) if quoted else name for name in islice(names, limit)) + more
 
 
+def first_line(reason: BaseException) -> str:
+    """What an error says, without the lines that follow, for a message of one line."""
+    return next(iter(str(reason).strip().splitlines()), "").rstrip(".") or type(reason).__name__
+
+
 def public_name(name: str | None, *, follow_links: bool = False) -> str | None:
     """The last part of a path, since the rest says where somebody's files are. Other names stay as they are.
 

@@ -282,9 +282,12 @@ def hash_of_settings(manifest: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("name", list(EXPECTED["runs"]))
 def test_unfinished_runs_end_as_if_nothing_had_happened(
-    name: str, files: Path, run: Callable[[str, list[str]], None]
+    name: str, files: Path, run: Callable[[str, list[str]], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """From a checkpoint of 0.1.0 on, losses, evaluations, snapshots and final weights are the unbroken run's."""
+    """From a checkpoint of 0.1.0 on, losses, evaluations, snapshots and final weights are the unbroken run's.
+
+    Its files carry no hashes, and the run says that it could not verify them.
+    """
     record, folder = EXPECTED["runs"][name], files / "unfinished" / name
     assert (folder / "checkpoint-4").exists() and (folder / ".tmp-checkpoint-6").exists()
     assert read_metrics(folder)[-1]["step"] == 6, "the run was killed two steps after its last checkpoint"
@@ -292,6 +295,7 @@ def test_unfinished_runs_end_as_if_nothing_had_happened(
     words = [*record["words"], "--output_dir", f"unfinished/{name}", "--resume_from_checkpoint", "latest"]
     run(record["script"], words)
 
+    assert "checkpoint-4' has no hashes, as version 0.1.0 wrote it: its content was not verified" in caplog.text
     assert not list(folder.glob(".tmp-*"))
     assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-8"]  # save_total_limit is 1
     assert_metrics(read_metrics(folder), record["metrics"])

@@ -167,6 +167,7 @@ def test_a_resume_with_other_settings_is_refused(
 def forget_settings(folder: Path, arguments: set[str], model: set[str]) -> None:
     """Takes settings out of a checkpoint, as if a version without them had written it."""
     state = json.loads((folder / STATE_FILE).read_text())
+    del state["files"], state["sha256"]
     for settings, names in ((state["arguments"], arguments), (state["model"], model)):
         for name in names:
             del settings[name]
