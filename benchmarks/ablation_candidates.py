@@ -46,7 +46,7 @@ LEAVE_ONE_OUT = _changed(
         "without synchronized steps": {"sync_nu": 0.0},
         "without alternating steps": {"alternating_steps": 0},
         "without replacement": {"replace_freq": 0},
-        "without k-means initialisation": {"kmeans_init": False},
+        "without k-means initialization": {"kmeans_init": False},
         "without the encoder's commitment": {"beta": 1.0},
         "with the affine map": {"affine_lr": 2.0},
         "none of them": {

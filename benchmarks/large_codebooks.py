@@ -305,7 +305,7 @@ def protocol(photos: Path | None) -> dict[str, Any]:
         "data": data,
         "steps": STEPS,
         "full_method": RECOMMENDED_QUANTIZER,
-        "foreign": "of vector-quantize-pytorch: EMA with k-means initialisation, commitment 0.25 and replacement of "
+        "foreign": "of vector-quantize-pytorch: EMA with k-means initialization, commitment 0.25 and replacement of "
         "codes with less than 2 vectors; SimVQ and FSQ with their defaults; LFQ with entropies of some of the vectors",
         "rows": {
             part: {size: {name: row_settings(row) for name, row in of_size.items()} for size, of_size in sizes.items()}
