@@ -1,18 +1,19 @@
-"""Which part of the method does what: the paper's ablation on data at hand, our recipe's parts, and its knobs.
+"""Which part of the method does what: the paper's ablation on our data, then the parts and settings of our recipe.
 
     python benchmarks/ablation.py
     python benchmarks/ablation.py --part table --data photographs --seeds 0 1 2
 
-Parts, each with its files results/ablation_PART*.{json,md}:
+There are four parts. Each writes its own files, results/ablation_PART*.{json,md}:
 
-- tuning: ten candidates (ablation_candidates.py) for each row of the paper's table, at half its budget, on
-  photographs that the tables do not measure; the best ones serve for both data sets.
-- table: base, base with one part, base with all, with 64-d codes as in the paper (Huh et al., ICML 2023).
-- leave_one_out: our recipe (4-d codes), without one part at a time.
-- knobs: our recipe with one setting changed, on the validation photographs.
+- tuning: tries ten candidates (ablation_candidates.py) for each row of the paper's table. It uses half the table's
+  budget and photographs that the tables do not measure. Both data sets then use the best candidates.
+- table: the base, the base with one part, and the base with all parts. Codes have 64 dimensions as in the paper
+  (Huh et al., ICML 2023).
+- leave_one_out: our recipe (4-d codes) without one part at a time.
+- knobs: our recipe with one setting changed at a time, on the validation photographs.
 
-results/ablation.png and results/ablation_knobs.png show what there is of the last three. Network, batches and
-optimizer are those of quality.py (see autoencoder.py). What a file already holds is not run again.
+results/ablation.png and results/ablation_knobs.png show the results of the last three parts so far. Network, batches
+and optimizer are those of quality.py (see autoencoder.py). A run that a file already holds is not repeated.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ TUNING = RESULTS / "ablation_tuning.json"
 
 
 def parts_panels(records: list[dict[str, Any]], rows: Iterable[str], title: str, strong: str) -> list[Panel]:
-    """Error, and use of the codes, of each row; without the settings that are part of a row's name."""
+    """Panels of the error and of the use of the codes. Rows are named without the settings that won."""
     of_rows = _by_row(records, rows)
     return [
         Panel(f"MSE x1e-3, {title}", _values(of_rows, "mse", 1e3), strong, [strong]),
@@ -41,7 +42,7 @@ def parts_panels(records: list[dict[str, Any]], rows: Iterable[str], title: str,
 
 
 def knob_panels(records: list[dict[str, Any]]) -> list[Panel]:
-    """Difference of each row's error from the full method's of the same seed, and use of the codes."""
+    """Panels of the error, as the difference from the full method of the same seed, and of the use of the codes."""
     full = {record["seed"]: record["mse"] for record in records if record["row"] == FULL_METHOD}
     lead = [{**record, "mse": record["mse"] - full[record["seed"]]} for record in records if record["seed"] in full]
     of_rows = _by_row(lead, KNOBS)
@@ -63,7 +64,7 @@ def _values(of_rows: dict[str, list[dict[str, Any]]], key: str, scale: float) ->
 
 
 def draw(steps: dict[str, int]) -> None:
-    """Pictures of what the files hold for these steps."""
+    """Draws the runs with these steps that the files hold."""
 
     def found(name: str, part: str) -> list[dict[str, Any]]:
         return [record for record in load_records(RESULTS / f"{name}.json") if record["steps"] == steps[part]]
@@ -85,9 +86,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--part", nargs="*", default=list(STEPS), choices=list(STEPS))
     parser.add_argument("--data", nargs="*", default=["photographs", "emoji"], choices=["photographs", "emoji"])
-    parser.add_argument("--rows", nargs="*", metavar="ROW", help="by their names in the tables; all by default")
-    parser.add_argument("--seeds", nargs="*", type=int, help="0 1 2; 0 for tuning and knobs")
-    parser.add_argument("--steps", type=int, help=", ".join(f"{steps} for {part}" for part, steps in STEPS.items()))
+    parser.add_argument("--rows", nargs="*", metavar="ROW", help="run only these rows of the tables")
+    parser.add_argument("--seeds", nargs="*", type=int, help="default: 0 1 2, but only 0 for tuning and knobs")
+    parser.add_argument(
+        "--steps", type=int, help="default: " + ", ".join(f"{steps} for {part}" for part, steps in STEPS.items())
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""The rows of the ablation's tables (ablation.py): the paper's parts one by one, our recipe's parts, its knobs."""
+"""The rows of the ablation's tables (ablation.py): the paper's parts one by one, and changes to our recipe."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 from quality_candidates import FULL, PLAIN, Row
 
 FULL_METHOD = "full method"
-RECIPE_DIM = 4  # of the recipes' codes; the paper's table has the network's 64
+RECIPE_DIM = 4  # dimension of the recipes' codes; in the paper's table it is the network's 64
 
-# Ten candidates for each row of the paper's table: two values of the part's own setting by five of alpha; the base
-# has only alpha. "all" takes of each part the setting that won alone, but tries both kinds of inner steps again. With
-# alpha = 0 codes learn from inner steps (the reference code's variant) or replacement alone, or not at all.
+# Each row of the paper's table has ten candidates: two values of the part's own setting times five of alpha. The base
+# has ten values of alpha. "all" takes the setting of each part that won alone, but tries both kinds of inner steps
+# again. With alpha = 0 the codes learn only from inner steps (as in the reference code) or replacement, or not at all.
 ALPHAS = (1.0, 0.25, 0.05, 0.01, 0.0)
 BASE_ALPHAS = (10.0, 5.0, 2.5, 1.0, 0.5, 0.25, 0.05, 0.01, 0.002, 0.0)
 WON_ALONE = {"affine_lr": 2.0, "sync_nu": 0.2, "replace_freq": 5}
@@ -36,7 +36,7 @@ PAPER: dict[str, dict[str, Row]] = {"base": {f"base: alpha {alpha:g}": Row(PLAIN
 
 
 def _changed(changes: dict[str, dict[str, Any]]) -> dict[str, Row]:
-    """The full method of our recipe, and with each change of its arguments."""
+    """The full method of our recipe, then one row for each change of its arguments."""
     rows = {name: Row({**FULL, **change}, 1.0, RECIPE_DIM) for name, change in changes.items()}
     return {FULL_METHOD: Row(FULL, 1.0, RECIPE_DIM), **rows}
 

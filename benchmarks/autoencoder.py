@@ -1,8 +1,9 @@
 """The autoencoder experiment that the quality tables share: one small network, one budget, any quantizer.
 
-SQ-VAE network with 64 channels for 32 px images, 1,024 codes, batch 32, AdamW 3e-4 with a one-cycle schedule, mean
-squared error. Photographs are those that scikit-learn and scikit-image ship, cut in tiles, split by photograph:
-settings are chosen on `VALIDATION_PHOTOS`, the tables train on these as well and are measured on `TEST_PHOTOS`.
+The network is an SQ-VAE with 64 channels for 32 px images and 1,024 codes. It trains on batches of 32 with AdamW 3e-4,
+a one-cycle schedule and the mean squared error. The photographs are those that scikit-learn and scikit-image ship, cut
+into tiles and split by photograph. Settings are chosen on `VALIDATION_PHOTOS`. For the tables these photographs train
+as well, and `TEST_PHOTOS` are measured.
 """
 
 from __future__ import annotations
@@ -31,8 +32,11 @@ NUM_CODES = 1024
 SIZE = 32
 TRAIN_PHOTOS = ("coffee.png", "chelsea.png", "rocket.jpg")
 VALIDATION_PHOTOS = ("flower.jpg", "astronaut.png")
-MAX_SIDE = 1536  # px, of photographs that others bring
-TEST_PHOTOS = ("china.jpg", "motorcycle_left.png")  # the most varied ones, so that usage means something
+MAX_SIDE = 1536  # px; larger photographs are shrunk to this
+TEST_PHOTOS = (
+    "china.jpg",
+    "motorcycle_left.png",
+)  # the most varied ones, so that codes have a use
 
 
 def emoji() -> tuple[torch.Tensor, torch.Tensor]:
@@ -49,22 +53,26 @@ def emoji() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def photographs() -> tuple[torch.Tensor, torch.Tensor]:
-    """Training tiles (stride 16) and held-out tiles (stride 32, of other photographs), as `emoji`."""
+    """Training tiles (stride 16) and tiles of held-out photographs (stride 32), in the format of `emoji`."""
     return _tiles(TRAIN_PHOTOS + VALIDATION_PHOTOS, 16), _tiles(TEST_PHOTOS, SIZE)
 
 
 def validation() -> tuple[torch.Tensor, torch.Tensor]:
-    """As `photographs`, for choosing settings: neither half holds a photograph of the test."""
+    """Like `photographs`, but for choosing settings. Neither half contains a test photograph."""
     return _tiles(TRAIN_PHOTOS, 16), _tiles(VALIDATION_PHOTOS, SIZE)
 
 
 def overlapping() -> torch.Tensor:
-    """The held-out tiles of `photographs` with a stride of 8, 15 times as many: rare codes have their chance."""
+    """The held-out tiles of `photographs` with a stride of 8. They are 15 times as many, so rare codes show up too."""
     return _tiles(TEST_PHOTOS, 8)
 
 
 def photo(name: str) -> np.ndarray:
-    """Pixels `(H, W, 3)` of a photograph, by its path or its name in scikit-image or scikit-learn; shrunk if large."""
+    """Pixels `(H, W, 3)` of a photograph, shrunk if it is large.
+
+    Args:
+        name: An absolute path, or a file name that scikit-image or scikit-learn ships.
+    """
     path = Path(name)
     if not path.is_absolute():
         import skimage
@@ -110,7 +118,15 @@ PROTOCOL = {
 def build(
     quantizer: dict | Callable[[int], nn.Module] | None, embed_dim: int = 64, seed: int = 0, num_codes: int = NUM_CODES
 ) -> VQModel:
-    """The autoencoder with a `VectorQuant` of these arguments, with a foreign layer, or (None) with no quantizer."""
+    """The autoencoder with a quantizer of your choice.
+
+    Args:
+        quantizer: Arguments of `VectorQuant`, or a function from the dimension of the codes to another library's
+            layer, or None for the model's own default.
+        embed_dim: Dimension of the codes.
+        seed: Seed of the weights.
+        num_codes: Codes of the quantizer.
+    """
     torch.manual_seed(seed)
     config = VQConfig(
         architecture="sqvae",
@@ -170,7 +186,7 @@ def train(
     learning_rate: float = 3e-4,
     seed: int = 0,
 ) -> Clock:
-    """Trains in place on `images`; returns how long it took."""
+    """Trains the model in place on `images` and returns how long this took."""
     model.config.commitment_weight = commitment_weight
     with tempfile.TemporaryDirectory() as folder:
         args = TokenizerTrainingArguments(
@@ -196,7 +212,7 @@ def train(
 
 @torch.no_grad()
 def evaluate(model: VQModel, images: torch.Tensor, num_codes: int = NUM_CODES) -> dict[str, float]:
-    """Held-out `mse` (on [0, 1]), `psnr` (of the mean error), `perplexity`, `usage` in [0, 1]."""
+    """Measures `mse` (pixels in [0, 1]), `psnr` (of the mean error), `perplexity`, and `usage` in [0, 1]."""
     model.eval()
     squared, counts = 0.0, torch.zeros(num_codes, dtype=torch.double, device=images.device)
     for batch in images.split(128):
@@ -217,10 +233,10 @@ def evaluate(model: VQModel, images: torch.Tensor, num_codes: int = NUM_CODES) -
 
 @torch.no_grad()
 def kmeans_usage(model: VQModel, fit_images: torch.Tensor, images: torch.Tensor) -> float:
-    """Share of codes that `images` would use, were the codebook the k-means centroids of `fit_images`' vectors.
+    """Share of the codes that `images` would use if the codes were the k-means centroids of `fit_images`' vectors.
 
-    The yardstick of `usage`: k-means++ and Lloyd's iterations on all vectors at once leave no centroid without vectors
-    of the images that it is fitted on, so what other images do not use is the difference between the two sets.
+    This is the yardstick for `usage`. K-means++ and Lloyd's iterations on all vectors at once leave no centroid
+    without a vector of `fit_images`. So the centroids that `images` do not use show how much the two sets differ.
     """
     model.eval()
     fitted, held_out = (

@@ -3,14 +3,14 @@
     make bench-classifiers
     python benchmarks/classifiers.py --networks AlexNet ResNet-18 ViT-Tiny --steps 2000 --seeds 0 1 2
 
-Every row of a network has the same layer quantized, the same batches, optimizer and steps; what differs is the
-quantizer. First every method gets the same candidates for the weight of the commitment loss, on a third of the steps
-and on images held out of the training split; the best of each (accuracy, then cross entropy) goes into the table,
-which is measured on the test split. "no quantization" has nothing to choose. The small networks, the default, take a
-minute a run on one CPU core, the others up to ten.
+All rows of a network quantize the same layer and share batches, optimizer and steps. They differ in the quantizer.
+First every method tries the same weights of the commitment loss, for a third of the steps, on images held out of the
+training split. The best weight of each method (by accuracy, then by cross entropy) goes into the table, which is
+measured on the test split. "no quantization" has nothing to choose. The small networks are the default and take about
+a minute a run on one CPU core. The others take up to ten.
 
-A run that results/classifiers.json already holds is not run again, so a run that was cut goes on; `--fresh` runs all.
-`--quick` makes a smaller table, results/classifiers_quick.md.
+A run that results/classifiers.json already holds is not repeated, so an interrupted benchmark continues where it
+stopped. `--fresh` runs everything again. `--quick` makes a smaller table, results/classifiers_quick.md.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ NUM_CODES = 1024
 BATCH_SIZE = 32
 LEARNING_RATE = 1e-3
 COMMITMENT_WEIGHTS = (0.25, 1.0, 5.0)
-TUNING = 3  # times fewer steps
-COLUMNS = 3  # of the figure
+TUNING = 3  # tuning runs have this many times fewer steps
+COLUMNS = 3  # panels beside each other in the figure
 
 FLOOR = "no quantization"
 PLAIN: dict[str, Any] = {
@@ -74,13 +74,13 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def small_resnet(task: Task) -> dict[str, Any]:
-    """ResNet-18 of half the width."""
+    """ResNet-18 with half the width."""
     sizes = {"embedding_size": 32, "hidden_sizes": [32, 64, 128, 256], "depths": [2, 2, 2, 2], "layer_type": "basic"}
     return {"backbone_config": {"model_type": "resnet", "num_channels": task.num_channels, **sizes}}
 
 
 def vit(width: int, depth: int) -> Callable[[Task], dict[str, Any]]:
-    """A ViT with three heads and 16 patches; ViT-Tiny has a width of 192 and a depth of 12."""
+    """A ViT with three heads and 16 patches. ViT-Tiny has a width of 192 and a depth of 12."""
 
     def fields(task: Task) -> dict[str, Any]:
         sizes = {"hidden_size": width, "num_hidden_layers": depth, "intermediate_size": 4 * width}
@@ -115,7 +115,7 @@ PROTOCOL = {
 
 
 def run(key: dict[str, Any], task: Task, train: list[dict], test: list[dict], use_cpu: bool) -> dict[str, Any]:
-    """Trains and measures what a key names; returns its record."""
+    """Trains and measures the run that a key names, and returns its record."""
     set_seed(key["seed"])
     fields = {
         "num_labels": task.num_labels,
@@ -152,16 +152,16 @@ def run(key: dict[str, Any], task: Task, train: list[dict], test: list[dict], us
 
 
 def best_weight(records: list[dict[str, Any]], method: str, network: str, data: str, steps: int) -> float:
-    """The candidate of a method that did best on the validation images."""
+    """The commitment weight with which a method did best on the validation images."""
     if method == FLOOR:
-        return COMMITMENT_WEIGHTS[0]  # without effect
+        return COMMITMENT_WEIGHTS[0]  # has no effect
     wanted = {"method": method, "network": network, "data": data, "steps": steps, "tuning": True}
     tried = [record for record in records if wanted.items() <= record.items()]
     return max(tried, key=lambda record: (record["accuracy"], -record["cross_entropy"]))["commitment_weight"]
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """Markdown: for each data set and number of steps the protocol, and mean (and deviation) over the seeds."""
+    """Markdown tables of the mean and deviation over the seeds, one for each data set and number of steps."""
     final = [record for record in records if not record["tuning"]]
     parts = []
     weights = ", ".join(f"{weight:g}" for weight in COMMITMENT_WEIGHTS)
@@ -203,7 +203,7 @@ def _cell(runs: list[dict[str, Any]]) -> str:
 
 
 def draw(records: list[dict[str, Any]]) -> PIL.Image.Image:
-    """Accuracy of each method, a panel for each network and data set."""
+    """A picture of each method's accuracy, with one panel for each network and data set."""
     ours = ["all four", list(METHODS)[-1]]
     grid = []
     for data, steps in dict.fromkeys((record["data"], record["steps"]) for record in records):
@@ -220,7 +220,7 @@ def draw(records: list[dict[str, Any]]) -> PIL.Image.Image:
 
 
 def fill(path: Path, options: argparse.Namespace) -> None:
-    """Runs what the file lacks, and writes it, with its table, after every run."""
+    """Runs what the file lacks. Writes the file and its table after every run."""
     records = load_records(path)
 
     def fill_in(key: dict[str, Any], task: Task, train: list[dict], test: list[dict]) -> None:
@@ -256,10 +256,10 @@ def main() -> None:
     parser.add_argument("--networks", nargs="*", default=SMALL, choices=list(NETWORKS))
     parser.add_argument("--data", nargs="*", default=["mnist"], choices=list(DATA))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
-    parser.add_argument("--steps", type=int, help="600, and 20 with --quick")
+    parser.add_argument("--steps", type=int, help="default: 600, and 20 with --quick")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--quick", action="store_true", help="few steps, to see that all works")
-    parser.add_argument("--fresh", action="store_true", help="forget the results of earlier runs")
+    parser.add_argument("--quick", action="store_true", help="take few steps, to check that everything works")
+    parser.add_argument("--fresh", action="store_true", help="delete the results of earlier runs first")
     options = parser.parse_args()
     options.steps = options.steps or (20 if options.quick else 600)
     RESULTS.mkdir(exist_ok=True)

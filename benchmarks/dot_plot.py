@@ -1,4 +1,4 @@
-"""Figures of tables: a line of dots for each row of the table, one dot for each seed, and a stroke at their mean."""
+"""Figures of tables. Each row of a table becomes a line with one dot for each seed and a stroke at their mean."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from hf_vq.plots.style import INK, RUN_COLORS, new_figure, picture
 
 @dataclass
 class Panel:
-    """A number of every row.
+    """One quantity, for every row of a table.
 
     Args:
-        title: What it is.
-        values: Row -> one value for each seed; of a row without the number, none.
-        reference: A row whose mean is drawn as a vertical line.
-        strong: Rows in the strong colour, such as the methods of one's own.
+        title: What the quantity is.
+        values: Row -> one value for each seed. The list is empty if the row lacks the quantity.
+        reference: The row whose mean is drawn as a vertical line.
+        strong: Rows drawn in the strong color, such as your own methods.
     """
 
     title: str
@@ -29,7 +29,12 @@ class Panel:
 
 
 def dot_plot(grid: Sequence[Sequence[Panel]], *, panel_width: float = 4.0) -> PIL.Image.Image:
-    """Draws panels in a grid; those beside each other share rows, which the first one names; lines may be short."""
+    """Draws panels in a grid. Panels in one line share their rows, and the first panel names them.
+
+    Args:
+        grid: Lines of panels. A line may be shorter than the others.
+        panel_width: Width of a panel in inches.
+    """
     heights = [0.26 * len(line[0].values) + 0.9 for line in grid]
     longest = max(len(row) for line in grid for row in line[0].values)
     columns = max(map(len, grid))

@@ -1,4 +1,4 @@
-"""Puts the tables of benchmarks/results into docs/results.md, between `<!-- table: name -->` and `<!-- end -->`.
+"""Copies the tables of benchmarks/results into docs/results.md, between `<!-- table: name -->` and `<!-- end -->`.
 
 python benchmarks/fill_tables.py
 """
@@ -15,7 +15,7 @@ TABLE = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def filled(text: str) -> str:
-    """The text with each table as it is now."""
+    """The text with every table replaced by its current content."""
 
     def table(match: re.Match[str]) -> str:
         rows = (RESULTS / f"{match[1]}.md").read_text(encoding="utf-8").strip()

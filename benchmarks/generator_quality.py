@@ -1,11 +1,11 @@
-"""The emoji generator on the tokens of plain VQ and of the full method, and with the class given in two ways.
+"""Quality of the emoji generator with two tokenizers (plain VQ, full method) and two ways to give it the class.
 
     make demo && python benchmarks/generator_quality.py
 
-Trains the recipe scripts/configs/noto_emoji_32_maskgit.yaml once for each row, on tokens of the demo's two tokenizers,
-and compares images drawn from the results with the real held-out emoji, never with a tokenizer's reconstructions. The
-cross entropy is that of hidden held-out tokens, and can be compared only between rows of one tokenizer: where six
-codes are in use, they are easy to guess. A run that is finished in `--work_dir` is not trained again.
+Trains the recipe scripts/configs/noto_emoji_32_maskgit.yaml once for each row, on tokens of the demo's two tokenizers.
+The generated images are compared with the real held-out emoji, never with a tokenizer's reconstructions. The cross
+entropy is that of hidden held-out tokens. It compares only rows of one tokenizer, because six codes are easier to
+guess than a thousand. A run that `--work_dir` already holds in full is not trained again.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ SAMPLING: dict[str, Any] = {
 
 
 def run(script: str, *words: str | Path) -> None:
-    """One of the scripts, in a process of its own."""
+    """Runs one of the scripts in its own process."""
     subprocess.run([sys.executable, f"scripts/{script}", *map(str, words)], check=True, cwd=ROOT)
 
 
 def train(name: str, demo: Path, work: Path) -> Path:
-    """The folder of a row's trained generator."""
+    """Trains the generator of a row, unless that is done, and returns its folder."""
     tokenizer, overrides = ROWS[name]
     output = work / name.replace(" ", "_").replace(",", "")
     if not (output / "final").is_dir():
@@ -57,14 +57,14 @@ def train(name: str, demo: Path, work: Path) -> Path:
 
 
 def held_out(folder: Path) -> dict[str, float]:
-    """The last evaluation of a run."""
+    """The numbers of a run's last evaluation."""
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return [line for line in lines if line["split"] == "eval"][-1]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--demo_dir", type=Path, default=ROOT / "demo", help="what `make demo` wrote")
+    parser.add_argument("--demo_dir", type=Path, default=ROOT / "demo", help="the folder that `make demo` wrote")
     parser.add_argument("--work_dir", type=Path, default=ROOT / "out" / "generator_quality")
     options = parser.parse_args()
     options.work_dir.mkdir(parents=True, exist_ok=True)

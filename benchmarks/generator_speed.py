@@ -1,11 +1,11 @@
-"""Images and training tokens a second of `MaskGitModel` beside diffusers' aMUSEd parts, alternating in one run.
+"""Speed of `MaskGitModel` beside the parts of diffusers' aMUSEd, in generating and in training.
 
     make bench-generator
 
-Both have random weights and, to a percent, the same number of parameters, 16 x 16 tokens, 12 steps, guidance, and end
-with the same tokenizer's decoder. Rates are those of the best round, since other work on a machine only ever adds
-time; ratios are the medians over the rounds.
-aMUSEd's text conditions are random tensors; what encodes text is no part of the measurement.
+Both have random weights and, within a percent, the same number of parameters. Both generate 16 x 16 tokens in 12 steps
+with guidance, and end with the same tokenizer's decoder. They alternate in one run. Rates are those of the best round,
+because other work on the machine can only add time. Ratios are medians over the rounds. aMUSEd's text conditions are
+random tensors, so encoding text is not measured.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def our_model(hidden_size: int, num_layers: int, intermediate_size: int) -> Mask
         num_hidden_layers=num_layers,
         num_attention_heads=hidden_size // 64,
         intermediate_size=intermediate_size,
-        dropout=0.0,  # as theirs
+        dropout=0.0,  # like theirs
     )
     return MaskGitModel(config)
 
@@ -63,12 +63,12 @@ def their_model(hidden_size: int, num_layers: int) -> Any:
 
 
 def count(model: nn.Module) -> int:
-    """Parameters of the transformer: without the tokenizer."""
+    """Number of the transformer's parameters, without the tokenizer."""
     return sum(p.numel() for name, p in model.named_parameters() if not name.startswith("tokenizer."))
 
 
 def closest(parameters: int, hidden_size: int, num_layers: int) -> MaskGitModel:
-    """Our model of that width and depth, with the feed-forward width that brings it closest in parameters."""
+    """Our model of this width and depth, with the feed-forward width that best matches the number of parameters."""
     with torch.device("meta"):
         small, large = (count(our_model(hidden_size, num_layers, width)) for width in (64, 128))
     width = 64 + round((parameters - small) / (large - small) * 8) * 8
@@ -76,7 +76,7 @@ def closest(parameters: int, hidden_size: int, num_layers: int) -> MaskGitModel:
 
 
 def their_inputs(hidden_size: int, batch: int, device: str) -> dict[str, torch.Tensor]:
-    """Random text conditions, in the lengths of the pipeline."""
+    """Random text conditions, with the lengths that the pipeline uses."""
     return {
         "encoder_hidden_states": torch.randn(batch, 77, hidden_size, device=device),
         "pooled_text_emb": torch.randn(batch, hidden_size, device=device),
@@ -86,7 +86,7 @@ def their_inputs(hidden_size: int, batch: int, device: str) -> dict[str, torch.T
 
 @torch.no_grad()
 def their_generate(model: Any, tokenizer: Any, inputs: dict[str, torch.Tensor], num_steps: int) -> torch.Tensor:
-    """The loop of `AmusedPipeline.__call__`, from the conditions on."""
+    """The loop of `AmusedPipeline.__call__`, after the text is encoded."""
     from diffusers import AmusedScheduler
 
     batch, device = len(inputs["micro_conds"]) // 2, inputs["micro_conds"].device
@@ -102,7 +102,7 @@ def their_generate(model: Any, tokenizer: Any, inputs: dict[str, torch.Tensor], 
 
 
 def measure(options: argparse.Namespace) -> tuple[dict[tuple[str, str], list[float]], dict[str, int]]:
-    """Milliseconds of each round, `{(library, "generate" or "train"): [...]}`, and the parameters."""
+    """Milliseconds of each round, `{(library, "generate" or "train"): [...]}`, and each library's parameters."""
     torch.manual_seed(0)
     device, batch, width = options.device, options.batch_size, options.hidden_size
     theirs = their_model(width, options.num_layers).to(device)

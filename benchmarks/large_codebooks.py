@@ -5,14 +5,16 @@
     python benchmarks/large_codebooks.py --part table --sizes 16384 65536 --rows "full method" FSQ
     python benchmarks/large_codebooks.py --sizes 16384 --photos FOLDER
 
-Network, batches, optimizer and photographs are those of quality.py, but for 32 channels, 600 steps and a learning rate
-of 3e-3. Error is measured on photographs that did not train, and on strips left out of those that trained. So is use:
-a code can be in use only if what it stands for is in the picture, and only if there are many vectors for each code, so
-all are cut in overlapping tiles. "k-means": what k-means on the training vectors would use.
+Network, batches, optimizer and photographs are those of quality.py, except for 32 channels, 600 steps and a learning
+rate of 3e-3. Error and use of the codes are measured on photographs that did not train, and on strips left out of
+those that trained. A code can be in use only if the images contain what it stands for, and only if there are many
+vectors for each code. So all photographs are cut into overlapping tiles. "k-means" is the share that k-means on the
+training vectors would use.
 
-`trials` tries settings, in half the steps, on photographs that `table` does not measure. What
-results/large_codebooks.json already holds is not run again; `--fresh` runs all. `--photos` takes photographs of your
-own, of which every third does not train, and writes results/large_codebooks_photos.*; another folder wants `--fresh`.
+`trials` tries settings for half the steps, on photographs that `table` does not measure. A run that
+results/large_codebooks.json already holds is not repeated; `--fresh` runs everything again. `--photos` takes your own
+photographs and writes results/large_codebooks_photos.*. Every third of them does not train. Add `--fresh` for another
+folder.
 """
 
 from __future__ import annotations
@@ -41,15 +43,15 @@ from hf_vq.modeling.kmeans_vq import kmeans
 from hf_vq.plots.style import INK, legend_above, new_figure, picture, run_colors
 
 RESULTS = Path(__file__).parent / "results"
-SIZES = (1024, 16384, 256, 4096, 65536)  # in the order of what one wants to know first
+SIZES = (1024, 16384, 256, 4096, 65536)  # the most interesting sizes run first
 STEPS = {"trials": 300, "table": 600}
-LEARNING_RATE = 3e-3  # ten times that of quality.py for fewer steps
+LEARNING_RATE = 3e-3  # ten times that of quality.py, because there are fewer steps
 CHANNELS = 32
-VECTORS = 32 * 64  # of a training batch
+VECTORS = 32 * 64  # in a training batch
 STRIP = 64  # px; every fifth strip of the training photographs is held out
 PHOTO_TILES = 2560
-VECTORS_PER_CODE, MAX_STRIP_TILES = 160, 40960  # of the held-out strips
-MAX_YARDSTICK = 16384  # k-means on the training vectors takes minutes beyond
+VECTORS_PER_CODE, MAX_STRIP_TILES = 160, 40960  # for the held-out strips
+MAX_YARDSTICK = 16384  # with more codes, k-means on the training vectors takes minutes
 KMEANS_ITERATIONS = 3
 FLOOR = "no quantization"
 
@@ -59,11 +61,11 @@ class Row:
     """A line of the tables.
 
     Args:
-        quantizer: what differs from the full method, or a function that makes a foreign layer.
-        embed_dim: dimension of the codes; 64 leaves projections to the layer.
-        commitment_weight: of the quantizer's loss.
-        num_codes: of a layer that cannot have as many as asked for.
-        yardstick: measure what k-means would use, too.
+        quantizer: The arguments that differ from the full method, or a function that makes another library's layer.
+        embed_dim: Dimension of the codes. With 64 the layer has its own projections.
+        commitment_weight: Weight of the quantizer's loss.
+        num_codes: The layer's number of codes, if it cannot have the number asked for.
+        yardstick: Whether to measure what k-means would use, too.
     """
 
     quantizer: dict[str, Any] | Callable[[], nn.Module]
@@ -106,14 +108,15 @@ def lfq(num_codes: int) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
         from vector_quantize_pytorch import LFQ
 
-        # Its entropies cost vectors x codes: with more codes, of fewer vectors.
+        # The entropies cost vectors x codes, so with more codes they take fewer vectors.
         return LFQ(dim=64, codebook_size=num_codes, frac_per_sample_entropy=min(1.0, 1024 / num_codes))
 
     return make
 
 
-LFQ_WEIGHT = 0.1  # of the trials the one with the least error that leaves the codes in use
-FSQ_LEVELS: dict[int, tuple[list[int], ...]] = {  # few dimensions, which did best in quality.py; the authors' choice
+LFQ_WEIGHT = 0.1  # the trial with the lowest error that still keeps the codes in use
+# Few dimensions, which did best in quality.py, then the choice of FSQ's authors.
+FSQ_LEVELS: dict[int, tuple[list[int], ...]] = {
     256: ([16, 16], [8, 6, 5]),
     1024: ([32, 32], [8, 5, 5, 5]),
     4096: ([16, 16, 16], [7, 5, 5, 5, 5]),
@@ -123,7 +126,7 @@ FSQ_LEVELS: dict[int, tuple[list[int], ...]] = {  # few dimensions, which did be
 
 
 def table(num_codes: int) -> dict[str, Row]:
-    """Every method, at the settings that quality.py chose for it."""
+    """Every method with the settings that quality.py chose for it."""
     few, usual = FSQ_LEVELS[num_codes]
     rows = {
         "full method, 4-d": Row({}, 4, yardstick=True),
@@ -141,12 +144,12 @@ def table(num_codes: int) -> dict[str, Row]:
 
 
 def later(num_codes: int) -> dict[str, Any]:
-    """Replacement after as many batches as hold ten vectors for each code."""
+    """Arguments for a replacement that waits until there were ten vectors for each code."""
     return {"replace_freq": 10 * num_codes // VECTORS, "replace_policy": "kmeans"}
 
 
 def trials(num_codes: int) -> dict[str, Row]:
-    """Settings of the full method, and weights of LFQ's loss, which quality.py did not choose."""
+    """What quality.py did not choose: settings of the full method and weights of LFQ's loss."""
     late = later(num_codes)
     settings: dict[str, tuple[int, dict[str, Any]]] = {
         **{f"{dim}-d": (dim, {}) for dim in (4, 6, 8)},
@@ -188,7 +191,10 @@ def build(row: Row, num_codes: int, seed: int) -> VQModel:
 
 
 def use_fast_search(model: VQModel) -> None:
-    """The same nearest codes sooner: foreign layers' by our search, and by a tree in few dimensions."""
+    """Makes the search faster, with the same nearest codes.
+
+    Our search serves layers of other libraries, and a tree serves codes of few dimensions.
+    """
     layer = model.quantize
     is_slow = isinstance(layer, ForeignQuantizer) or layer.code_dim <= MAX_TREE_DIMENSIONS
     if layer.takes_nearest and is_slow:
@@ -197,7 +203,7 @@ def use_fast_search(model: VQModel) -> None:
 
 @torch.no_grad()
 def use_kmeans(model: VQModel, tiles: torch.Tensor) -> None:
-    """Makes the codes the k-means centroids of the vectors of `tiles`."""
+    """Sets the codes to the k-means centroids of the vectors of `tiles`."""
     model.eval()
     batches = (model.encode(batch).last_hidden_state for batch in tiles.split(128))
     vectors = torch.cat([batch.movedim(1, -1).flatten(0, -2) for batch in batches])
@@ -215,7 +221,14 @@ def usage(model: VQModel, tiles: torch.Tensor, num_codes: int) -> float:
 
 
 def strips(names: tuple[str, ...], stride: int, held_out: bool, count: int | None = None) -> torch.Tensor:
-    """Tiles `(N, 3, 32, 32)` inside every fifth strip of these photographs, or those that touch none of them."""
+    """Tiles `(N, 3, 32, 32)` inside every fifth strip of these photographs, or tiles that touch no such strip.
+
+    Args:
+        names: Paths, or names that scikit-image or scikit-learn ships.
+        stride: Distance between tiles in px.
+        held_out: Whether to take the tiles inside the strips.
+        count: The most tiles to return, evenly from all photographs.
+    """
     size = autoencoder.SIZE
     found = []
     picks = np.random.default_rng(0)
@@ -237,15 +250,15 @@ def _shuffled(tiles: torch.Tensor) -> torch.Tensor:
 
 
 def own_split(photos: Path) -> tuple[list[Path], list[Path]]:
-    """The photographs of a folder that train, and every third, which does not."""
+    """Splits the photographs of a folder: those that train, and every third, which does not."""
     paths = sorted(path.resolve() for path in photos.iterdir())
     return [path for index, path in enumerate(paths) if index % 3], paths[::3]
 
 
 def images(part: str, num_codes: int, photos: Path | None = None) -> dict[str, torch.Tensor]:
-    """Tiles: "train", "photographs" (others) and "strips" (of those that train)."""
+    """Tiles to train on ("train"), of other photographs ("photographs"), and of the held-out strips ("strips")."""
     count = min(max(PHOTO_TILES, VECTORS_PER_CODE * num_codes // 64), MAX_STRIP_TILES)
-    if photos is not None:  # with enough of them for both, a third are the others
+    if photos is not None:  # there are enough photographs to hold out a third
         train_names, others = (tuple(str(path) for path in split) for split in own_split(photos))
         train, tiles = strips(train_names, 16, held_out=False), _shuffled(autoencoder._tiles(others, 17))[:count]
     else:
@@ -260,7 +273,7 @@ def images(part: str, num_codes: int, photos: Path | None = None) -> dict[str, t
 
 
 def run(key: dict[str, Any], row: Row, device: str, photos: Path | None) -> dict[str, Any]:
-    """Trains and evaluates the row that a key names; returns its record."""
+    """Trains and evaluates the row that a key names, and returns its record."""
     num_codes, seed, name = key["num_codes"], key["seed"], key["row"]
     tiles = {split: found.to(device) for split, found in images(key["part"], num_codes, photos).items()}
     model = build(row, num_codes, seed).to(device)  # type: ignore[arg-type]
@@ -290,7 +303,7 @@ def run(key: dict[str, Any], row: Row, device: str, photos: Path | None) -> dict
 
 
 def protocol(photos: Path | None) -> dict[str, Any]:
-    """What the numbers of a file are of."""
+    """The settings behind the numbers of a file."""
     rows = {part: {size: make(size) for size in sorted(SIZES)} for part, make in PARTS.items()}
     data = {"table": autoencoder.SPLITS["photographs"], "trials": autoencoder.SPLITS["validation"]}
     data = {part: {"train": found["train"], "test": found["test"]} for part, found in data.items()}
@@ -324,7 +337,7 @@ COLUMNS = {
 
 
 def cells(runs: list[dict[str, Any]]) -> list[str]:
-    """The line of the runs of a row."""
+    """The cells of a table's line, from the runs of one row."""
 
     def mean(key: str, scale: float, digits: int) -> str:
         values = [scale * run[key] for run in runs if key in run]
@@ -346,7 +359,7 @@ def cells(runs: list[dict[str, Any]]) -> list[str]:
 
 
 def tables(records: list[dict[str, Any]], photos: Path | None = None) -> str:
-    """Markdown of both parts, mean and deviation over the seeds."""
+    """Markdown tables of both parts, with mean and deviation over the seeds."""
     of = f"{len(list(photos.iterdir()))} photographs, two thirds for training" if photos else "test photographs"
     titles = {"table": of, "trials": "settings, on the validation photographs"}
     columns = ["codes", "", "MSE x1e-3", "of strips", "perplexity", *COLUMNS.values(), "seeds"]
@@ -375,7 +388,7 @@ def tables(records: list[dict[str, Any]], photos: Path | None = None) -> str:
 
 
 def _densities(shown: dict[tuple[int, str], list[dict[str, Any]]]) -> str:
-    """N / K of each size."""
+    """Vectors for each code, for every size of the codebook."""
     of_sizes = {num_codes: runs[0] for (num_codes, row), runs in shown.items() if row != FLOOR}
     return "; ".join(
         f"{num_codes:,} codes: "
@@ -388,7 +401,7 @@ LATER = "full method, later k-means replacement"
 
 
 def draw(records: list[dict[str, Any]]) -> PIL.Image.Image:
-    """Error, use by the held-out strips and perplexity of "table" against the number of codes: mean, seeds' range."""
+    """Draws error, use by the held-out strips and perplexity against the number of codes, with mean and range."""
     lines: dict[str, dict[int, list[dict[str, Any]]]] = {}
     for record in sorted(records, key=lambda record: record["num_codes"]):
         if "strips_usage" not in record:  # without quantization
@@ -398,8 +411,8 @@ def draw(records: list[dict[str, Any]]) -> PIL.Image.Image:
         name = LATER if "later" in record["row"] else names.get(record["row"], record["row"])
         lines.setdefault(name, {}).setdefault(record["num_codes"], []).append(record)
     last = lines.pop(LATER, None)
-    colors = list(run_colors(len(lines) + 1)[1:])  # the grey is for baselines
-    if last is not None:  # at the end, in the colour of the first
+    colors = list(run_colors(len(lines) + 1)[1:])  # gray is for baselines
+    if last is not None:  # drawn last, in the color of the first
         lines[LATER] = last
         colors.append(colors[0])
     figure, grid = new_figure(12, 4.2, columns=3)
@@ -421,7 +434,7 @@ def draw(records: list[dict[str, Any]]) -> PIL.Image.Image:
         axes.set(xscale="log", xticks=sorted(SIZES), **limits)
         axes.minorticks_off()
         axes.set_xticklabels([f"{size:,}" for size in sorted(SIZES)], fontsize=9)
-        axes.yaxis.set_major_formatter("{x:,.6g}")  # a logarithmic scale brings its own
+        axes.yaxis.set_major_formatter("{x:,.6g}")  # a logarithmic scale sets its own formatter
         axes.set_title(label, fontsize=11, color=INK)
         axes.set_xlabel("codes")
     legend_above(figure, grid[0, 0], columns=4)
@@ -432,12 +445,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--part", nargs="*", default=["table"], choices=list(PARTS))
     parser.add_argument("--sizes", nargs="*", type=int, default=SIZES, metavar="K", choices=SIZES)
-    parser.add_argument("--rows", nargs="*", default=[""], metavar="START", help="those whose names start so")
+    parser.add_argument("--rows", nargs="*", default=[""], metavar="START", help="run rows whose names start so")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
-    parser.add_argument("--steps", type=int, help=", ".join(f"{steps} for {part}" for part, steps in STEPS.items()))
+    parser.add_argument(
+        "--steps", type=int, help="default: " + ", ".join(f"{steps} for {part}" for part, steps in STEPS.items())
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--photos", type=Path, metavar="FOLDER", help="photographs in place of the five and two")
-    parser.add_argument("--fresh", action="store_true", help="forget the results of earlier runs")
+    parser.add_argument("--photos", type=Path, metavar="FOLDER", help="use the photographs of this folder")
+    parser.add_argument("--fresh", action="store_true", help="delete the results of earlier runs first")
     options = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / ("large_codebooks_photos.json" if options.photos else "large_codebooks.json")

@@ -2,9 +2,10 @@
 
     python benchmarks/mechanism.py
 
-Trains one small autoencoder on the shipped emoji with each method, the same network, data order and budget, and writes
-pictures and their data into `--output_dir`, the table into results/mechanism.md and .json. Of several seeds the first
-is drawn. A run that `--output_dir` already holds is not trained again, and one that was killed goes on.
+Trains one small autoencoder on the shipped emoji with each method. All share network, data order and budget. The
+script writes pictures and their data into `--output_dir` and the table into results/mechanism.md and .json. The
+pictures show the first seed. A run that `--output_dir` already holds is not trained again, and an interrupted
+run continues.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from hf_vq.plots.codebook import usage_histogram
 from hf_vq.training.snapshots import CodebookSnapshot, load_snapshots
 
 RESULTS = Path(__file__).parent / "results"
-# One width of codes for all, the encoder's own: a narrow projection would do much of the work by itself.
+# All methods have codes as wide as the encoder. A narrow projection would do much of the work by itself.
 BACKBONE: dict[str, Any] = {
     "architecture": "sqvae", "image_size": 32, "base_channels": 64, "embed_dim": 64, "num_codes": 1024,
 }  # fmt: skip
@@ -35,7 +36,7 @@ STANDARD: dict[str, Any] = {
     "beta": 0.95, "commitment_weight": 10.0, "sync_nu": 0.0, "affine_lr": 0.0, "alternating_steps": 0,
     "replace_freq": 0, "kmeans_init": False,
 }  # fmt: skip
-# The parts as in quality_candidates.py; the full method is what `VQConfig` has by default.
+# The parts are those of quality_candidates.py. The full method is the default of `VQConfig`.
 METHODS: dict[str, dict[str, Any]] = {
     "standard": STANDARD,
     "affine": {**STANDARD, "affine_lr": 2.0, "commitment_weight": 2.0},
@@ -60,7 +61,7 @@ COLUMNS: dict[str, tuple[str, int]] = {
 
 
 def run(method: str, seed: int, options: argparse.Namespace, datasets: tuple[Any, Any]) -> dict[str, Any]:
-    """Trains one method, or goes on doing so; returns its record."""
+    """Trains one method, or continues an interrupted run, and returns its record."""
     train_images, test_images = datasets
     folder = options.output_dir / f"{method.replace(' ', '_')}-{seed}"
     torch.manual_seed(seed)
@@ -100,7 +101,7 @@ def run(method: str, seed: int, options: argparse.Namespace, datasets: tuple[Any
 
 
 def protocol(options: argparse.Namespace, num_train: int, num_test: int) -> dict[str, Any]:
-    """What the numbers are of."""
+    """The settings behind the numbers."""
     words = [f"--max_steps {options.max_steps}", "--seeds " + " ".join(map(str, options.seeds))]
     if options.methods != list(METHODS):
         words.append("--methods " + " ".join(f'"{method}"' for method in options.methods))
@@ -116,7 +117,7 @@ def protocol(options: argparse.Namespace, num_train: int, num_test: int) -> dict
 
 
 def table(records: list[dict[str, Any]], facts: dict[str, Any]) -> str:
-    """Markdown of the last step, mean and deviation over the seeds."""
+    """Markdown table of the last step, with mean and deviation over the seeds."""
     lines = [
         f"`{facts['command']}`",
         "",
@@ -140,7 +141,7 @@ def table(records: list[dict[str, Any]], facts: dict[str, Any]) -> str:
 
 
 def draw(runs: dict[str, list[CodebookSnapshot]], options: argparse.Namespace) -> None:
-    """All pictures."""
+    """Draws and saves all pictures."""
     folder = options.output_dir
     pair = {name: runs[name] for name in DRAWN if name in runs} or runs
     toy_trajectories().save(folder / "toy_trajectories.png")
@@ -155,14 +156,14 @@ def draw(runs: dict[str, list[CodebookSnapshot]], options: argparse.Namespace) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--output_dir", type=Path, default=Path("out/mechanism"), help="runs and pictures")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where the table goes")
+    parser.add_argument("--output_dir", type=Path, default=Path("out/mechanism"), help="folder for runs and pictures")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the table")
     parser.add_argument("--max_steps", type=int, default=600, help="optimizer steps of each run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD")
-    parser.add_argument("--snapshots", type=int, default=24, help="about so many over a run")
-    parser.add_argument("--steps", type=int, nargs="+", help="steps drawn as panels; five of all by default")
-    parser.add_argument("--tsne", action="store_true", help="t-SNE panels as well (needs scikit-learn; slow)")
+    parser.add_argument("--snapshots", type=int, default=24, help="approximate number of snapshots over a run")
+    parser.add_argument("--steps", type=int, nargs="+", help="steps to draw as panels (default: five over the run)")
+    parser.add_argument("--tsne", action="store_true", help="also draw t-SNE panels (needs scikit-learn, slow)")
     options = parser.parse_args()
     options.output_dir.mkdir(parents=True, exist_ok=True)
     options.results.mkdir(parents=True, exist_ok=True)

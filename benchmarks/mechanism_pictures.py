@@ -1,6 +1,6 @@
 """Pictures of a codebook over training: how embeddings P, codes C and codes in use Q move, and what that does.
 
-All take runs as snapshots: a mapping of a run's name to what `load_snapshots` returns.
+All functions take a mapping from the name of a run to its snapshots, which `load_snapshots` returns.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ Runs = Mapping[str, Sequence[CodebookSnapshot]]
 Method = Literal["pca", "tsne"]
 
 _DENSITY_POINTS, _RIDGE_HEIGHT = 400, 1.35
-_TEXT_LINE = 0.08  # of a panel's height
-# Metric -> what its panel says, and its axis.
+_TEXT_LINE = 0.08  # share of a panel's height
+# Metric -> the title of its panel, and settings of its axis.
 _CURVES: dict[str, tuple[str, dict[str, Any]]] = {
     "perplexity": ("perplexity of the codes", {"yscale": "log"}),
     "usage": ("share of the codes in use", {"ylim": (0, 1.02)}),
@@ -52,21 +52,21 @@ def projection_panels(
     max_points: int = 1500,
     title: str | None = None,
 ) -> PIL.Image.Image:
-    """P, C and Q at some steps of training: a row for each run, a column for each step.
+    """Draws P, C and Q at some steps of training, with a row for each run and a column for each step.
 
-    The projection of a run and its axes are common to all its steps, so what moves in the picture has moved.
+    All steps of a run share their projection and axes, so what moves in the picture has moved.
 
     Args:
         runs: Run -> snapshots.
-        steps: The snapshots nearest to these are drawn; five from first to last if not given.
-        method: "pca", principal components of all snapshots of the run together; or "tsne", of those drawn
-            (scikit-learn's, started from these components), which keeps neighbourhoods and no distances.
-        max_points: Embeddings drawn in a panel.
+        steps: Steps to draw. The nearest snapshot is taken for each. The default is five from first to last.
+        method: "pca" takes the principal components of all snapshots of the run together. "tsne" takes scikit-learn's
+            t-SNE of the drawn snapshots, started from these components. It keeps neighborhoods but not distances.
+        max_points: The most embeddings to draw in a panel.
         title: A line above the picture.
 
     Raises:
-        ValueError: A run has no snapshots.
-        ModuleNotFoundError: "tsne" without scikit-learn.
+        ValueError: If a run has no snapshots.
+        ModuleNotFoundError: If the method is "tsne" and scikit-learn is missing.
     """
     _check(runs)
     if steps is None:
@@ -97,16 +97,18 @@ def projection_panels(
 def projection_animation(
     runs: Runs, *, max_points: int = 1000, max_frames: int = 40, dpi: int = 100
 ) -> list[PIL.Image.Image]:
-    """P, C and Q over training, one frame for each step that all runs have; runs side by side, axes common.
+    """Draws P, C and Q over training, with one frame for each step that all runs have.
+
+    The runs stand side by side. All frames of a run share their axes.
 
     Args:
         runs: Run -> snapshots.
-        max_points: Embeddings drawn in a panel.
-        max_frames: More steps than this are thinned out evenly; first and last stay.
-        dpi: Pixels per inch; a panel has about 3.4 inches.
+        max_points: The most embeddings to draw in a panel.
+        max_frames: The most frames. More steps are thinned out evenly, but first and last stay.
+        dpi: Pixels per inch. A panel is about 3.4 inches wide.
 
     Raises:
-        ValueError: A run has no snapshots, or the runs have no step in common.
+        ValueError: If a run has no snapshots, or the runs have no step in common.
     """
     _check(runs)
     common = sorted(set.intersection(*({snapshot.step for snapshot in snapshots} for snapshots in runs.values())))
@@ -132,10 +134,10 @@ def projection_animation(
 
 
 def save_animation(frames: Sequence[PIL.Image.Image], path: str | Path, *, milliseconds: int = 200) -> None:
-    """Writes frames as an endless GIF, with one palette for all of them; the last frame stays five times as long.
+    """Writes frames as an endless GIF with one common palette. The last frame stays five times as long.
 
     Raises:
-        ValueError: There is no frame.
+        ValueError: If there are no frames.
     """
     if not frames:
         raise ValueError("there is no frame to write")
@@ -153,17 +155,17 @@ def save_animation(frames: Sequence[PIL.Image.Image], path: str | Path, *, milli
 
 
 def density_ridges(runs: Runs, *, max_ridges: int = 12, title: str | None = None) -> PIL.Image.Image:
-    """Densities of P and C along the first principal component of a run, one ridge for each step, time going down.
+    """Draws the densities of P and C along the first principal component of a run, with one ridge for each step.
 
-    Each density is scaled to the same height. Ticks under a ridge are the codes in use, Q.
+    Time goes down. Each density is scaled to the same height. Ticks under a ridge are the codes in use, Q.
 
     Args:
         runs: Run -> snapshots.
-        max_ridges: More steps than this are thinned out evenly; first and last stay.
+        max_ridges: The most ridges. More steps are thinned out evenly, but first and last stay.
         title: A line above the picture.
 
     Raises:
-        ValueError: A run has no snapshots.
+        ValueError: If a run has no snapshots.
     """
     _check(runs)
     figure, grid = new_figure(max(5.2, 4.2 * len(runs)), 6, title, columns=len(runs))
@@ -175,7 +177,7 @@ def density_ridges(runs: Runs, *, max_ridges: int = 12, title: str | None = None
         (low, high), _ = _limits(clouds)
         grid_x = np.linspace(low, high, _DENSITY_POINTS)
         for line, (snapshot, (p, c)) in enumerate(zip(shown, clouds, strict=True)):
-            front = 3 * line + 2  # later steps before earlier ones; of a step C behind P behind Q
+            front = 3 * line + 2  # later steps are in front; within a step Q is before P and P before C
             for points, color, zorder in ((p, RUN_COLORS[1], front - 1), (c, CODES, front - 2)):
                 density = _density(points[:, 0], grid_x)
                 height = _RIDGE_HEIGHT * density / density.max() - line
@@ -195,16 +197,16 @@ def density_ridges(runs: Runs, *, max_ridges: int = 12, title: str | None = None
 
 
 def codebook_curves(runs: Runs, *, title: str | None = None) -> PIL.Image.Image:
-    """Use of the codes, distances of the moments of P and C, and the straight-through gap over training.
+    """Draws use of the codes, distances of the moments of P and C, and the straight-through gap over training.
 
-    The metrics are those of `CodebookMonitor`; distances are in units of P's spread.
+    The metrics are those of `CodebookMonitor`. Distances are in units of P's spread.
 
     Args:
-        runs: Run -> snapshots; the first in grey and dashed.
+        runs: Run -> snapshots. The first run is gray and dashed.
         title: A line above the picture.
 
     Raises:
-        ValueError: A run has no snapshots.
+        ValueError: If a run has no snapshots.
     """
     _check(runs)
     figure, grid = new_figure(12, 6.2, title, rows=2, columns=3)
@@ -243,9 +245,12 @@ def _thin(vectors: torch.Tensor, limit: int | None) -> torch.Tensor:
 def _project(
     snapshots: Sequence[CodebookSnapshot], shown: Sequence[CodebookSnapshot], method: Method, max_points: int | None
 ) -> tuple[list[tuple[np.ndarray, np.ndarray]], np.ndarray | None]:
-    """P and C of the snapshots to show in one plane, and the shares of the variance that its axes have.
+    """Projects P and C of the snapshots in `shown` to one plane.
 
-    All codes are kept (Q is a mask of them); `max_points` thins out P alone.
+    `max_points` thins out P alone. All codes stay, because Q is a mask of them.
+
+    Returns:
+        The projected P and C of each snapshot, and the share of the variance of each axis (None for t-SNE).
     """
     center, components, shares = principal_components([x for s in snapshots for x in (s.embeddings, s.codes)])
     sets = [(_thin(snapshot.embeddings, max_points), snapshot.codes) for snapshot in shown]
@@ -269,7 +274,7 @@ def _project(
 
 
 def _limits(clouds: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Where all points of all steps lie, with a margin."""
+    """The ranges of x and y that hold all points of all steps, with a margin."""
     points = np.concatenate([x for pair in clouds for x in pair])
     low, high = points.min(0), points.max(0)
     margin = 0.04 * np.maximum(high - low, 1e-6)
@@ -284,9 +289,9 @@ def _draw_row(
     scale: float,
     limits: tuple[tuple[float, float], tuple[float, float]] | None = None,
 ) -> None:
-    """Snapshots of one run on common axes, each with the number of its codes in use."""
+    """Draws snapshots of one run on common axes, each with its number of codes in use."""
     (left, right), (bottom, top) = limits or _limits(clouds)
-    # A square that holds all, above a line of text: panels of one size, with equal units on both axes.
+    # A square that holds all points, above a line of text. So panels have one size and equal units on both axes.
     half = max(right - left, (top - bottom) / (1 - _TEXT_LINE)) / 2
     center = (bottom + top) / 2 - _TEXT_LINE * half
     for axes, snapshot, (p, c) in zip(row, shown, clouds, strict=True):
@@ -303,7 +308,7 @@ def _draw_row(
 
 
 def _density(values: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Gaussian kernel density with Scott's bandwidth, at least a hundredth of the range, by way of a histogram."""
+    """Gaussian kernel density from a histogram, with Scott's bandwidth but at least a hundredth of the range."""
     edges = np.concatenate([at - (at[1] - at[0]) / 2, [at[-1] + (at[1] - at[0]) / 2]])
     counts = np.histogram(values, edges)[0].astype(float)
     width = max(values.std() * len(values) ** -0.2, (at[-1] - at[0]) / 100)

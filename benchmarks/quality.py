@@ -4,10 +4,11 @@
     python benchmarks/quality.py --tune
     python benchmarks/quality.py --rows "no quantization" --data photographs --seeds 0 1 2
 
-Every row has the same network, batches, optimizer and steps; what differs is the quantizer, the weight of its loss and
-the dimension of the codes (1 x 1 convolutions lead to it and back). `--tune` gives every method as many candidates
-(quality_candidates.py) and half a budget on photographs that the tables do not measure; the best of each enters the
-tables. A row that results/quality_DATA.json already holds for these steps is not run again; `--fresh` runs all.
+All rows share network, batches, optimizer and steps. They differ in the quantizer, the weight of its loss and the
+dimension of the codes (1 x 1 convolutions lead to it and back). `--tune` tries equally many candidates for every
+method (quality_candidates.py), with a third of the steps, on photographs that the tables do not measure. The best
+candidate of each enters the tables. A row that results/quality_DATA.json already holds for these steps is not run
+again; `--fresh` runs everything again.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ FLOOR = "no quantization"
 
 
 def chosen(path: Path, candidates: dict[str, dict[str, Row]]) -> dict[str, Row]:
-    """The candidate of each method with the least error in the trials at `path`, by its name."""
+    """The candidate of each method with the lowest error in the trials at `path`, as name -> row."""
     records = load_records(path)
     best = {}
     for method, rows in candidates.items():
@@ -46,13 +47,13 @@ def chosen(path: Path, candidates: dict[str, dict[str, Row]]) -> dict[str, Row]:
 
 
 def run(name: str, row: Row, data: str, seed: int, steps: int, device: str) -> dict[str, Any]:
-    """Trains and evaluates one row; returns its record."""
+    """Trains and evaluates one row, and returns its record."""
     train_images, test_images = (split.to(device) for split in autoencoder.DATA[data]())
     model = autoencoder.build(row.quantizer, row.embed_dim, seed, row.num_codes).to(device)  # type: ignore[arg-type]
     with no_vq(model) if name == FLOOR else nullcontext():
         clock = autoencoder.train(model, train_images, commitment_weight=row.commitment_weight, steps=steps, seed=seed)
         metrics = autoencoder.evaluate(model, test_images, row.num_codes)
-        # A code that new images do not need is not lost; one that even the training images do not use is.
+        # A code that new images do not need is not lost. A code that even the training images do not use is.
         metrics["train_usage"] = autoencoder.evaluate(model, train_images, row.num_codes)["usage"]
         if row.yardstick:
             if data == "photographs":
@@ -71,7 +72,7 @@ def run(name: str, row: Row, data: str, seed: int, steps: int, device: str) -> d
 
 
 def table(records: list[dict[str, Any]], names: Iterable[str], title: str, steps: int) -> str:
-    """Markdown: mean over the seeds (and deviation, where there are several)."""
+    """Markdown table of the mean over the seeds, with the deviation where there are several."""
     shown = [record for record in records if record["steps"] == steps]
     usages = {
         "usage": "codes used",
@@ -105,7 +106,7 @@ def table(records: list[dict[str, Any]], names: Iterable[str], title: str, steps
 
 
 def protocol(rows: dict[str, Row], data: str, title: str, steps: int) -> dict[str, Any]:
-    """What the numbers of a file are of."""
+    """The settings behind the numbers of a file."""
     return {
         "title": title,
         **autoencoder.PROTOCOL,
@@ -125,7 +126,7 @@ def fill(
     device: str,
     only: Container[str] | None = None,
 ) -> None:
-    """Runs what the file lacks of `rows`, or of `only` those named, and writes it, with its table, after every row."""
+    """Runs the rows that the file lacks, or those of them in `only`. Writes file and table after every row."""
     records = load_records(path)
     names = dict.fromkeys([*rows, *(record["row"] for record in records)])
     facts = protocol(rows, data, title, steps)
@@ -143,13 +144,13 @@ def fill(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--tune", action="store_true", help="try the candidates of each method")
-    parser.add_argument("--rows", nargs="*", metavar="ROW", help="by their names in the table; all by default")
+    parser.add_argument("--tune", action="store_true", help="try the candidates of each method instead")
+    parser.add_argument("--rows", nargs="*", metavar="ROW", help="run only these rows of the table")
     parser.add_argument("--data", nargs="*", default=["photographs", "emoji"], choices=["photographs", "emoji"])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
-    parser.add_argument("--steps", type=int, help="1,500, and 500 to tune")
+    parser.add_argument("--steps", type=int, help="default: 1500, and 500 with --tune")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--fresh", action="store_true", help="forget the results of earlier runs")
+    parser.add_argument("--fresh", action="store_true", help="delete the results of earlier runs first")
     options = parser.parse_args()
     options.steps = options.steps or (500 if options.tune else 1500)
     RESULTS.mkdir(exist_ok=True)

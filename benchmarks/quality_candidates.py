@@ -1,4 +1,4 @@
-"""The rows of the quality tables: candidates to tune each method by, and rows at fixed settings."""
+"""The rows of the quality tables: candidates for tuning each method, and rows with fixed settings."""
 
 from __future__ import annotations
 
@@ -17,8 +17,12 @@ class Row:
     """A line of the table.
 
     Args:
-        quantizer: arguments of `VectorQuant`, or a function from the code dimension to a foreign layer.
-        yardstick: measure how many codes k-means would use, too.
+        quantizer: Arguments of `VectorQuant`, or a function from the dimension of the codes to another
+            library's layer.
+        commitment_weight: Weight of the quantizer's loss.
+        embed_dim: Dimension of the codes.
+        num_codes: Number of codes.
+        yardstick: Whether to measure how many codes k-means would use, too.
     """
 
     quantizer: dict[str, Any] | Callable[[int], nn.Module]
@@ -63,7 +67,7 @@ FULL = RECOMMENDED_QUANTIZER
 PLAIN: dict[str, Any] = {"beta": 0.95}
 OTHERS = "(vector-quantize-pytorch)"
 
-# Six candidates for each method: three dimensions of the codes by two values of the setting that matters most.
+# Each method has six candidates: three dimensions of the codes times two values of the setting that matters most.
 CANDIDATES: dict[str, dict[str, Row]] = {
     "full method": {
         f"full method, {dim}-d codes, {kind} step {rate}": Row(

@@ -2,8 +2,9 @@
 
     make bench-quantizer
 
-Encode is an eval forward without gradients, train a forward and a backward; the best of the rounds is given, since
-other work on a machine only ever adds time. Memory is the growth of a new process's peak over one encode.
+Encode is a forward pass in eval mode without gradients. Train is a forward and a backward pass. The table gives the
+best of the rounds, because other work on the machine can only add time. Memory is the growth of a new process's peak
+over one encode.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Diffusers(nn.Module):
 
         self.layer = VectorQuantizer(num_codes, dim, beta=0.25, legacy=False)
 
-    def forward(self, z: torch.Tensor) -> tuple:  # it wants (B, C, H, W)
+    def forward(self, z: torch.Tensor) -> tuple:  # the layer takes (B, C, H, W)
         return self.layer(z.transpose(1, 2)[..., None])
 
 
@@ -60,7 +61,7 @@ LIBRARIES: dict[str, Callable[[int, int], nn.Module]] = {
 
 
 def loss_of(result: tuple) -> torch.Tensor:
-    """A scalar that needs both the quantized tensor and the library's own loss."""
+    """A scalar that depends on both the quantized tensor and the library's own loss."""
     quantized, *others = result
     for other in others:
         if hasattr(other, "loss"):
@@ -96,7 +97,7 @@ def measure(num_vectors: int, dim: int, num_codes: int, rounds: int, device: str
 
 
 def peak_growth(name: str, num_vectors: int, dim: int, num_codes: int) -> float:
-    """MiB by which this process's peak grows over one encode; run it in a process of its own."""
+    """MiB by which this process's peak grows over one encode. Run it in its own process."""
     layer = LIBRARIES[name](dim, num_codes).eval()
     z = torch.randn(1, num_vectors, dim)
     with torch.no_grad():
@@ -107,14 +108,17 @@ def peak_growth(name: str, num_vectors: int, dim: int, num_codes: int) -> float:
 
 
 def peak_memory() -> float:
-    """MiB, of this process. Not from `resource`: a process inherits that peak from the one that started it."""
+    """The peak memory of this process in MiB.
+
+    `resource` would not do, because a process inherits that peak from the one that started it.
+    """
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) / 1024
 
 
 def name_of(device: str) -> str:
-    """What ran, for a table's caption."""
+    """The device's name for a table's caption."""
     return torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
 
 

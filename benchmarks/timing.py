@@ -27,5 +27,5 @@ def timed_rounds(tasks: Mapping[Name, Callable[[], object]], rounds: int, device
 
 
 def speedup(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """How many times faster ours is: the median over the rounds, which a busy neighbour of one round does not move."""
+    """How many times faster ours is, as the median over the rounds. One disturbed round does not change it."""
     return statistics.median(their / our for our, their in zip(ours, theirs, strict=True))

@@ -2,10 +2,10 @@
 
     make bench-tokenize
 
-Both models give the same tokens, which is checked before anything is timed; only a vector as near to two codes as
-float32 can tell may get either. The tasks alternate in one run. Images per second are those of the best round, since
-other work on a machine only ever adds time; the ratio is the median over the rounds. Memory is the growth of the peak
-over one call, eager, in a process of its own.
+Both models give the same tokens, and the script checks this before it times anything. Tokens may differ only where
+float32 cannot tell which of two codes is nearer. The tasks alternate in one run. Images per second are those of the
+best round, because other work on the machine can only add time. The ratio is the median over the rounds. Memory is the
+growth of the peak over one eager call, in its own process.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from timing import speedup, timed_rounds
 from hf_vq.convert.checkpoints import convert_state_dict
 
 SIZES = (32, 64, 256)
-PIXELS = 2**15  # of a batch, where that is at least two images
+PIXELS = 2**15  # in a batch, which has at least two images
 CONFIG: dict[str, Any] = {
     "down_block_types": ["DownEncoderBlock2D"] * 3,
     "up_block_types": ["UpDecoderBlock2D"] * 3,
@@ -40,16 +40,16 @@ CONFIG: dict[str, Any] = {
     "vq_embed_dim": 8,
 }
 THEIRS = "diffusers"
-TIE = 1e-4  # between distances to two codes; the two models' vectors differ by about 1e-5
+TIE = 1e-4  # difference of the distances to two codes; the two models' vectors differ by about 1e-5
 Task = Callable[[torch.Tensor], torch.Tensor]
 
 
 def build(device: str) -> tuple[dict[str, dict[str, Task]], Task]:
-    """Both libraries with the same weights, and what tells which tokens are well defined.
+    """Both libraries with the same weights, and a function that tells which tokens are well defined.
 
     Returns:
-        `{library: {"encode": pixels to ids (flat), "decode": ids (batch, h, w) to pixels}}`, and a function of pixels:
-        by how much the second nearest code is farther away than the nearest, in float64 (flat).
+        `{library: {"encode": pixels to ids (flat), "decode": ids (batch, h, w) to pixels}}`, and a function of pixels.
+        It returns by how much the second nearest code is farther away than the nearest, in float64 (flat).
     """
     import diffusers
 
@@ -93,7 +93,7 @@ def make_inputs(size: int, device: str) -> tuple[torch.Tensor, tuple[int, int, i
 def measure(
     modes: dict[str, dict[str, dict[str, Task]]], margin: Task, size: int, rounds: int, device: str
 ) -> list[dict[str, Any]]:
-    """Rows of the results for one size and all modes, after a check that the libraries agree in each."""
+    """Rows of the results for one size and all modes. First checks that the libraries agree in each mode."""
     pixels, shape = make_inputs(size, device)
     tokens = modes["eager"][THEIRS]["encode"](pixels).reshape(shape)
     tie = margin(pixels) < TIE
@@ -126,14 +126,14 @@ def measure(
 
 @torch.no_grad()
 def peak_growth(name: str, sizes: list[int]) -> dict[str, float]:
-    """MiB by which this process's peak grows over one call, `{"32 encode": ...}`; run it in a process of its own."""
+    """MiB by which this process's peak grows over one call, `{"32 encode": ...}`. Run it in its own process."""
     found = {}
     for task, function in build("cpu")[0][name].items():
         for size in sizes:
             pixels, shape = make_inputs(size, "cpu")
             argument = pixels if task == "encode" else torch.zeros(shape, dtype=torch.long)
             function(argument[:1, ..., :16, :16])
-            Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is in use
+            Path("/proc/self/clear_refs").write_text("5")  # resets the peak to what is in use now
             before = peak_memory()
             function(argument)
             found[f"{size} {task}"] = peak_memory() - before
@@ -141,14 +141,14 @@ def peak_growth(name: str, sizes: list[int]) -> dict[str, float]:
 
 
 def memory_of(name: str, sizes: list[int]) -> dict[str, float]:
-    """`peak_growth` in a new process, whose allocator gives back what is freed."""
+    """Runs `peak_growth` in a new process whose allocator returns freed memory to the system."""
     command = [sys.executable, __file__, "--memory", name, "--sizes", *map(str, sizes)]
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
 
 
 def table(rows: list[dict[str, Any]], caption: str) -> str:
-    """The results in Markdown, a row for each size, mode and task."""
+    """Markdown table of the results, with a row for each size, mode and task."""
     lines = [
         caption,
         "",
@@ -193,7 +193,7 @@ def main() -> None:
         caption += f" No compiled rows: {'not asked for' if can_compile else 'there is no C++ compiler'}."
     eager, margin = build(options.device)
     modes = {"eager": eager}
-    if compiled:  # once for all sizes: compiling takes longer than all the rest
+    if compiled:  # once for all sizes, because compiling takes longer than everything else
         modes["compiled"] = {
             name: {task: torch.compile(function, dynamic=True) for task, function in functions.items()}
             for name, functions in build(options.device)[0].items()

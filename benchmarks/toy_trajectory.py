@@ -1,7 +1,8 @@
-"""The paper's toy problem: one vector, one code, and where each way of optimising takes them.
+"""The paper's toy problem: one vector, one code, and where each way of optimizing takes them.
 
-Task loss `|z_q|^2 / 2` in the plane, plain gradient descent with lr 0.55, commitment loss with beta 0.7, synchronized
-commitment with nu 0.3. The vector starts at (-0.9, -0.9), the code at (0, -0.9), the solution is (0, 0).
+The task loss is `|z_q|^2 / 2` in the plane. The optimizer is plain gradient descent with lr 0.55. The commitment loss
+has beta 0.7, and synchronized commitment has nu 0.3. The vector starts at (-0.9, -0.9), the code at (0, -0.9), and the
+solution is (0, 0).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from hf_vq.plots.style import FAINT, FRAME, INK, PAPER, RUN_COLORS, legend_below
 
 LR, BETA, NU = 0.55, 0.7, 0.3
 VECTOR, CODE = (-0.9, -0.9), (0.0, -0.9)
-# Of `VectorQuant`. The inner step moves a code as far as the figure's does.
+# Arguments of `VectorQuant`. The inner step moves a code as far as that of the paper's figure.
 _ALTERNATING = {"alternating_steps": 1, "alternating_kind": "centroid", "alternating_lr": LR * BETA}
 METHODS: dict[str, dict[str, Any]] = {
     "no quantization": {},
@@ -31,14 +32,14 @@ _BLUE, _VERMILION = RUN_COLORS[1:3]
 
 
 def layer_trajectory(method: str, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions of the vector and of the code, each (steps + 1, 2), stepped through a real `VectorQuant`.
+    """Positions of the vector and of the code, each (steps + 1, 2), as a real `VectorQuant` moves them.
 
-    Under "no quantization" the code stays where it is. Alternating here means what the layer does: the inner step on
-    the code, then the task step on both, with gradients seen from the code's new place.
+    With "no quantization" the code stays where it is. "Alternating" is what the layer does: it takes the inner step on
+    the code, then the task step on both, with gradients at the code's new place.
 
     Args:
         method: A key of `METHODS`.
-        steps: Steps of gradient descent.
+        steps: Number of steps of gradient descent.
     """
     layer = VectorQuant(2, 1, beta=BETA, dim=-1, **METHODS[method])
     with torch.no_grad():
@@ -63,15 +64,15 @@ def layer_trajectory(method: str, steps: int) -> tuple[torch.Tensor, torch.Tenso
 
 
 def figure_trajectory(method: str, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `layer_trajectory`, by the recursions that the markers of the paper's own figure follow.
+    """Like `layer_trajectory`, but with the recursions that the markers of the paper's own figure follow.
 
-    They differ from the layer's in the last two methods: the figure's "alternating" steps the vector on the distance
-    from before the inner step and the code only in the inner step, its "both" applies the old commitment gradient
+    They differ from the layer in the last two methods. The figure's "alternating" steps the vector on the distance
+    from before the inner step, and the code only in the inner step. Its "both" applies the old commitment gradient
     twice.
 
     Args:
         method: A key of `METHODS`.
-        steps: Steps of the recursion.
+        steps: Number of steps of the recursion.
     """
     z, q = torch.tensor(VECTOR), torch.tensor(CODE)
     vectors, codes = [z], [q]
@@ -96,10 +97,10 @@ def figure_trajectory(method: str, steps: int) -> tuple[torch.Tensor, torch.Tens
 
 
 def toy_trajectories(steps: int = 12) -> PIL.Image.Image:
-    """The five paths of the layer; below its last two those of the paper's figure, and how far codes are from (0, 0).
+    """Draws the five paths of the layer, the last two paths of the paper's figure, and the codes' distance to (0, 0).
 
     Args:
-        steps: Steps of each path.
+        steps: Number of steps of each path.
     """
     figure, grid = new_figure(13, 6.2, rows=2, columns=5)
     for axes, method in zip(grid[0], METHODS, strict=True):
@@ -130,7 +131,7 @@ def toy_trajectories(steps: int = 12) -> PIL.Image.Image:
 
 
 def _draw_path(axes: Any, vectors: np.ndarray, codes: np.ndarray | None, title: str) -> None:
-    """One path over the level lines of the task loss."""
+    """Draws one path over the level lines of the task loss."""
     angles = np.linspace(0, 2 * np.pi, 200)
     for radius in np.arange(0.25, 2, 0.25):
         axes.plot(radius * np.cos(angles), radius * np.sin(angles), color=FAINT, lw=0.8, zorder=0)

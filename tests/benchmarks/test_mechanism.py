@@ -21,7 +21,7 @@ def test_one_command_writes_pictures_and_a_table_with_its_protocol(tmp_path: Pat
     """Two methods for two steps: every picture, a table row for each, and a protocol that says how to repeat it."""
     command = [sys.executable, str(SCRIPT), "--output_dir", str(tmp_path / "out"), "--results", str(tmp_path)]
     command += ["--max_steps", "2", "--methods", "standard", "full method"]
-    # The script finds its neighbours by its own folder, which this variable would keep off the path.
+    # The script finds its neighbors by its own folder, which this variable would keep off the path.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
 

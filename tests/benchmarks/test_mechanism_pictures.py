@@ -97,7 +97,7 @@ def test_panels_hold_every_point(drawn: list[Figure]):
         assert right - left == pytest.approx(top - bottom)
 
 
-def test_neighbourhoods_survive_in_tsne(drawn: list[Figure]):
+def test_neighborhoods_survive_in_tsne(drawn: list[Figure]):
     """Two far clusters of embeddings stay apart, and the same points are placed alike in each picture."""
     snapshots = run(steps=(1, 2))
     for snapshot in snapshots:
@@ -152,7 +152,7 @@ def test_runs_without_a_common_step_and_empty_runs_are_refused(tmp_path: Path):
 
 
 def test_ridges_go_down_with_time_and_follow_the_embeddings(drawn: list[Figure]):
-    """A ridge for each step, labelled; the peak of P is where the embeddings are, that of C stays."""
+    """A ridge for each step, labeled; the peak of P is where the embeddings are, that of C stays."""
     density_ridges({"a": run()})
 
     (axes,) = drawn[0].axes
@@ -176,7 +176,7 @@ def test_a_density_integrates_to_one_and_finds_its_values():
 
 
 def test_curves_show_each_metric_of_each_run(drawn: list[Figure]):
-    """Six panels, in each a line with the run's numbers; the runs are in the legend, in their colours."""
+    """Six panels, in each a line with the run's numbers; the runs are in the legend, in their colors."""
     codebook_curves({"standard": run(), "full method": run(steps=(1, 50))})
 
     assert len(drawn[0].axes) == 6
