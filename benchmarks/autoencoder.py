@@ -25,8 +25,9 @@ from torch import nn
 from hf_vq import TokenizerTrainer, TokenizerTrainingArguments, VectorQuant, VQConfig, VQModel
 from hf_vq.modeling.kmeans_vq import kmeans
 from hf_vq.modeling.nearest_vq import nearest_code
-from hf_vq.training.callbacks import TrainerCallback
-from hf_vq.training.trainer import BaseTrainer
+from hf_vq.training.callbacks import ObservedTrainer, TrainerCallback
+from hf_vq.training.networks import MODEL
+from hf_vq.training.order import TrainingData
 
 NUM_CODES = 1024
 SIZE = 32
@@ -144,31 +145,45 @@ def build(
     return model
 
 
+class RandomBatches(TrainingData):
+    """Batches that are drawn with replacement, as the tables were made."""
+
+    def batches(self, step: int) -> Iterator[Any]:
+        """Draws batches without end; a run always begins at step 0."""
+        images = self.dataset.images
+        order = torch.Generator().manual_seed(self.args.seed)
+        while True:
+            chosen = torch.randint(len(images), (self.args.train_batch_size,), generator=order)
+            yield {"pixel_values": images[chosen.to(images.device)]}
+
+
+class Images(list):
+    """Images (number, channels, height, width) as a data set; `images` has them in one tensor."""
+
+    def __init__(self, images: torch.Tensor) -> None:
+        super().__init__({"pixel_values": image} for image in images)
+        self.images = images
+
+
 class Experiment(TokenizerTrainer):
     """As the tables were made: batches are drawn with replacement, and PyTorch's schedule moves the betas, too."""
 
     def __init__(self, model: VQModel, args: TokenizerTrainingArguments, images: torch.Tensor) -> None:
-        super().__init__(model, args, [{"pixel_values": image} for image in images])
-        self.images = images
-        self.schedules["model"] = torch.optim.lr_scheduler.OneCycleLR(  # type: ignore[assignment]
-            self.optimizers["model"], args.learning_rate, total_steps=args.max_steps
+        super().__init__(model, args, Images(images))
+        self.data = RandomBatches(self.train_dataset, args, rank=0, world_size=1)
+        self.networks.schedules[MODEL] = torch.optim.lr_scheduler.OneCycleLR(  # type: ignore[assignment]
+            self.networks.optimizers[MODEL], args.learning_rate, total_steps=args.max_steps
         )
-
-    def _batches(self) -> Iterator[Any]:
-        order = torch.Generator().manual_seed(self.args.seed)
-        while True:
-            chosen = torch.randint(len(self.images), (self.args.train_batch_size,), generator=order)
-            yield {"pixel_values": self.images[chosen.to(self.images.device)]}
 
 
 class Clock(TrainerCallback):
     """Times the steps of a run, without what comes before and after them."""
 
-    def on_train_begin(self, trainer: BaseTrainer) -> None:
+    def on_train_begin(self, trainer: ObservedTrainer) -> None:
         """Starts."""
         self.began = time.perf_counter(), time.process_time()
 
-    def on_step_end(self, trainer: BaseTrainer) -> None:
+    def on_step_end(self, trainer: ObservedTrainer) -> None:
         """Stops after the last step."""
         if trainer.step == trainer.args.max_steps:
             if torch.cuda.is_available():
