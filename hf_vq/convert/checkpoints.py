@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from hf_vq.convert.layouts import (
@@ -39,6 +39,7 @@ from hf_vq.utils.text import shorten
 _PLAIN: dict[str, Any] = {"sync_nu": 0.0, "alternating_steps": 0, "replace_freq": 0, "kmeans_init": False}
 _PICKLES = (".ckpt", ".pth", ".pt", ".bin")
 _WRAPPERS = ("state_dict", "model")
+_MOST_CLAIMED = 4  # times the size of a file: weights that are tied share their place in it
 
 
 @dataclass
@@ -85,8 +86,10 @@ def convert_checkpoint(
     """
     file = _weights_file(Path(path))
     config_file = file.with_name("config.json")
-    source_config = json.loads(config_file.read_text()) if config_file.is_file() else {}
+    source_config = _read_json(config_file) if config_file.is_file() else {}
     source_config = source_config.get("vq_config", source_config)  # in the configuration of the whole Janus
+    if not isinstance(source_config, dict):
+        raise ValueError(f"The 'vq_config' of {config_file.name!r} must be a dictionary, got {source_config!r}.")
     return convert_state_dict(
         _read(file),
         layout=layout,
@@ -225,10 +228,14 @@ def _read(file: Path) -> Mapping[str, torch.Tensor]:
         raise ValueError(f"A checkpoint must be a file of {kinds}, got {file.name!r}.")
     try:
         if file.suffix == ".json":
-            shards = sorted(set(json.loads(file.read_text())["weight_map"].values()))
+            weight_map = _read_json(file).get("weight_map")
+            if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+                raise ValueError("it has no 'weight_map' from names of weights to names of files")
+            shards = sorted(set(weight_map.values()))
             return {key: value for shard in shards for key, value in load_file(file.with_name(shard)).items()}
         if file.suffix == ".safetensors":
             return load_file(file)
+        _refuse_compressed(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
@@ -236,12 +243,18 @@ def _read(file: Path) -> Mapping[str, torch.Tensor]:
             "write its weights to a file of their own: "
             "`torch.save(torch.load(file, weights_only=False)['state_dict'], new_file)`."
         ) from error
-    except (RuntimeError, EOFError, SafetensorError) as error:
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # a damaged pickle can raise anything
         raise ValueError(
             f"{file.name!r} cannot be read: {error}. It may be incomplete; try to download it again."
         ) from error
     averaged: dict[str, torch.Tensor] = {}
+    opened: set[int] = set()
     while isinstance(content, Mapping) and (key := next((key for key in _WRAPPERS if key in content), None)):
+        if id(content) in opened:
+            raise ValueError(f"{file.name!r} has a {key!r} that contains itself. It holds no weights.")
+        opened.add(id(content))
         ema = content.get("ema")
         if isinstance(ema, Mapping):  # in some files it is the rate of decay
             averaged |= {averaged_key(name): value for name, value in ema.items()}
@@ -250,7 +263,47 @@ def _read(file: Path) -> Mapping[str, torch.Tensor]:
         raise ValueError(
             f"{file.name!r} holds a {type(content).__name__}, but a checkpoint must be a dictionary of tensors."
         )
-    return {key: value for key, value in (dict(content) | averaged).items() if isinstance(value, torch.Tensor)}
+    weights = {
+        key: value
+        for key, value in (dict(content) | averaged).items()
+        if isinstance(key, str) and isinstance(value, torch.Tensor)
+    }
+    _refuse_claims(weights, file)
+    return weights
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise TypeError(f"it holds a {type(content).__name__}, not a dictionary")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{file.name!r} cannot be read: {error}.") from error
+    return content
+
+
+def _refuse_compressed(file: Path) -> None:
+    """Refuses an archive whose members are far larger than itself; `torch.save` compresses nothing."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > _MOST_CLAIMED * file.stat().st_size:
+            raise ValueError(f"its {file.stat().st_size:,} bytes claim to hold {size:,}")
+
+
+def _refuse_claims(weights: Mapping[str, torch.Tensor], file: Path) -> None:
+    """Refuses tensors that have more values than the file has: a stride of 0 repeats one of them at will."""
+    claimed, most = 0, _MOST_CLAIMED * file.stat().st_size
+    for key, value in weights.items():
+        if value.layout is not torch.strided or value.is_meta or value.is_quantized:
+            raise ValueError(f"{key!r} in {file.name!r} is not an ordinary tensor of numbers. Save it as one.")
+        size = value.numel() * value.element_size()
+        claimed += size
+        if size > value.untyped_storage().nbytes() or claimed > most:
+            raise ValueError(
+                f"{key!r} in {file.name!r} has the shape {tuple(value.shape)}, which is more than the file of "
+                f"{file.stat().st_size:,} bytes holds. If it repeats values on purpose, save `tensor.contiguous()`."
+            )
 
 
 def save_for_diffusers(model: VQModel, folder: str | Path) -> None:

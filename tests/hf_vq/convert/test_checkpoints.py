@@ -6,6 +6,7 @@ import copy
 import json
 import logging
 import runpy
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -464,6 +465,84 @@ def test_unsafe_and_unreadable_files(tmp_path: Path) -> None:
     (tmp_path / "pipeline" / "vqvae").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="found none. Its folders are 'vqvae'"):
         convert_checkpoint(tmp_path / "pipeline")
+
+
+def _cycle(length: int) -> dict[str, Any]:
+    """Dictionaries, each of which is the `state_dict` or the `model` of the one before, in a circle."""
+    circle: list[dict[str, Any]] = [{} for _ in range(length)]
+    for number, each in enumerate(circle):
+        each["model" if number % 2 else "state_dict"] = circle[(number + 1) % length]
+    return circle[0]
+
+
+@pytest.mark.parametrize("length", [1, 2, 7])
+def test_a_state_dict_that_contains_itself_is_refused(length: int, tmp_path: Path) -> None:
+    """It would be opened forever."""
+    torch.save(_cycle(length), tmp_path / "a.pt")
+
+    with pytest.raises(ValueError, match="contains itself"):
+        convert_checkpoint(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"a": torch.zeros(1).expand(10**5, 10**5)},
+        {"a": torch.zeros(8).as_strided((2, 5), (3, 1)).as_strided((10**4, 8), (0, 1))},
+        {"a": torch.zeros(100).as_strided((99, 99), (0, 1))},
+        {str(number): torch.zeros(10**4, dtype=torch.bfloat16) for number in range(2)}
+        | dict.fromkeys(map(str, range(2, 5000)), torch.ones(10**4, dtype=torch.bfloat16)),
+        {"a": torch.empty(10**6, 10**6, device="meta")},
+        {"a": torch.sparse_coo_tensor(torch.zeros(2, 1, dtype=torch.long), torch.ones(1), (10**6, 10**6))},
+    ],
+)
+def test_tensors_that_claim_more_than_the_file_holds_are_refused(
+    tensors: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """A few bytes would become many gigabytes when they are converted to float32."""
+    torch.save({"state_dict": tensors}, tmp_path / "a.pt")
+    assert (tmp_path / "a.pt").stat().st_size < 2**20
+
+    with pytest.raises(
+        ValueError, match=r"more than the file of [\d,]+ bytes holds|not an ordinary tensor|cannot be read"
+    ):
+        convert_checkpoint(tmp_path / "a.pt")
+
+
+def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
+    """`torch.save` compresses nothing, but its reader unpacks what somebody has compressed."""
+    torch.save({"a": torch.zeros(10**6)}, tmp_path / "a.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "a.pt") as old,
+        zipfile.ZipFile(tmp_path / "b.pt", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for member in old.infolist():
+            new.writestr(member.filename, old.read(member))
+
+    with pytest.raises(ValueError, match="claim to hold"):
+        convert_checkpoint(tmp_path / "b.pt")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.json", "[1]"),
+        ("config.json", "{"),
+        ("config.json", "[" * 10**5),
+        ("config.json", '{"vq_config": 5}'),
+        ("model.safetensors.index.json", "{}"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": ["b"]}}'),
+        ("model.safetensors.index.json", '{"weight_map": {"a": "../b"}}'),
+    ],
+)
+def test_malformed_json_beside_weights_is_a_message(name: str, text: str, tmp_path: Path) -> None:
+    """Whatever is wrong in it, it ends in a `ValueError` that names the file."""
+    (tmp_path / name).write_text(text)
+    if name == "config.json":
+        save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+
+    with pytest.raises(ValueError, match=f"'{name}'"):
+        convert_checkpoint(tmp_path)
 
 
 # --- vqtorch ---------------------------------------------------------------------------------------------------------
