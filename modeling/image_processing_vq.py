@@ -19,6 +19,7 @@ from transformers.processing_utils import ImagesKwargs
 
 from .limits_vq import MAX_SIDE, require_at_most
 from .pixel_range_vq import SIGNED
+from .thin_images_vq import thin_margins
 
 _URL_TIMEOUT = 30.0  # seconds without an answer
 _ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
@@ -155,6 +156,12 @@ class VQImageProcessor(PilBackend):
             image = _convert(image, "L" if num_channels == 1 else "RGB")
         return super().process_image(image, do_convert_rgb=False)
 
+    def _preprocess(self, images: list[np.ndarray], *args: Any, **kwargs: Any) -> Any:
+        size, crop = kwargs["size"], kwargs["crop_size"]
+        if kwargs["do_resize"] and kwargs["do_center_crop"] and size.shortest_edge and not size.longest_edge:
+            images = [_cut_thin(image, size.shortest_edge, (crop.height, crop.width)) for image in images]
+        return super()._preprocess(images, *args, **kwargs)
+
     def center_crop(self, image: np.ndarray, size: SizeDict, **kwargs: Any) -> np.ndarray:  # type: ignore[override]
         """Cuts the middle out of an image (channels, height, width); refuses one that is smaller than the crop."""
         height, width = image.shape[-2:]
@@ -218,6 +225,18 @@ def _open(source: str) -> Image.Image:
     with Image.open(file) as image:
         image.load()
         return image
+
+
+def _cut_thin(image: np.ndarray, resized: int, crop: tuple[int, int]) -> np.ndarray:
+    """Cuts off both ends of a thin image (channels, height, width) what the center crop leaves out anyway."""
+    edges = image.shape[-2:]
+    short, long = min(edges), max(edges)
+    axis = edges.index(long)
+    start = (resized * long // short - crop[axis]) // 2
+    # The same at both ends, so that the center stays the center.
+    margin = min(thin_margins(long, short, resized, start, crop[axis]))
+    kept = slice(margin, long - margin)
+    return image[:, kept] if axis == 0 else image[:, :, kept]
 
 
 def _to_8_bit(values: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import datasets
+import PIL.Image
 import torch
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
@@ -85,16 +86,23 @@ class ImageDataset(Dataset):
             raise IndexError(f"index {index} is out of range for {count} images")
         index = int(index) % count
         for offset in range(count):
-            found = self._read((index + offset) % count)
+            found = self._read((index + offset) % count, index)
             if found is not None:
-                return _item(found, self.preprocessor, (int(self._epoch), index))
+                return _item(found)
         raise ValueError(f"none of the {count} images can be read: {with_reasons(self.bad_images)}")
 
-    def _read(self, index: int, warn: bool = True) -> Example | None:
-        """A row with its decoded image, or None for a bad image, which is recorded and told once."""
+    def _read(self, index: int, place: int, warn: bool = True) -> Example | None:
+        """The pixels of a row at a place of the epoch, or None for a bad image, which is recorded and told once."""
         if self._status[index] == _BAD:
             return None
-        example = self.reader.read(index, self.source[index])
+        size: tuple[int, int] | None = None
+
+        def prepare(image: PIL.Image.Image, _: int) -> torch.Tensor:
+            nonlocal size
+            size = image.size
+            return self._pixels(image, place)
+
+        example = self.reader.read(index, self.source[index], prepare)
         if example.content is None:
             self._status[index] = _BAD
             bad = int((self._status == _BAD).sum())
@@ -104,20 +112,23 @@ class ImageDataset(Dataset):
                     "skipped unreadable image %s: %s (%d so far%s)", example.name, example.reason, bad, rest
                 )
             return None
-        if self._status[index] == _UNSEEN:
-            (width, height), image_size = example.content.size, self.preprocessor.image_size
+        if self._status[index] == _UNSEEN and size is not None:
+            (width, height), image_size = size, self.preprocessor.image_size
             small = min(width, height) < image_size
             if small and warn and not (self._status == _ENLARGED).any():
-                size = f"{width}x{height}, image_size is {image_size}"
-                logger.warning("%s is enlarged (%s), others may be: see num_enlarged", example.name, size)
+                text = f"{width}x{height}, image_size is {image_size}"
+                logger.warning("%s is enlarged (%s), others may be: see num_enlarged", example.name, text)
             self._status[index] = _ENLARGED if small else _GOOD
         return example
+
+    def _pixels(self, image: PIL.Image.Image, place: int) -> torch.Tensor:
+        return self.preprocessor(image, (int(self._epoch), place))
 
     @property
     def bad_images(self) -> dict[str, str]:
         """Name and reason of each unreadable image met so far, by any worker."""
         bad = torch.nonzero(self._status == _BAD).flatten().tolist()
-        examples = [self.reader.read(index, self.source[index]) for index in bad]
+        examples = [self.reader.read(index, self.source[index], self._pixels) for index in bad]
         return {example.name: example.reason for example in examples if example.content is None}
 
     @property
@@ -126,7 +137,7 @@ class ImageDataset(Dataset):
         return int((self._status == _ENLARGED).sum())
 
     def find_bad_images(self) -> dict[str, str]:
-        """Decodes every image once, so that problems show before a run and not hours into it.
+        """Makes the pixels of every image once, so that problems show before a run and not hours into it.
 
         Returns:
             Name and reason of each unreadable image; one warning gives their count and names, another the number of
@@ -136,7 +147,7 @@ class ImageDataset(Dataset):
             ValueError: Unreadable image, under ``strict``; or no image can be read.
         """
         for index in range(len(self)):
-            self._read(index, warn=False)
+            self._read(index, index, warn=False)
         bad, count = self.bad_images, len(self)
         if len(bad) == count:
             raise ValueError(f"none of the {count} images can be read: {with_reasons(bad)}")
@@ -217,7 +228,8 @@ class ImageStream(IterableDataset):
         for row in self.source:
             index = self._position
             self._position += 1
-            example = self.reader.read(index, row)
+            key = (epoch, self.rank, 0 if worker is None else worker.id, index)
+            example = self.reader.read(index, row, lambda image, _, key=key: self.preprocessor(image, key))
             if example.content is None:
                 name, reason = example.name, example.reason
                 if name not in self.bad_images:
@@ -225,12 +237,12 @@ class ImageStream(IterableDataset):
                     logger.warning("skipped unreadable image %s: %s (%d so far)", name, reason, len(self.bad_images))
                 continue
             good += 1
-            yield _item(example, self.preprocessor, (epoch, self.rank, 0 if worker is None else worker.id, index))
+            yield _item(example)
         if not good and self.bad_images and worker is None:
             raise ValueError(f"none of the {self._position} images can be read: {with_reasons(self.bad_images)}")
 
 
-def _item(example: Example, preprocessor: Preprocessor, key: tuple[int, ...]) -> dict[str, Any]:
-    """What a data set gives of a decoded image; `key` decides the augmentation."""
+def _item(example: Example) -> dict[str, Any]:
+    """What a data set gives of an example: its pixels, and its label if it has one."""
     label = {} if example.label is None else {"label": example.label}
-    return {"pixel_values": preprocessor(example.content, key), **label}
+    return {"pixel_values": example.content, **label}

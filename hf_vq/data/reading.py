@@ -23,6 +23,7 @@ import torch
 from hf_vq.data.sources import AnyDataset
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
 from hf_vq.modeling.pixel_range_vq import SIGNED, UNIT, check_pixel_range
+from hf_vq.modeling.thin_images_vq import thin_margins
 from hf_vq.utils.text import shorten
 
 # Byte -> pixel, with the roundings of an image processor: rescale in float64, normalize in float32.
@@ -85,12 +86,13 @@ class ImageReader:
         self.num_channels, self.preprocess, self.strict = num_channels, preprocess, strict
         self.name = name or row_name
 
-    def read(self, index: int, row: Any) -> Example:
-        """Reads the image of one row.
+    def read(self, index: int, row: Any, preprocess: Callable[[PIL.Image.Image, int], Any] | None = None) -> Example:
+        """Reads the image of one row. Whatever decoding and preprocessing raise makes the image unreadable.
 
         Args:
             index: Number of the row in its data set.
             row: What `decode_image` takes.
+            preprocess: For this row, in place of the reader's.
 
         Raises:
             ValueError: The image cannot be read, under `strict`.
@@ -98,9 +100,10 @@ class ImageReader:
         name, label = self.name(row, index), row.get("label") if isinstance(row, dict) else None
         try:
             image = decode_image(row, self.num_channels)
-            content = self.preprocess(image, index) if self.preprocess else image
+            preprocess = preprocess or self.preprocess
+            content = preprocess(image, index) if preprocess else image
             return Example(index, name, label, content, "")
-        except Exception as error:  # Pillow's plugins raise anything from OSError to struct.error
+        except Exception as error:  # Pillow raises anything: OSError, struct.error, MemoryError, OverflowError
             reason = _reason(error, row)
             if self.strict:
                 raise unreadable({name: reason}) from error
@@ -301,16 +304,19 @@ def image_to_tensor(
     """
     check_pixel_range(pixel_range)
     width, height = image.size
-    short, long = min(width, height), max(width, height)
+    is_wide, short, long = width > height, min(width, height), max(width, height)
+    spare = image_size * long // short - image_size
+    start = spare // 2 if position is None else int(position[is_wide] * (spare + 1))
+    # Of a thin image only the neighborhood of the crop is resized.
+    before, behind = thin_margins(long, short, image_size, start, image_size)
+    if before or behind:
+        end = long - behind
+        image = image.crop((before, 0, end, short) if is_wide else (0, before, short, end))
+        start -= before // short * image_size
     if short != image_size:
-        longer = int(image_size * long / short)
-        size = (image_size, longer) if width <= height else (longer, image_size)
-        image = image.resize(size, PIL.Image.Resampling.BICUBIC)
-    spare_height, spare_width = image.height - image_size, image.width - image_size
-    if position is None:
-        top, left = spare_height // 2, spare_width // 2
-    else:
-        top, left = int(position[0] * (spare_height + 1)), int(position[1] * (spare_width + 1))
+        longer = image_size * max(image.size) // short
+        image = image.resize((longer, image_size) if is_wide else (image_size, longer), PIL.Image.Resampling.BICUBIC)
+    top, left = (0, start) if is_wide else (start, 0)
     pixels = np.asarray(image)[top : top + image_size, left : left + image_size]
     pixels = pixels[:, ::-1] if flip else pixels
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels

@@ -54,8 +54,9 @@ def load_images(
     Args:
         dataset: One of
             - ``"noto-emoji-32"``, the sample shipped with the package (splits train and test);
-            - a folder of images, nested as you like, but without links to folders. Sub-folders called train, validation or test make splits, else
-              all is "train"; where every image lies in one of several sub-folders, these are the labels;
+            - a folder of images, nested as you like, but without links to folders. Sub-folders called train,
+              validation or test make splits, else all is "train"; where every image lies in one of several
+              sub-folders, these are the labels;
             - a parquet file, a pattern such as ``"shards/*.parquet"`` or a folder of parquet files (a file or folder
               name that starts with train, validation or test says the split);
             - the id of a data set on the Hub.
@@ -285,8 +286,8 @@ def _walk(root: Path) -> tuple[list[Path], list[Path]]:
     if links:
         names = sorted(str(path.relative_to(root)) for path in links)
         logger.warning(
-            "%s: left out %d links to folders, which are not followed: %s. Copy or move what they lead to, or give the "
-            "folder that holds it",
+            "%s: left out %d links to folders, which are not followed: %s. Copy or move what they lead to, or give "
+            "the folder that holds it",
             root,
             len(names),
             shorten(names),

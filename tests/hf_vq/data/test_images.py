@@ -121,6 +121,30 @@ def test_data_set_without_a_readable_image_is_an_error(tmp_path: Path):
 # ---- streams
 
 
+@pytest.mark.parametrize("error", [OverflowError, MemoryError, PIL.Image.DecompressionBombError, RuntimeError])
+def test_whatever_preprocessing_raises_makes_an_image_unreadable(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+):
+    """An image that decodes but cannot be resized is found by the check pass, and left out in training."""
+    resize = PIL.Image.Image.resize
+
+    def fails(self: PIL.Image.Image, *args: object, **kwargs: object) -> PIL.Image.Image:
+        if self.size == (99, 98):
+            raise error("too much")
+        return resize(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(PIL.Image.Image, "resize", fails)
+    noise(99, 98).save(folder / "cats" / "3.png")
+    dataset = ImageDataset(load_images(str(folder)), 32)
+
+    assert list(dataset.find_bad_images().values()) == ["too much"]
+    assert torch.equal(dataset[1]["pixel_values"], dataset[2]["pixel_values"])
+    stream = ImageStream(load_images(str(folder), streaming=True), 32)
+    assert len(list(stream)) == 5 and list(stream.bad_images.values()) == ["too much"]
+    with pytest.raises(ValueError, match="3.png .too much"):
+        ImageDataset(load_images(str(folder)), 32, strict=True)[1]
+
+
 @pytest.mark.parametrize("pixel_range", [[-1.0, 1.0], [0.0, 1.0]])
 def test_stream_gives_the_examples_of_the_map_style_data_set(pixel_range: list[float]):
     """Streaming changes how the data are read, not what they are."""

@@ -19,6 +19,7 @@ from hf_vq.data.tokens import token_features
 from hf_vq.evaluation.images import ImageBatches
 from hf_vq.modeling.configuration_vq import VQConfig
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
+from hf_vq.modeling.pixel_range_vq import UNIT
 
 from ...tiny_tokens import PROCESSOR, tiny
 from .pictures import encoded, noise
@@ -248,6 +249,56 @@ def test_training_tokenizing_and_evaluation_read_alike(damaged: Path, tmp_path: 
         str(damaged / key): reason for key, reason in read_shard_info(tmp_path / "shard.parquet").skipped.items()
     }
     assert skipped == dataset.bad_images
+
+
+def whole_strip(image: PIL.Image.Image, size: int, position: tuple[float, float] | None) -> torch.Tensor:
+    """The pixels by the long way: the whole image is resized, then the square is cut out."""
+    width, height = image.size
+    short = min(width, height)
+    image = image.resize((size * width // short, size * height // short), PIL.Image.Resampling.BICUBIC)
+    places = position or (0.5, 0.5)
+    spares = (image.height - size, image.width - size)
+    top, left = (
+        spare // 2 if position is None else int(p * (spare + 1)) for p, spare in zip(places, spares, strict=True)
+    )
+    pixels = torch.from_numpy(np.array(image.crop((left, top, left + size, top + size))))
+    return pixels.permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("position", [None, (0.0, 0.0), (0.37, 0.73), (0.9999, 0.9999)])
+@pytest.mark.parametrize("size", [(400, 1), (401, 2), (1, 333), (7, 500), (3000, 50), (2001, 100), (640, 16)])
+def test_thin_images_become_the_pixels_of_the_whole_strip(size: tuple[int, int], position: Any):
+    """What is cut off before resizing does not show: pixels are those of the whole strip, but for its roundings."""
+    image, side = noise(*size), 16
+    expected = whole_strip(image, side, position)
+
+    found = (image_to_tensor(image, side, position=position, pixel_range=UNIT) * 255).round()
+    exact = side * max(size) % min(size) == 0
+    assert (found - expected).abs().max() <= (1 if exact else 40)
+    if position is None:
+        processor = VQImageProcessor(image_size=side, do_normalize=False)
+        theirs = (processor(image, return_tensors="pt").pixel_values[0] * 255).round()
+        assert (theirs - expected).abs().max() <= (1 if exact else 40)
+
+
+@pytest.mark.parametrize("size", [(5000, 1), (1, 5000), (90000, 3), (20_000_000, 1)])
+def test_memory_of_a_thin_image_is_bounded_by_its_output(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch):
+    """No image in between has more than some tens of times the pixels of the result."""
+    image, largest = PIL.Image.new("L", size, 128), 0
+    resize = PIL.Image.Image.resize
+
+    def measured(self: PIL.Image.Image, size: tuple[int, int], *args: Any, **kwargs: Any) -> PIL.Image.Image:
+        nonlocal largest
+        largest = max(largest, size[0] * size[1])
+        assert largest <= 64 * 64 * 64
+        return resize(self, size, *args, **kwargs)
+
+    monkeypatch.setattr(PIL.Image.Image, "resize", measured)
+    processor = VQImageProcessor(image_size=64, num_channels=1)
+    assert processor(image, return_tensors="pt").pixel_values.shape == (1, 1, 64, 64)
+    for position in (None, (0.0, 0.0), (0.5, 0.5), (0.9999, 0.9999)):
+        assert image_to_tensor(image, 64, position=position).shape == (1, 64, 64)
+    assert largest >= 64 * 64
 
 
 def test_preprocessor_refuses_what_it_cannot_make() -> None:
