@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from hf_vq.kinds import KINDS, Kind
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
-from hf_vq.modeling.pixel_range_vq import require_pixel_range
+from hf_vq.modeling.pixel_range_vq import pixel_range_of, require_pixel_range
 from hf_vq.modeling.version_vq import VERSION_KEY, check_version
 from hf_vq.utils.text import shorten
 
@@ -34,7 +34,8 @@ def load_folder(folder: str | Path, name: str | Path, commit: str | None = None)
         The model in eval mode, and its image processor (the default one where the folder has none).
 
     Raises:
-        BrokenModel: It is of an unknown kind, or its weights are damaged, too few or too many.
+        BrokenModel: It is of an unknown kind, its weights are damaged, too few or too many, or what its configuration
+            or its image processor says makes no sense.
         OSError: There are no weights.
         ValueError: A newer version of this package made it, or its image processor has another range of pixels than
             its configuration.
@@ -43,8 +44,12 @@ def load_folder(folder: str | Path, name: str | Path, commit: str | None = None)
     where = f"'{name}' at {commit}" if commit else f"'{name}'"
     try:
         model, report = kind.model.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
+    except (OSError, MemoryError):
+        raise
     except (SafetensorError, RuntimeError) as error:
         raise BrokenModel(f"The weights of {where} are damaged or of another model: {error}.") from error
+    except Exception as error:  # values of wrong types and sizes can raise anything
+        raise BrokenModel(f"The {CONFIG_FILE} of {where} does not describe a model: {error!r}.") from error
     # Codes drawn at random in place of missing ones would look like a model that is merely bad.
     wrong = [
         f"{shorten(sorted(report[keys]))} {word}"
@@ -61,11 +66,13 @@ def kind_in(config_file: Path, name: str | Path) -> Kind:
     try:
         settings = json.loads(config_file.read_text(encoding="utf-8"))
         model_type = settings.get("model_type")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise BrokenModel(f"The {config_file.name} of '{name}' cannot be read: {error}.") from error
-    if model_type not in KINDS:
+    if not isinstance(model_type, str) or model_type not in KINDS:
         found = model_type or settings.get("_class_name") or "unknown"
-        names = ", ".join(settings.get("architectures") or []) or "no architecture named"
+        architectures = settings.get("architectures")
+        names = ", ".join(map(str, architectures)) if isinstance(architectures, list) else ""
+        names = names or "no architecture named"
         raise BrokenModel(
             f"'{name}' is not a VQ model: its {config_file.name} describes a model of the type '{found}' ({names}), "
             f"not {', '.join(map(repr, KINDS))}."
@@ -78,6 +85,14 @@ def _load_image_processor(folder: Path, model: Any, name: str | Path) -> VQImage
     """The image processor beside a model's weights, or the one that its configuration implies."""
     if not (folder / PROCESSOR_FILE).is_file():
         return VQImageProcessor.for_config(model.config)
-    processor = VQImageProcessor.from_pretrained(folder)
+    try:
+        processor = VQImageProcessor.from_pretrained(folder)
+        pixel_range_of(processor)
+    except MemoryError:
+        raise
+    except Exception as error:  # a file that is no JSON, or of wrong types, can raise anything
+        raise BrokenModel(
+            f"The {PROCESSOR_FILE} of '{name}' does not describe an image processor: {error!r}."
+        ) from error
     require_pixel_range(processor, model.config, name)
     return processor

@@ -158,8 +158,12 @@ def from_hub(
                 except OSError:  # not to be had everywhere
                     shutil.copyfile(path, Path(name) / path.name)
             model, processor = load_folder(name, repo_id, commit)
+    except HubError:
+        raise
     except BrokenModel as error:
         raise HubError(f"{error} Tell the repository's owner.") from error
+    except OSError as error:
+        raise HubError(f"'{repo_id}' at {commit} cannot be loaded: {error}") from error
     # Not the cache's folder: where it came from, as after `from_pretrained(repo_id)`.
     model.name_or_path = model.config._name_or_path = repo_id
     model.config._commit_hash = commit
@@ -212,7 +216,12 @@ def _fetch_weights(repo_id: str, commit: str, token: str | bool | None) -> list[
         return [fetch_file(repo_id, WEIGHTS_FILE, commit, token)]
     try:
         path = fetch_file(repo_id, INDEX_FILE, commit, token)
-        names = sorted(set(json.loads(path.read_text(encoding="utf-8")).get("weight_map", {}).values()))
+        try:
+            names = sorted(set(json.loads(path.read_text(encoding="utf-8")).get("weight_map", {}).values()))
+        except (ValueError, AttributeError, TypeError, RecursionError) as error:
+            raise HubError(
+                f"The {INDEX_FILE} of '{repo_id}' at {commit} cannot be read: {error}. Tell the repository's owner."
+            ) from error
         strange = [name for name in names if not re.fullmatch(r"[\w.-]+\.safetensors", str(name))]
         if strange or not names:
             raise HubError(

@@ -342,3 +342,58 @@ def test_an_index_may_name_safetensors_alone(pushed: VQModel, hub: HubServer, we
     with pytest.raises(HubError, match="only safetensors files beside it are read"):
         hf_vq.from_hub(NAME)
     assert not any("weights.bin" in path for _, path in hub.requests)
+
+
+DEEP = b'{"a":' * 10**5
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", b"{"),
+        ("config.json", b"[]"),
+        ("config.json", b"\xff"),
+        ("config.json", DEEP),
+        ("config.json", b'{"model_type": []}'),
+        ("config.json", b'{"model_type": {"a": 1}, "architectures": 5}'),
+        ("config.json", b'{"model_type": "hf_vq", "embed_dim": "8"}'),
+        ("config.json", b'{"model_type": "hf_vq", "channel_multiplier": 5}'),
+        ("config.json", b'{"model_type": "hf_vq", "pixel_range": ["a", "b"]}'),
+        ("config.json", b'{"model_type": "hf_vq", "num_codes": 1000000000000}'),
+        ("config.json", b'{"model_type": "hf_vq", "attn_implementation": "someone/kernel"}'),
+        ("config.json", b'{"model_type": "hf_vq", "quantization_config": 5}'),
+        ("config.json", b'{"model_type": "hf_vq", "dtype": "float3"}'),
+        ("config.json", b'{"model_type": "hf_vq", "id2label": 5}'),
+        ("config.json", b'{"model_type": "hf_maskgit", "vq_config": 5}'),
+        ("config.json", b'{"model_type": "hf_vq_classifier", "backbone_config": {"model_type": "nothing"}}'),
+        ("model.safetensors", b""),
+        ("model.safetensors", b"\xff" * 100),
+        ("model.safetensors", (2).to_bytes(8, "little") + b"{}"),
+        ("model.safetensors", save({"a": torch.zeros(1)})),
+        ("model.safetensors", save({"quantize.codebook.weight": torch.zeros(2, 2)}, {"format": "tf"})),
+        ("preprocessor_config.json", b"{"),
+        ("preprocessor_config.json", b"[]"),
+        ("preprocessor_config.json", DEEP),
+        ("preprocessor_config.json", b'{"size": "big"}'),
+        ("preprocessor_config.json", b'{"size": {"shortest_edge": 30000}}'),
+        ("preprocessor_config.json", b'{"image_mean": {"a": 1}}'),
+        ("model.safetensors.index.json", b"{"),
+        ("model.safetensors.index.json", b"[]"),
+        ("model.safetensors.index.json", DEEP),
+        ("model.safetensors.index.json", b'{"weight_map": 5}'),
+        ("model.safetensors.index.json", b'{"weight_map": {"a": []}}'),
+        ("model.safetensors.index.json", b'{"weight_map": {"a": 5, "b": "c"}}'),
+    ],
+)
+def test_whatever_is_wrong_with_a_file_is_an_error_of_the_hub(
+    pushed: VQModel, hub: HubServer, name: str, content: bytes
+) -> None:
+    """One kind of exception, which names the repository and keeps the cause."""
+    repository = hub.store.repositories["models", NAME]
+    if name == "model.safetensors.index.json":
+        files = {path: file for path, file in hub.store.files(NAME).items() if path != "model.safetensors"}
+        hub.store.commit(repository, "main", repository.refs["main"], "Delete model.safetensors", files)
+    hub.store.write(NAME, name, content)
+
+    with pytest.raises(HubError, match=f"'{NAME}'"):
+        hf_vq.from_hub(NAME)
