@@ -44,7 +44,9 @@ class BatchNorm1d(_CountsOnce, nn.BatchNorm1d):
 
     def __init__(self, num_features: int):
         super().__init__(num_features)
-        self.register_buffer("num_batches_tracked", None)  # not needed, and it would differ after an empty batch
+        # Not needed, and it would differ after an empty batch. No buffer at all, since accelerate stops at empty ones.
+        del self.num_batches_tracked
+        self.num_batches_tracked = None
 
     def average_over_ranks(self) -> None:
         """Averages the running statistics over all ranks. Every rank must call it, even with an empty batch."""

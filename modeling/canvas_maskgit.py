@@ -65,7 +65,7 @@ def prepare_canvas(
     Raises:
         ValueError: If the arguments do not fit the model or each other.
     """
-    device = model.device
+    device = _execution_device(model)
     if image_tokens is not None and pixel_values is not None:
         raise ValueError("Pass `image_tokens` or `pixel_values`, not both.")
     if pixel_values is not None:
@@ -148,6 +148,15 @@ def _to_token_mask(mask: torch.Tensor, image_tokens: torch.Tensor, factor: int) 
             f"({height * factor}, {width * factor}) of the pixels, got {shape}."
         )
     return mask.unsqueeze(-1).expand(*mask.shape, *groups) if groups else mask
+
+
+def _execution_device(model: Any) -> torch.device:
+    """Where the model computes. The weights that accelerate has offloaded say "meta", but their hooks know."""
+    for module in model.modules():
+        device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return model.device
 
 
 __all__ = ["Canvas", "prepare_canvas"]

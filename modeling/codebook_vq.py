@@ -123,7 +123,10 @@ class Codebook(nn.Module):
             wanted["num_samples"] = torch.empty((), dtype=torch.long)
         self._training_only = [name for name, buffer in wanted.items() if buffer is not None]
         for name, buffer in wanted.items():
-            self.register_buffer(name, buffer, persistent=False)
+            if buffer is None:  # an empty buffer would stop accelerate, which asks every buffer for its device
+                setattr(self, name, None)
+            else:
+                self.register_buffer(name, buffer, persistent=False)
         self.rewritten: torch.Tensor | None = None
         self._ranks_agree = False
         self.reset_parameters()
@@ -158,6 +161,10 @@ class Codebook(nn.Module):
             init.zeros_(self.affine_bias)
 
     # --- effective codes ---------------------------------------------------------------------------------------
+
+    def forward(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """See `effective`. Layers call the codebook, so that hooks that bring offloaded weights back can run."""
+        return self.effective(dtype)
 
     def effective(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Effective codes `(num_codes, code_dim)`, float32 or better, with gradients to the raw codes and the map.

@@ -165,7 +165,7 @@ class VectorQuant(Quantizer):
         else:
             index, counts = self._train_codebook(x.detach())
 
-        z_q = self._read(codebook.effective(x.dtype), index)
+        z_q = self._read(codebook(x.dtype), index)
         squared = (x.detach() - z_q).square().sum(-1)
         size = max(1, x.numel())
         loss = squared.sum() / size
@@ -244,7 +244,7 @@ class VectorQuant(Quantizer):
         if observe:
             for book, vectors in enumerate(books):
                 observe_moments(self.codebook, book, vectors)
-        codes = self.codebook.effective(x.dtype)
+        codes = self.codebook(x.dtype)
         found = []
         for book, vectors in enumerate(books):
             start, stop = self.codebook.part(book, self.codebook.num_books)
@@ -281,7 +281,7 @@ class VectorQuant(Quantizer):
             weight = getattr(self.norm_layer, "weight", None)
             x = x.reshape(shape[0], -1, shape[-1]).transpose(1, 2)
             x = self.norm_layer(x if weight is None else x.to(weight.dtype)).transpose(1, 2).reshape(shape).to(dtype)
-        else:  # its parameters stay part of the graph, for ranks with data wait for their gradients
+        elif self.training:  # its parameters stay part of the graph, for ranks with data wait for their gradients
             for parameter in self.norm_layer.parameters():
                 x = x + 0 * parameter.sum()
         if self.training and isinstance(self.norm_layer, BatchNorm1d) and not in_backward():
@@ -296,7 +296,7 @@ class VectorQuant(Quantizer):
     @torch.no_grad()
     def get_codebook(self) -> torch.Tensor:
         """Effective codes, `(num_codes, code_dim)`, float32 or better; a copy."""
-        return self.codebook.effective().clone()
+        return self.codebook().clone()
 
     def lookup(self, q: torch.Tensor) -> torch.Tensor:
         """Quantized vectors of the ids `q` `(..., groups)` (any integer dtype), in the layout of the layer's output.
@@ -308,7 +308,7 @@ class VectorQuant(Quantizer):
         """
         q = self.check_ids(q)
         leading = q.shape[:-1]
-        vectors = self._read(self.codebook.effective(), q.reshape(-1, self.groups))
+        vectors = self._read(self.codebook(), q.reshape(-1, self.groups))
         return self._restore(vectors.unflatten(0, leading or (1,)))
 
     def unquantized(self, z: torch.Tensor) -> torch.Tensor:

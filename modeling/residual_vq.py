@@ -51,12 +51,12 @@ class ResidualVectorQuant(VectorQuant):
     @torch.no_grad()
     def _assign(self, x: torch.Tensor, observe: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         residual, residuals, found = x[:, 0], [], []
-        codes = self.codebook.effective(x.dtype)
+        codes = self.codebook(x.dtype)
         for level in range(self.groups):
             start, stop = self.codebook.part(0 if self.share else level, self.codebook.num_books)
             if observe:
                 observe_moments(self.codebook, level, residual)
-                codes = self.codebook.effective(x.dtype)
+                codes = self.codebook(x.dtype)
             index = nearest_code(residual, codes[start:stop]) + start
             residuals.append(residual)
             found.append(index)
@@ -67,5 +67,5 @@ class ResidualVectorQuant(VectorQuant):
         return F.embedding(index, codes).sum(1, keepdim=True)
 
     def _distance(self, x: torch.Tensor, index: torch.Tensor, squared: torch.Tensor) -> torch.Tensor:
-        levels = F.embedding(index, self.codebook.effective(x.dtype).detach())
+        levels = F.embedding(index, self.codebook(x.dtype).detach())
         return (x - levels.cumsum(1)).norm(dim=-1)
