@@ -15,7 +15,7 @@ from hf_vq.metrics.classification import ClassificationMetrics
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
 from hf_vq.modeling.modeling_vq_classifier import VQModelForImageClassification
 from hf_vq.training.arguments import ClassifierTrainingArguments
-from hf_vq.training.classifier_data import NO_LABELS, check_labels, check_problem
+from hf_vq.training.classifier_data import MISSING_LABELS, check_labels, check_problem
 from hf_vq.training.image_trainer import ImageTrainer
 from hf_vq.training.networks import MODEL
 from hf_vq.training.order import Batch
@@ -83,7 +83,7 @@ class ClassifierTrainer(ImageTrainer):
 
     def _labels(self, batch: Batch) -> Tensor:
         if "label" not in batch:  # a stream, which could not be looked at before
-            raise ValueError(NO_LABELS.format("training or held-out"))
+            raise ValueError(MISSING_LABELS.format("training or held-out", "or no labels at all"))
         return batch["label"].to(self.accelerator.device, non_blocking=True)
 
     def task_loss(self, batch: Batch) -> Tensor:

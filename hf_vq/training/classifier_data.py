@@ -9,10 +9,17 @@ import numpy as np
 
 from hf_vq.modeling.configuration_vq_classifier import VQImageClassificationConfig
 from hf_vq.training.order import is_stream
+from hf_vq.utils.text import shorten
 
 NO_LABELS = (
     "The {} set has no labels, nothing to learn: use a folder of images for each class, or a data set with a column "
     "'label' of whole numbers (`dataset.class_encode_column('label')` of datasets makes them of names)."
+)
+
+
+MISSING_LABELS = (
+    "The {} set has images without a label, {}. A classifier learns from labels only: leave these images out, with "
+    "`dataset.filter(lambda label: label is not None, input_columns='label')` of datasets for one."
 )
 
 
@@ -31,7 +38,7 @@ def classifier_config(config: VQImageClassificationConfig, dataset: Any) -> VQIm
         raise ValueError(NO_LABELS.format("training"))
     names = getattr(feature, "names", None)
     if names is None:
-        labels = _all_labels(dataset)
+        labels = _all_labels(dataset, "training")
         if labels is None:
             raise ValueError(
                 "The stream does not say how many classes there are. Read it without --streaming, or give its column "
@@ -74,7 +81,7 @@ def check_labels(dataset: Any, num_labels: int, which: str) -> None:
     """
     if is_stream(dataset):
         return
-    labels = _all_labels(dataset)
+    labels = _all_labels(dataset, which)
     if labels is None:
         first = dataset[0].get("label")
         if first is None:
@@ -87,13 +94,21 @@ def check_labels(dataset: Any, num_labels: int, which: str) -> None:
         )
 
 
-def _all_labels(dataset: Any) -> np.ndarray | None:
+def _all_labels(dataset: Any, which: str) -> np.ndarray | None:
+    """The labels of all rows; None if the data set would have to be read for them, or has none."""
     source = getattr(dataset, "source", None)
-    if not isinstance(source, datasets.Dataset) or "label" not in source.column_names:
+    if isinstance(source, datasets.Dataset) and "label" in source.column_names:
+        labels = source.with_format(None)["label"][:]
+    elif isinstance(source, (list, tuple)):
+        labels = [row.get("label") if isinstance(row, dict) else None for row in source]
+    else:
         return None
-    labels = source.with_format(None)["label"][:]
-    if not labels or any(label is None for label in labels):
-        raise ValueError("A set is empty, or has images without a label. Leave these out.")
+    missing = [row for row, label in enumerate(labels) if label is None]
+    if len(missing) == len(labels):
+        raise ValueError(NO_LABELS.format(which))
+    if missing:
+        rows = f"{len(missing)} of {len(labels)}: rows {shorten([str(row) for row in missing])}"
+        raise ValueError(MISSING_LABELS.format(which, rows))
     return _whole_numbers(labels)
 
 

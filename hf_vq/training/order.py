@@ -153,7 +153,7 @@ def stream_batches(stream: Any, batch_size: int, epoch: int) -> Iterator[tuple[i
             empty_passes = 0
             items.append(item)
             if len(items) == batch_size:
-                yield epoch, default_collate(items)
+                yield epoch, collate(items)
                 items = []
         if empty_passes == 2:  # once is no error: a checkpoint can lie at the very end of an epoch
             raise ValueError("The training stream is empty: there is nothing to train on.")
@@ -187,10 +187,16 @@ def evaluation_batches(
             break
         items.append(item)
         if len(items) == batch_size:
-            yield default_collate(items)
+            yield collate(items)
             items = []
     if items:
-        yield default_collate(items)
+        yield collate(items)
+
+
+def collate(items: list[dict[str, Any]]) -> Batch:
+    """Makes a batch of items. It has the fields that every item has, so a row without a label costs only its label."""
+    names = [name for name in items[0] if all(item.get(name) is not None for item in items)]
+    return default_collate([{name: item[name] for name in names} for item in items])
 
 
 def is_stream(dataset: Any) -> bool:
@@ -203,6 +209,7 @@ def _loader(dataset: Any, batches: list[list[int]], num_workers: int) -> DataLoa
         dataset,
         batch_sampler=batches,
         num_workers=num_workers,
+        collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
         # Its own generator: drawing the workers' seed from the global one would change what comes after a resume.
         generator=torch.Generator().manual_seed(0),

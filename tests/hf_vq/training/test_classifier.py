@@ -231,12 +231,22 @@ def test_two_processes_train_one_classifier(layer: str, tmp_path: Path) -> None:
     assert ranks[0]["metrics"]["num_images"] == 7
 
 
-@pytest.mark.parametrize("labels", [[], [0, None]])
-def test_empty_sets_and_missing_labels_are_told_of(labels: list[int | None]) -> None:
-    """In the words of the user."""
+@pytest.mark.parametrize("as_list", [False, True])
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([], "The training set has no labels"),
+        ([None, None], "The training set has no labels"),
+        ([0, None], "The training set has images without a label, 1 of 2: rows 1. .*leave these images out"),
+        ([None, 0, 1, None], "without a label, 2 of 4: rows 0, 3"),
+    ],
+)
+def test_empty_sets_and_missing_labels_are_told_of(labels: list[int | None], message: str, as_list: bool) -> None:
+    """In the words of the user: which set, how many rows and which."""
     squares: Any = Squares(len(labels))
-    squares.source = datasets.Dataset.from_dict({"label": labels})
-    with pytest.raises(ValueError, match="empty, or has images without a label"):
+    rows = [{"label": label} for label in labels]
+    squares.source = rows if as_list else datasets.Dataset.from_dict({"label": labels})
+    with pytest.raises(ValueError, match=message):
         check_labels(squares, 2, "training")
 
 

@@ -149,3 +149,22 @@ def _png(value: int) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), (40 * value, 0, 0)).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+@pytest.mark.parametrize("missing", [{}, {"label": None}])
+def test_a_row_without_a_label_costs_only_the_label(missing: dict[str, None]) -> None:
+    """Wherever it stands in a batch, of a map-style data set, of its held-out part, and of a stream."""
+    for place in range(3):
+        rows: list[dict[str, Any]] = [{"pixels": torch.full((1,), row), "label": row} for row in range(3)]
+        rows[place] = {"pixels": torch.full((1,), place), **missing}
+        order = DataOrder(3, 3, seed=0)
+        found = [
+            next(training_batches(rows, order, 0, 0)),
+            *evaluation_batches(rows, 3),
+            next(stream_batches(rows, 3, 0))[1],
+            *evaluation_batches(iter(rows), 2),
+        ]
+        for batch in found[:3]:
+            assert set(batch) == {"pixels"} and sorted(batch["pixels"].flatten().tolist()) == [0, 1, 2]
+        assert [batch["pixels"].flatten().tolist() for batch in found[3:]] == [[0, 1], [2]]
+        assert ["label" in batch for batch in found[3:]] == [place == 2, place != 2]
