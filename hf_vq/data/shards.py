@@ -18,10 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from hf_vq.data.manifest import DamagedShardError
 from hf_vq.data.reading import ImageReader, Row, row_path
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
 from hf_vq.modeling.modeling_vq import VQModel
 from hf_vq.utils.files import atomic_file
+from hf_vq.utils.hashes import json_sha256
+from hf_vq.utils.text import first_line
 
 _INFO_KEY = b"hf_vq"  # of the parquet file's metadata
 
@@ -85,9 +88,21 @@ class ShardInfo(NamedTuple):
 
 
 def read_shard_info(path: Path) -> ShardInfo:
-    """Reads it from the end of the file; a file that is no shard was made with the settings ""."""
-    metadata = pq.read_metadata(path)
-    info = json.loads((metadata.metadata or {}).get(_INFO_KEY, "{}"))
+    """Reads it from the end of the file; a file that is no shard was made with the settings "".
+
+    Raises:
+        DamagedShardError: It cannot be read, or does not say what was written.
+    """
+    try:
+        metadata = pq.read_metadata(path)
+        info = json.loads((metadata.metadata or {}).get(_INFO_KEY, "{}"))
+    except (OSError, ValueError) as reason:  # ArrowInvalid and JSONDecodeError are ValueErrors
+        raise DamagedShardError(f"'{path}' is damaged: it cannot be read ({first_line(reason)})") from reason
+    digest = info.pop("sha256", None)  # version 0.1.0 wrote none
+    if digest is not None and (
+        digest != json_sha256(info) or (info["file"], info["num_rows"]) != (path.name, metadata.num_rows)
+    ):
+        raise DamagedShardError(f"'{path}' is damaged: it does not say what was written")
     return ShardInfo(info.get("num_images", 0), metadata.num_rows, info.get("skipped", {}), info.get("settings", ""))
 
 
@@ -166,11 +181,18 @@ class ShardWriter:
         flat = np.concatenate([np.empty(0, tokens.value_type.to_pandas_dtype()), *columns.pop("image_tokens")])
         arrays = {"image_tokens": pa.FixedSizeListArray.from_arrays(pa.array(flat), tokens.list_size)}
         arrays |= {name: pa.array(column, schema.field(name).type) for name, column in columns.items()}
-        info = {"num_images": num_images, "skipped": skipped, "settings": self.settings}
+        info = {
+            "file": path.name,
+            "num_images": num_images,
+            "num_rows": len(columns["key"]),
+            "skipped": skipped,
+            "settings": self.settings,
+        }
+        info["sha256"] = json_sha256(info)
         schema = schema.with_metadata({**schema.metadata, _INFO_KEY: json.dumps(info)})
         table = pa.Table.from_arrays([arrays[name] for name in schema.names], schema=schema)
         with atomic_file(path) as temporary, temporary.open("wb") as file:
-            pq.write_table(table, file, compression="zstd", use_dictionary=["label", "view"])
+            pq.write_table(table, file, compression="zstd", use_dictionary=["label", "view"], write_page_checksum=True)
 
     @torch.no_grad()
     def _encode(self, pixel_values: list[torch.Tensor]) -> np.ndarray:

@@ -10,10 +10,10 @@ files depend neither on the number of processes nor on how often they were kille
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
+import os
 import platform
 import re
 from collections.abc import Iterator
@@ -32,6 +32,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
+from hf_vq.data.manifest import DamagedShardError, verify_shard, warn_if_unverified
 from hf_vq.data.reading import split_rows, unreadable, with_reasons
 from hf_vq.data.shards import ShardWriter, Views, read_shard_info
 from hf_vq.data.sources import AnyDataset, image_splits, load_images, pinned_revision
@@ -49,10 +50,10 @@ from hf_vq.modeling.image_processing_vq import VQImageProcessor
 from hf_vq.modeling.modeling_vq import VQModel
 from hf_vq.modeling.version_vq import __version__
 from hf_vq.utils.files import discard_leftovers, write_json
-from hf_vq.utils.hashes import weights_sha256
+from hf_vq.utils.hashes import file_sha256, json_sha256, weights_sha256
 from hf_vq.utils.processes import processes_of_run
 from hf_vq.utils.settings import differences
-from hf_vq.utils.text import public_name, shorten
+from hf_vq.utils.text import first_line, public_name, shorten
 
 logger = logging.getLogger(__name__)
 
@@ -181,12 +182,14 @@ def tokenize_split(
     num_images = len(images) if isinstance(images, datasets.Dataset) else None
     if state.is_main_process:
         _begin(folder, settings, split, num_images)
+        _set_damaged_shards_aside(folder, settings, split)
     state.wait_for_everyone()
     record = _continue(folder, settings, split, num_images, args.strict)
     # Decided by the main process for all: one that looks late would see what another has already written again.
     finished = ["shards" in record and all((folder / shard["file"]).is_file() for shard in record["shards"])]
     broadcast_object_list(finished)
     if finished[0]:
+        warn_if_unverified(record, split, f"'{folder}'")
         logger.info("%s: finished already", split)
         return
 
@@ -208,7 +211,7 @@ def tokenize_split(
             processor,
             views,
             token_features(math.prod(tokens["shape"]), tokens["num_codes"], label),
-            _sha256(settings),
+            json_sha256(settings),
             executor,
             batch_size=args.batch_size,
             root=Path(args.dataset).expanduser(),
@@ -321,7 +324,7 @@ def _continue(folder: Path, settings: Manifest, split: str, num_images: int | No
             f"'{folder}' was begun with other settings:\n  {lines}\nGo on with the same ones, or choose another "
             "output_dir"
         )
-    digest = _sha256(settings)
+    digest = json_sha256(settings)
     infos = {file.name: read_shard_info(file) for file in sorted(folder.glob(f"{split}-[0-9]*.parquet"))}
     foreign = [name for name, info in infos.items() if info.settings != digest]
     if foreign:
@@ -330,6 +333,23 @@ def _continue(folder: Path, settings: Manifest, split: str, num_images: int | No
     if skipped and strict:
         raise unreadable(skipped)
     return record
+
+
+def _set_damaged_shards_aside(folder: Path, settings: Manifest, split: str) -> None:
+    """Renames shards that are not what was written, so that they are written again; each is named in a warning."""
+    manifest = read_manifest(folder)
+    if differences(_without_splits(manifest), settings):
+        return  # the run is about to be refused
+    recorded = {shard["file"]: shard for shard in manifest["splits"].get(split, {}).get("shards", [])}
+    for path in sorted(folder.glob(f"{split}-[0-9]*.parquet")):
+        try:
+            info = read_shard_info(path)
+            if info.settings == json_sha256(settings):
+                verify_shard(path, recorded.get(path.name, {"num_rows": info.num_rows}), manifest["image_tokens"])
+        except DamagedShardError as problem:
+            aside = path.with_name(f"damaged-{path.name}")
+            os.replace(path, aside)
+            logger.warning("%s. It is written again; the damaged file is now '%s'.", first_line(problem), aside.name)
 
 
 def _finish(folder: Path, split: str, num_shards: int) -> None:
@@ -347,7 +367,10 @@ def _finish(folder: Path, split: str, num_shards: int) -> None:
         "num_rows": num_rows,
         "num_skipped": len(skipped),
         "skipped": skipped,
-        "shards": [{"file": file.name, "num_rows": info.num_rows} for file, info in zip(files, infos, strict=True)],
+        "shards": [
+            {"file": file.name, "num_rows": info.num_rows, "sha256": file_sha256(file)}
+            for file, info in zip(files, infos, strict=True)
+        ],
     }
     write_json(manifest, folder / MANIFEST_FILE)
     logger.info("%s: %d rows of %d images in %d file(s)", split, num_rows, num_images, num_shards)
@@ -367,7 +390,3 @@ def _without_splits(manifest: Manifest) -> Manifest:
 
 def _shard(folder: Path, split: str, number: int) -> Path:
     return folder / f"{split}-{number:05d}.parquet"
-
-
-def _sha256(settings: Manifest) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

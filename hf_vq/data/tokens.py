@@ -1,6 +1,6 @@
 """Token data sets: images as parquet files of image tokens, with a manifest that says what made them.
 
-    manifest.json         tokenizer (name, revision, hash of its weights), preprocessing, shape, codes, splits
+    manifest.json         tokenizer (name, revision, hash of its weights), preprocessing, shape, codes, splits, hashes
     train-00000.parquet   image_tokens (flat), label where there is one, key, view
     train-00001.parquet   ...
 
@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import tempfile
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ import torch
 from huggingface_hub import CommitInfo
 
 from hf_vq.cards.tokens import token_card
+from hf_vq.data.manifest import Manifest, problem_of_manifest, require_inside, verify_shard, warn_if_unverified
 from hf_vq.hub.loading import load_tokenizer
 from hf_vq.hub.repository import (
     CARD_FILE,
@@ -38,7 +40,7 @@ from hf_vq.utils.settings import differences
 FORMAT = 1
 MANIFEST_FILE = "manifest.json"
 
-Manifest = dict[str, Any]
+logger = logging.getLogger(__name__)
 
 
 def load_token_dataset(
@@ -76,7 +78,8 @@ def load_token_dataset(
 
     Raises:
         FileNotFoundError: There is no manifest, or files of the split are missing.
-        ValueError: Another tokenizer made the tokens, the split is unknown or was never finished.
+        ValueError: Another tokenizer made the tokens, the split is unknown or was never finished, or a file is
+            not what the manifest says.
         HubError: There is no such repository or revision, or access is denied.
     """
     folder = Path(path).expanduser()
@@ -100,6 +103,7 @@ def load_token_dataset(
                 f"{len(missing)} of {len(names)} files of {where} are missing, {missing[0]} for one: run the command "
                 "that wrote them again, it writes what is missing"
             )
+        require_inside(folder, names)
     else:
         commit = manifest_file.parent.name
         if streaming:
@@ -107,15 +111,16 @@ def load_token_dataset(
         else:
             files = [str(fetch_file(str(path), name, commit, token, repo_type="dataset")) for name in names]
 
+    if streaming and not folder.is_dir():
+        logger.warning("%s is read as a stream: not verified.", where)
+    else:
+        warn_if_unverified(record, split, where)
+        for file, shard in zip(files, record["shards"], strict=True):
+            verify_shard(Path(file), shard, manifest["image_tokens"])
     reshape = partial(_to_tensors, shape=manifest["image_tokens"]["shape"])
     found = datasets.load_dataset("parquet", data_files={split: files}, split=split, streaming=streaming, token=token)
     if streaming:
         return found.map(reshape, batched=True, batch_size=256)
-    if len(found) != record["num_rows"]:
-        raise ValueError(
-            f"the files of {where} hold {len(found)} rows, the manifest says {record['num_rows']}: they belong to "
-            "different runs. Delete the folder and tokenize again"
-        )
     return found.with_transform(reshape)
 
 
@@ -146,13 +151,16 @@ def read_manifest(path: str | Path, *, revision: str | None = None, token: str |
     file = _manifest_file(path, revision, token)
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
-        version = manifest["format"]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"'{file}' is not the manifest of a token data set ({error!r})") from error
-    if version > FORMAT:
+    version = manifest.get("format") if isinstance(manifest, dict) else None
+    if isinstance(version, int) and version > FORMAT:
         raise ValueError(
             f"'{file}' has format {version}, this version of hf_vq reads up to {FORMAT}: pip install --upgrade hf_vq"
         )
+    problem = problem_of_manifest(manifest)
+    if problem is not None:
+        raise ValueError(f"'{file}' is not the manifest of a token data set: {problem}")
     return manifest
 
 
@@ -250,7 +258,7 @@ def push_token_dataset(
 
     Raises:
         FileNotFoundError: There is no manifest, or files are missing.
-        ValueError: A split is not finished, or `create_pr` came with a branch.
+        ValueError: A split is not finished, a file is not what the manifest says, or `create_pr` came with a branch.
         HubError: Missing rights, a lost connection, a failing server; the repository is as it was.
     """
     folder = Path(folder).expanduser()
@@ -267,6 +275,10 @@ def push_token_dataset(
         raise FileNotFoundError(
             f"'{folder}' was not published: {len(missing)} files are missing, such as {missing[0]}"
         )
+    require_inside(folder, [MANIFEST_FILE, *names])
+    for record in manifest["splits"].values():
+        for shard in record["shards"]:
+            verify_shard(folder / shard["file"], shard, manifest["image_tokens"])
     branch_to_push(revision, create_pr)
     # Last: what is wrong with the arguments leaves no empty repository. The card needs the full name.
     repo_id = create_repository(repo_id, repo_type="dataset", private=private, token=token)

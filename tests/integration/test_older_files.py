@@ -224,12 +224,13 @@ def test_repositories_load_and_keep_what_a_person_wrote(name: str, hub: HubServe
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_token_data_sets_load(split: str, streaming: bool) -> None:
+def test_token_data_sets_load(split: str, streaming: bool, caplog: pytest.LogCaptureFixture) -> None:
     """All shards of both splits, which carry no hashes, hold the rows that they did, and their tokenizer is known."""
     folder = FILES / "tokens"
     rows = load_token_dataset(folder, split, tokenizer=FILES / "models" / "vector", streaming=streaming)
     found = [{**row, "image_tokens": row["image_tokens"].tolist()} for row in rows]
     assert found == EXPECTED["tokens"][split]
+    assert f"the files of the split '{split}' have no hashes, as version 0.1.0 wrote them: not verified" in caplog.text
     assert {row["view"] for row in found} == {"center", "center-flip"}
     with pytest.raises(ValueError, match="another tokenizer"):
         load_token_dataset(folder, split, tokenizer=FILES / "models" / "sgd")
