@@ -19,7 +19,8 @@ def in_backward() -> bool:
 class _CountsOnce(nn.modules.batchnorm._BatchNorm):
     """Batch norm whose running statistics count each batch once, even if activation checkpointing recomputes it.
 
-    A batch of one vector has no moments, so the running statistics normalize it.
+    A batch of one vector has no moments, so the running statistics normalize it. A batch whose moments are not finite
+    changes no statistics.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -32,7 +33,15 @@ class _CountsOnce(nn.modules.batchnorm._BatchNorm):
             return F.batch_norm(
                 input, mean.clone(), var.clone(), self.weight, self.bias, training=not alone, eps=self.eps
             )
-        return super().forward(input)
+        if not self.training:
+            return super().forward(input)
+        before = {name: buffer.clone() for name, buffer in self.named_buffers()}
+        output = super().forward(input)
+        # `.data`, because autograd has saved these buffers. The backward pass reads only the batch's own moments.
+        finite = torch.stack([buffer.data.isfinite().all() for buffer in self.buffers()]).all()
+        for name, buffer in self.named_buffers():
+            buffer.data.copy_(torch.where(finite, buffer.data, before[name]))
+        return output
 
 
 class BatchNorm2d(_CountsOnce, nn.BatchNorm2d):

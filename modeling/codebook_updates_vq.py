@@ -20,6 +20,12 @@ from .kmeans_vq import kmeans, make_distinct
 
 _RUNNING_MOMENTUM = 0.1
 _SGD_MOMENTUM = 0.9
+# An inner step of the default size moves a code at most so many times the way to the mean of its vectors, before
+# momentum. Tried with 1 to 1,024 codes of 1 to 32 dimensions: at 2 few codes stay in use, from 3 on some runs diverge.
+_MAX_CHANGE = 1.0
+# A code so many times farther from the vectors than they and most codes spread is lost. Tried with outliers of 1e3 to
+# 3e38: up to 100 the search still tells codes apart and ordinary replacement is enough, from 1e4 on it does not.
+_LOST = 100.0
 _REPLACEMENT_NOISE = 0.01
 _KMEANS_SAMPLES_PER_CODE = 16
 
@@ -93,6 +99,37 @@ def dead_codes(codebook: Codebook) -> torch.Tensor | None:
     return dead if bool(dead.any()) else None
 
 
+def has_single_holder(codebook: Codebook) -> bool:
+    """Whether some book has more than one code, but all vectors of the last training forward went to one of them."""
+    used = (codebook.unused_steps == 0).unflatten(0, (codebook.num_books, -1))
+    return used.shape[1] > 1 and bool(((used.sum(1) <= 1) & (codebook.num_forwards > 0)).any())
+
+
+@torch.no_grad()
+def lost_codes(codebook: Codebook, books: list[torch.Tensor]) -> torch.Tensor:
+    """bool `(num_codes,)`: codes so far from the vectors of their book that the search can tell no others apart.
+
+    The search rounds to the size of the farthest code. One bad batch can move a code so far that all vectors look the
+    same from there. Then one code takes them all, and as it is in use, replacement never frees it. So call this when
+    one code holds everything (`has_single_holder`). A code is lost if it is not finite, or if its distance to the
+    mean of the vectors is over 100 times their spread (root mean square) and over 100 times the codes' median.
+
+    Args:
+        codebook: The codes.
+        books: For each book the vectors `(N, code_dim)` that it quantizes.
+    """
+    codes = codebook.effective(books[0].dtype).detach()
+    lost = torch.zeros_like(codebook.unused_steps, dtype=torch.bool)
+    for book, vectors in enumerate(books):
+        start, stop = codebook.part(book, codebook.num_books)
+        count, mean, squares = _moments(_finite(vectors))
+        spread = (squares.sum() / count.clamp_min(1)).sqrt()
+        distance = (codes[start:stop] - mean).norm(dim=-1)
+        bound = _LOST * torch.maximum(spread, distance.nanmedian())
+        lost[start:stop] = ~(distance <= bound) & (count > 0)
+    return lost
+
+
 @torch.no_grad()
 def replace_codes(codebook: Codebook, dead: torch.Tensor, book: int, vectors: torch.Tensor) -> None:
     """Replaces the dead codes of one book, by vectors `(N, code_dim)` that this book quantizes.
@@ -103,22 +140,23 @@ def replace_codes(codebook: Codebook, dead: torch.Tensor, book: int, vectors: to
     start, stop = codebook.part(book, codebook.num_books)
     rows = dead[start:stop].nonzero().squeeze(1) + start
     codes = codebook.effective(vectors.dtype).detach()
-    if codebook.replace_policy == "busy":
-        assert codebook.last_counts is not None
-        counts = codebook.last_counts[start:stop]
+    policy = codebook.replace_policy
+    if policy == "busy" and codebook.last_counts is not None:
+        counts = torch.where(dead[start:stop], 0, codebook.last_counts[start:stop])
         pool = codes[start:stop][counts > 0]
         weights = counts[counts > 0]
-    else:
-        limit = len(rows) * (_KMEANS_SAMPLES_PER_CODE if codebook.replace_policy == "kmeans" else 1)
+        policy = "busy" if len(pool) else "input"  # the only code in use may be a lost one
+    if policy != "busy":
+        limit = len(rows) * (_KMEANS_SAMPLES_PER_CODE if policy == "kmeans" else 1)
         pool = gather_sample(_finite(vectors), limit)
         rows = rows[: len(pool)]
     if len(rows) == 0 or len(pool) == 0:
         return
 
     def choose() -> torch.Tensor:
-        if codebook.replace_policy == "kmeans":
+        if policy == "kmeans":
             return kmeans(pool, len(rows))
-        if codebook.replace_policy == "busy":
+        if policy == "busy":
             new = pool[torch.multinomial(weights, len(rows), replacement=True)]
         else:
             new = pool[torch.randperm(len(pool), device=pool.device)[: len(rows)]]
@@ -134,27 +172,23 @@ def replace_codes(codebook: Codebook, dead: torch.Tensor, book: int, vectors: to
 def observe_moments(codebook: Codebook, book: int, vectors: torch.Tensor) -> None:
     """Running affine map: takes in the moments of the vectors `(N, code_dim)` that this book quantizes.
 
-    Biased variances over all ranks; momentum 0.1; the first batch is copied.
+    Biased variances over all ranks; momentum 0.1; the first batch is copied. A batch changes nothing if a moment of
+    its vectors or of the codes is not finite.
     """
-    count = vectors.new_full((1,), vectors.shape[0])
-    total = vectors.sum(0)
-    sum_over_ranks(count, total)
-    mean = total / count.clamp_min(1)
-    squares = (vectors - mean).square().sum(0)
-    sum_over_ranks(squares)
+    count, mean, squares = _moments(vectors)
     start, stop = codebook.part(book, codebook.num_books)
     raw = codebook.weight[start:stop].to(vectors.dtype)
-    seen = (count > 0) & squares.isfinite().all()
-    mean, squares = torch.where(seen, mean, 0.0), torch.where(seen, squares, 0.0)
+    moments = {
+        "z_mean": mean,
+        "z_var": squares / count.clamp_min(1),
+        "c_mean": raw.mean(0),
+        "c_var": raw.var(0, correction=0),
+    }
+    seen = (count > 0) & torch.stack([value.isfinite().all() for value in moments.values()]).all()
     momentum = torch.where(codebook.running_initialized[book], _RUNNING_MOMENTUM, 1.0) * seen
-    for name, value in (
-        ("z_mean", mean),
-        ("z_var", squares / count.clamp_min(1)),
-        ("c_mean", raw.mean(0)),
-        ("c_var", raw.var(0, correction=0)),
-    ):
+    for name, value in moments.items():
         buffer = getattr(codebook, f"running_{name}")[book]
-        buffer.lerp_(value.to(buffer.dtype), momentum.to(buffer.dtype))
+        buffer.lerp_(torch.where(seen, value, 0.0).to(buffer.dtype), momentum.to(buffer.dtype))
     codebook.running_initialized[book] |= seen.squeeze()
 
 
@@ -162,7 +196,9 @@ def observe_moments(codebook: Codebook, book: int, vectors: torch.Tensor) -> Non
 def inner_step(codebook: Codebook, vectors: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """One inner step on the commitment loss, for the codes alone; assignments are kept.
 
-    - "sgd": gradient step with momentum 0.9 on `mean((c[index] - sg z)^2)`, through the affine map to raw codes;
+    - "sgd": gradient step with momentum 0.9 on `mean((c[index] - sg z)^2)`, through the affine map to raw codes. The
+      default size of 50 is made smaller for a code with so many vectors that the step, before momentum, would pass
+      their mean; a size that was asked for is taken as it is;
     - "centroid": each used code moves the fraction `alternating_lr` of the way to the mean of its vectors;
     - EMA codebook (van den Oord et al. 2017): each used code becomes the ratio of two moving averages, of the sum
       and of the number of its vectors. Both start at zero, so the ratio needs no other correction of its bias.
@@ -176,9 +212,11 @@ def inner_step(codebook: Codebook, vectors: torch.Tensor, index: torch.Tensor) -
     """
     counts = codebook.count(index, vectors.dtype)
     sums = vectors.new_zeros(codebook.num_codes, codebook.code_dim).index_add_(0, index, vectors)
-    sum_over_ranks(counts, sums)
-    # A vector that is not finite moves no code: the loss will tell, and the codebook is still good then.
-    finite = sums.isfinite().all(1)
+    squares = vectors.new_zeros(codebook.num_codes).index_add_(0, index, vectors.square().sum(1))
+    sum_over_ranks(counts, sums, squares)
+    # A vector that is not finite, or whose square is not, moves no code: the loss will tell, and the codebook is
+    # still good then.
+    finite = sums.isfinite().all(1) & squares.isfinite()
     used = (counts > 0) & finite
     sums = torch.where(finite[:, None], sums, 0.0)
     if codebook.ema_count is not None and codebook.ema_sum is not None:
@@ -200,9 +238,29 @@ def inner_step(codebook: Codebook, vectors: torch.Tensor, index: torch.Tensor) -
         size = (counts.sum() * codebook.code_dim).clamp_min(1)
         gradient = torch.where(finite[:, None], counts[:, None] * codes.detach() - sums, 0.0) * (2 / size)
         (gradient,) = torch.autograd.grad(codes, raw, gradient)
+        if codebook.limits_steps:
+            gradient = gradient * _step_limit(codebook, raw.detach(), 2 * counts / size)
         codebook.momentum.mul_(_SGD_MOMENTUM).add_(gradient)
         codebook.weight.sub_(codebook.alternating_lr * codebook.momentum)
     return counts
+
+
+def _step_limit(codebook: Codebook, raw: torch.Tensor, curvature: torch.Tensor) -> torch.Tensor:
+    """Factors `(num_codes, 1)`, at most 1, that keep the steps of `inner_step` with its default size stable.
+
+    A code's loss is a parabola, whose curvature `(num_codes,)` grows with the code's share of the vectors. The affine
+    map and the norm in front of the code change it by the square of their slope.
+    """
+    slope = torch.ones_like(curvature)
+    affine = codebook._affine(raw.dtype)
+    if affine is not None:
+        scale, bias = affine
+        slope = scale.abs().amax(-1).expand(-1, codebook.num_codes // codebook.num_maps).flatten()
+        raw = (raw.unflatten(0, (codebook.num_maps, -1)) * scale + bias).flatten(0, 1)
+    if codebook.cb_norm == "l2":
+        slope = slope / raw.norm(dim=-1).clamp_min(1e-12)
+    change = codebook.alternating_lr * curvature * slope.square()  # 1 would reach the minimum without momentum
+    return (_MAX_CHANGE / change).clamp_max(1)[:, None]
 
 
 @torch.no_grad()
@@ -215,5 +273,16 @@ def end_forward(codebook: Codebook, counts: torch.Tensor) -> None:
 
 
 def _finite(vectors: torch.Tensor) -> torch.Tensor:
-    """The rows without infinite or NaN entries."""
-    return vectors.detach()[vectors.isfinite().all(-1)]
+    """The rows without infinite or NaN entries whose squared norm is finite, too."""
+    return vectors.detach()[vectors.detach().square().sum(-1).isfinite()]
+
+
+def _moments(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Number `(1,)`, mean and sum of squared deviations `(code_dim,)` of all ranks' vectors."""
+    count = vectors.new_full((1,), vectors.shape[0])
+    total = vectors.sum(0)
+    sum_over_ranks(count, total)
+    mean = total / count.clamp_min(1)
+    squares = (vectors - mean).square().sum(0)
+    sum_over_ranks(squares)
+    return count, mean, squares

@@ -94,6 +94,7 @@ class Codebook(nn.Module):
         self.codebook_update, self.codebook_decay = codebook_update, codebook_decay
         self.alternating_steps, self.alternating_kind = alternating_steps, alternating_kind
         self.alternating_lr = _DEFAULT_STEP[alternating_kind] if alternating_lr is None else alternating_lr
+        self.limits_steps = alternating_lr is None  # a size that was asked for is taken as it is
 
         self.weight = nn.Parameter(torch.empty(num_codes, code_dim))
         self.learned_affine = affine_mode == "learned" and affine_lr > 0

@@ -27,8 +27,10 @@ from .codebook_updates_vq import (
     dead_codes,
     end_forward,
     finish_initialization,
+    has_single_holder,
     initialize_codes,
     inner_step,
+    lost_codes,
     observe_moments,
     replace_codes,
 )
@@ -57,7 +59,8 @@ class VectorQuant(Quantizer):
         affine_lr: above 0, a learned affine map `(1 + affine_lr s) c + affine_lr b` in front of the codes.
         affine_groups: contiguous blocks of codes with a map of their own; divides the codes of a codebook.
         replace_freq: a code unused for so many training forwards is replaced; 0 never. Large codebooks want more of
-            them, enough to bring ten vectors for each code, and policy "kmeans".
+            them, enough to bring ten vectors for each code, and policy "kmeans". A code that an outlier has moved so
+            far that one code holds everything is always replaced, see `codebook_updates_vq.lost_codes`.
         kmeans_init: initialize the codes by k-means++ of the first training vectors, before they are first read.
         norm: of the inputs: None, "l2" (unit norm), "clip" (norm at most 10), "bn", "gn", "in" (batch, group,
             instance).
@@ -65,7 +68,7 @@ class VectorQuant(Quantizer):
         dim: the axis to quantize.
         alternating_steps: inner steps on the commitment loss, for the codes alone, before each task step; 0 is off.
         alternating_kind: "sgd" or "centroid", see `codebook_updates_vq.inner_step`.
-        alternating_lr: their step size; None is 50 for "sgd", 0.3 for "centroid".
+        alternating_lr: their step size; None is 0.3 for "centroid", and for "sgd" 50 or, for much used codes, less.
         affine_mode: "learned", or "running": scale and bias that match the moments of vectors and codes.
         codebook_update: "gradient", or "ema": codes are moving averages of their vectors, without gradient.
         codebook_decay: decay of these averages, in [0, 1).
@@ -201,8 +204,14 @@ class VectorQuant(Quantizer):
         if not codebook.initialized:
             self._initialize(x)
         dead = dead_codes(codebook)
-        if dead is not None:
-            for book, vectors in enumerate(self._vectors_of_books(x)):
+        breaks_down = has_single_holder(codebook)
+        if dead is not None or breaks_down:
+            books = self._vectors_of_books(x)
+            if breaks_down:
+                lost = lost_codes(codebook, books)
+                dead = lost if dead is None else dead | lost
+            assert dead is not None
+            for book, vectors in enumerate(books if bool(dead.any()) else []):
                 replace_codes(codebook, dead, book, vectors)
         vectors, index = self._assign(x, observe=codebook.running_affine)
         steps = 1 if codebook.codebook_update == "ema" else codebook.alternating_steps

@@ -241,8 +241,8 @@ def test_separate_groups_draw_replacements_from_their_own_vectors():
 def test_sgd_step_is_the_references_inplace_step():
     """Two steps with lr 50 and momentum 0.9 equal torch's SGD on mean((z_q - sg z)^2), assignments kept."""
     torch.manual_seed(0)
-    layer = VectorQuant(4, 8, alternating_steps=1, alternating_kind="sgd", beta=1.0, dim=-1, affine_lr=2.0).double()
-    layer.train()
+    steps = dict(alternating_steps=1, alternating_kind="sgd", alternating_lr=50.0)
+    layer = VectorQuant(4, 8, beta=1.0, dim=-1, affine_lr=2.0, **steps).double().train()
     weight = layer.codebook.weight.detach().clone().requires_grad_()
     optimizer = torch.optim.SGD([weight], lr=50.0, momentum=0.9)
     for _ in range(2):
