@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from hf_vq.cards.base import FOLDER, Facts, Metric, Slots, card
+from hf_vq.metrics.reconstruction import IMAGE_METRICS
 from hf_vq.modeling.quantizers_vq import QUANTIZERS
 
 if TYPE_CHECKING:
@@ -13,9 +14,7 @@ if TYPE_CHECKING:
     from hf_vq.modeling.configuration_vq import VQConfig
 
 METRICS = {
-    "mse": Metric("mse", "MSE", "{:.6f}"),
-    "psnr": Metric("psnr", "PSNR (dB, mean of the images')", "{:.2f}"),
-    "ssim": Metric("ssim", "SSIM", "{:.4f}"),
+    **{key: Metric(key, metric.title, metric.format) for key, metric in IMAGE_METRICS.items()},
     "rfid": Metric("rfid", "rFID", "{:.2f}"),
     "quantization_error": Metric("quantization_error", "Quantization error (mean squared, per dimension)", "{:.4g}"),
     "usage": Metric("codebook_usage", "Codes in use", "{:.1%}", counted="active_codes"),

@@ -139,42 +139,12 @@ def convert_state_dict(
     weights = {key: value.float() for key, value in weights.items()}
     layout = layout or detect_layout(weights)
     fields = infer_architecture(weights, layout, image_size, source_config)
-    if layout == "llamagen":
-        fields |= {"norm": "l2", "cb_norm": "l2"}
-    elif layout == "janus":
-        fields |= _hold_janus_codes(weights, notes)
+    fields |= LAYOUTS[layout].fields(weights, notes)
     if pixel_range is None:
         pixel_range = SIGNED if source_config.get(EXPORT_KEY, {}).get("do_normalize", True) else UNIT
     model = VQModel(VQConfig(**fields, **_PLAIN, pixel_range=list(pixel_range)))
     _load(model, weights, layout)
     return Conversion(model.eval(), layout, notes)
-
-
-def _hold_janus_codes(weights: dict[str, torch.Tensor], notes: list[str]) -> dict[str, Any]:
-    """Returns fields for `JanusVQVAE`, which compares with the codes as they are but decodes their unit vectors.
-
-    If that makes a difference, the codes in `weights` are widened to hold both. The vectors get zeros beside them. All
-    unit vectors have the same distance from zero, so the comparison stays the same. `post_quant_conv` reads the second
-    half.
-    """
-    codes = weights["quantize.embedding.weight"]
-    norms = codes.norm(dim=1)
-    if torch.allclose(norms, torch.ones_like(norms), rtol=0, atol=1e-6):
-        return {"cb_norm": "l2"}
-    # The scale is near the codes' own size, for precision, and a power of two, for exactness.
-    scale = 2.0 ** norms.mean().log2().round().item()
-    units = torch.nn.functional.normalize(codes, dim=1)
-    weights["quantize.embedding.weight"] = torch.cat([codes, scale * units], 1)
-    for name in ("quant_conv.weight", "quant_conv.bias"):
-        weights[name] = torch.cat([weights[name], torch.zeros_like(weights[name])])
-    decode = weights["post_quant_conv.weight"]
-    weights["post_quant_conv.weight"] = torch.cat([torch.zeros_like(decode), decode / scale], 1)
-    notes.append(
-        "the codes are decoded as if they were of unit norm, but they are not, so each of the "
-        f"{codes.shape[1]}-dimensional codes became one of {2 * codes.shape[1]} dimensions, which hold what is "
-        "compared and what is decoded"
-    )
-    return {"embed_dim": 2 * codes.shape[1]}
 
 
 def _load(model: VQModel, weights: Mapping[str, torch.Tensor], layout: str) -> None:

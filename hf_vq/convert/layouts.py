@@ -7,43 +7,48 @@ architecture. Our names are those of taming-transformers, except for the codeboo
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from hf_vq.utils.text import shorten
 
-LAYOUTS = ("taming", "janus", "llamagen", "diffusers")
 # A key of our exports in diffusers' configuration. diffusers writes it back. It warns about keys that it does not
 # know, but not about keys that start with an underscore.
 EXPORT_KEY = "_hf_vq"
 
-# These are applied to our names, one after the other.
-_RENAMES: dict[str, tuple[tuple[str, str], ...]] = {
-    "taming": (),
-    "janus": (),
-    "llamagen": (
-        (r"\.(?:down|up)\.(\d+)\.block\.", r".conv_blocks.\1.res."),
-        (r"\.(?:down|up)\.(\d+)\.", r".conv_blocks.\1."),
-        (r"\.mid\.block_1\.", ".mid.0."),
-        (r"\.mid\.attn_1\.", ".mid.1."),
-        (r"\.mid\.block_2\.", ".mid.2."),
-    ),
-    "diffusers": (
-        (r"\.(down|up)\.(\d+)\.block\.", r".\1_blocks.\2.resnets."),
-        (r"\.(down|up)\.(\d+)\.attn\.", r".\1_blocks.\2.attentions."),
-        (r"\.(down|up)\.(\d+)\.(down|up)sample\.", r".\1_blocks.\2.\3samplers.0."),
-        (r"\.mid\.attn_1\.", ".mid_block.attentions.0."),
-        (r"\.mid\.block_1\.", ".mid_block.resnets.0."),
-        (r"\.mid\.block_2\.", ".mid_block.resnets.1."),
-        (r"(attentions\.\d+)\.norm\.", r"\1.group_norm."),
-        (r"(attentions\.\d+)\.([qkv])\.", r"\1.to_\2."),
-        (r"(attentions\.\d+)\.proj_out\.", r"\1.to_out.0."),
-        (r"\.nin_shortcut\.", ".conv_shortcut."),
-        (r"\.norm_out\.", ".conv_norm_out."),
-    ),
-}
+Weights = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a project keeps the weights of a `VQModel`. A new one is a row of `LAYOUTS`.
+
+    Attributes:
+        name: What `layout=` says.
+        example: A name that a file in this layout holds.
+        is_of: Whether names of weights are in this layout and in no other.
+        renames: Patterns and replacements, applied to our names one after the other.
+        counts_down: Whether the levels of the decoder are numbered in the order in which they run.
+        fields: From the weights, which it may change, and the notes, to which it may add, to fields of `VQConfig` that
+            names and shapes do not tell.
+        source_fields: Likewise from the configuration beside the weights.
+    """
+
+    name: str
+    example: str
+    is_of: Callable[[Collection[str]], bool]
+    renames: tuple[tuple[str, str], ...] = ()
+    counts_down: bool = True
+    fields: Callable[[Weights, list[str]], dict[str, Any]] = lambda weights, notes: {}
+    source_fields: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda config: {}
+
+
+def _any_begins(prefix: str) -> Callable[[Collection[str]], bool]:
+    return lambda keys: any(key.startswith(prefix) for key in keys)
+
 
 _OLD_DIFFUSERS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -64,10 +69,10 @@ _REFUSED = {
 
 def foreign_key(key: str, layout: str, num_levels: int) -> str:
     """Returns the name that `key` of a `VQModel` with `num_levels` resolutions has in a layout."""
-    if layout != "taming":  # the others count the decoder's levels in the order in which they run
+    if LAYOUTS[layout].counts_down:
         key = re.sub(r"^decoder\.up\.(\d+)", lambda found: f"decoder.up.{num_levels - 1 - int(found[1])}", key)
     key = key.replace("quantize.codebook.", "quantize.embedding.")
-    for pattern, replacement in _RENAMES[layout]:
+    for pattern, replacement in LAYOUTS[layout].renames:
         key = re.sub(pattern, replacement, key)
     return key
 
@@ -91,17 +96,12 @@ def detect_layout(keys: Collection[str]) -> str:
             "These are weights of a vqtorch layer, without encoder and decoder. Load them into a layer of the same "
             "settings with `load_vqtorch_state_dict`."
         )
-    if any(key.startswith("encoder.conv_blocks.") for key in keys):
-        return "llamagen"
-    if any(key.startswith("encoder.down_blocks.") for key in keys):
-        return "diffusers"
-    if any(key.startswith("encoder.down.") for key in keys):
-        # The level that runs first enlarges its output, and the last one does not. Taming's up.0 runs last.
-        return "janus" if any(key.startswith("decoder.up.0.upsample.") for key in keys) else "taming"
+    for layout in LAYOUTS.values():
+        if layout.is_of(keys):
+            return layout.name
+    expected = ", ".join(f"{layout.example!r} ({layout.name})" for layout in LAYOUTS.values())
     raise ValueError(
-        "No known layout has these names. Expected names like 'encoder.down.0.block.0.conv1.weight' (taming, janus), "
-        f"'encoder.conv_blocks.0.res.0.conv1.weight' (llamagen) or 'encoder.down_blocks.0.resnets.0.conv1.weight' "
-        f"(diffusers), got {shorten(sorted(keys), quoted=True)}."
+        f"No known layout has these names. Expected names like {expected}, got {shorten(sorted(keys), quoted=True)}."
     )
 
 
@@ -230,7 +230,7 @@ def infer_architecture(
         "embed_dim": embed_dim,
         "num_codes": num_codes,
     }
-    return architecture | _from_diffusers_config(source_config) if layout == "diffusers" else architecture
+    return architecture | LAYOUTS[layout].source_fields(source_config)
 
 
 def _image_size_of(source_config: Mapping[str, Any], factor: int) -> int:
@@ -256,3 +256,81 @@ def _from_diffusers_config(config: Mapping[str, Any]) -> dict[str, Any]:
                 f"`{name}` of the diffusers model is {unknown[0]!r}, but a VQModel can only hold {sorted(known)}."
             )
     return {"norm_num_groups": config.get("norm_num_groups", 32)}
+
+
+def _hold_janus_codes(weights: Weights, notes: list[str]) -> dict[str, Any]:
+    """Returns fields for `JanusVQVAE`, which compares with the codes as they are but decodes their unit vectors.
+
+    If that makes a difference, the codes in `weights` are widened to hold both. The vectors get zeros beside them. All
+    unit vectors have the same distance from zero, so the comparison stays the same. `post_quant_conv` reads the second
+    half.
+    """
+    codes = weights["quantize.embedding.weight"]
+    norms = codes.norm(dim=1)
+    if torch.allclose(norms, torch.ones_like(norms), rtol=0, atol=1e-6):
+        return {"cb_norm": "l2"}
+    # The scale is near the codes' own size, for precision, and a power of two, for exactness.
+    scale = 2.0 ** norms.mean().log2().round().item()
+    units = torch.nn.functional.normalize(codes, dim=1)
+    weights["quantize.embedding.weight"] = torch.cat([codes, scale * units], 1)
+    for name in ("quant_conv.weight", "quant_conv.bias"):
+        weights[name] = torch.cat([weights[name], torch.zeros_like(weights[name])])
+    decode = weights["post_quant_conv.weight"]
+    weights["post_quant_conv.weight"] = torch.cat([torch.zeros_like(decode), decode / scale], 1)
+    notes.append(
+        "the codes are decoded as if they were of unit norm, but they are not, so each of the "
+        f"{codes.shape[1]}-dimensional codes became one of {2 * codes.shape[1]} dimensions, which hold what is "
+        "compared and what is decoded"
+    )
+    return {"embed_dim": 2 * codes.shape[1]}
+
+
+def _is_janus(keys: Collection[str]) -> bool:
+    # The level that runs first enlarges its output, and the last one does not. Taming's up.0 runs last.
+    return _any_begins("encoder.down.")(keys) and _any_begins("decoder.up.0.upsample.")(keys)
+
+
+def _is_taming(keys: Collection[str]) -> bool:
+    return _any_begins("encoder.down.")(keys) and not _is_janus(keys)
+
+
+LAYOUTS: dict[str, Layout] = {
+    layout.name: layout
+    for layout in (
+        Layout("taming", "encoder.down.0.block.0.conv1.weight", _is_taming, counts_down=False),
+        Layout("janus", "encoder.down.0.block.0.conv1.weight", _is_janus, fields=_hold_janus_codes),
+        Layout(
+            "llamagen",
+            "encoder.conv_blocks.0.res.0.conv1.weight",
+            _any_begins("encoder.conv_blocks."),
+            renames=(
+                (r"\.(?:down|up)\.(\d+)\.block\.", r".conv_blocks.\1.res."),
+                (r"\.(?:down|up)\.(\d+)\.", r".conv_blocks.\1."),
+                (r"\.mid\.block_1\.", ".mid.0."),
+                (r"\.mid\.attn_1\.", ".mid.1."),
+                (r"\.mid\.block_2\.", ".mid.2."),
+            ),
+            fields=lambda weights, notes: {"norm": "l2", "cb_norm": "l2"},
+        ),
+        Layout(
+            "diffusers",
+            "encoder.down_blocks.0.resnets.0.conv1.weight",
+            _any_begins("encoder.down_blocks."),
+            renames=(
+                (r"\.(down|up)\.(\d+)\.block\.", r".\1_blocks.\2.resnets."),
+                (r"\.(down|up)\.(\d+)\.attn\.", r".\1_blocks.\2.attentions."),
+                (r"\.(down|up)\.(\d+)\.(down|up)sample\.", r".\1_blocks.\2.\3samplers.0."),
+                (r"\.mid\.attn_1\.", ".mid_block.attentions.0."),
+                (r"\.mid\.block_1\.", ".mid_block.resnets.0."),
+                (r"\.mid\.block_2\.", ".mid_block.resnets.1."),
+                (r"(attentions\.\d+)\.norm\.", r"\1.group_norm."),
+                (r"(attentions\.\d+)\.([qkv])\.", r"\1.to_\2."),
+                (r"(attentions\.\d+)\.proj_out\.", r"\1.to_out.0."),
+                (r"\.nin_shortcut\.", ".conv_shortcut."),
+                (r"\.norm_out\.", ".conv_norm_out."),
+            ),
+            source_fields=_from_diffusers_config,
+        ),
+    )
+}
+"""Name -> layout."""

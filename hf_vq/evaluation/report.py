@@ -13,6 +13,7 @@ import PIL.Image
 from hf_vq.cards.base import table_cell
 from hf_vq.cards.tokenizer import METRICS as TOKENIZER_METRICS
 from hf_vq.metrics.features import INCEPTION
+from hf_vq.metrics.reconstruction import IMAGE_METRICS
 from hf_vq.utils.files import atomic_file, write_json, write_text
 from hf_vq.utils.settings import flatten
 
@@ -46,7 +47,7 @@ class _OfFeatures(NamedTuple):
     more_is_better: bool | None
 
 
-_BETTER = {"mse": False, "psnr": True, "ssim": True, "usage": True}
+_BETTER = {key: metric.more_is_better for key, metric in IMAGE_METRICS.items()} | {"usage": True}
 _METRICS = {key: Metric(shown.title, shown.format, _BETTER.get(key)) for key, shown in TOKENIZER_METRICS.items()} | {
     "bits_per_image": Metric("Bits per image, fixed length", "{:,.0f}", None),
     "entropy_bits_per_image": Metric("Bits per image, entropy of the codes", "{:,.1f}", None),

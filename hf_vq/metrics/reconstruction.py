@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -15,6 +15,55 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 SSIM_WINDOW = 11  # pixels; SSIM says little about smaller images
+
+
+class ImageMetric(NamedTuple):
+    """A number of an image and its reconstruction, averaged over images. Cards and reports show it as it says here.
+
+    Attributes:
+        title: Its name.
+        format: For `str.format`.
+        more_is_better: Whether a larger number is better.
+        measure: From images and reconstructions (batch, channels, height, width) in [0, 1], in float64 where the
+            device has it, to one number for each image, float64 (batch,) on the CPU; None where it cannot be measured.
+    """
+
+    title: str
+    format: str
+    more_is_better: bool
+    measure: Callable[[torch.Tensor, torch.Tensor], torch.Tensor | None]
+
+
+def squared_error(image: torch.Tensor, decoded: torch.Tensor) -> torch.Tensor:
+    """Mean squared error of each image."""
+    return (image - decoded).square().flatten(1).mean(1).double().cpu()
+
+
+def signal_to_noise(image: torch.Tensor, decoded: torch.Tensor) -> torch.Tensor:
+    """PSNR of each image in dB, at most 100, so that a perfect image leaves the mean finite."""
+    return -10 * squared_error(image, decoded).clamp(min=1e-10).log10()
+
+
+def structural_similarity(image: torch.Tensor, decoded: torch.Tensor) -> torch.Tensor | None:
+    """SSIM of each image, as in torchmetrics with a Gaussian window of 11 pixels; None for smaller images."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    if min(image.shape[-2:]) < SSIM_WINDOW:
+        return None
+    # For a Gaussian window kernel_size is ignored. sigma 1.5 makes the window 11 pixels wide.
+    values = structural_similarity_index_measure(decoded, image, sigma=1.5, reduction="none", data_range=1.0)
+    assert isinstance(values, torch.Tensor)
+    return values.flatten().double().cpu()
+
+
+IMAGE_METRICS: dict[str, ImageMetric] = {
+    "mse": ImageMetric("MSE", "{:.6f}", False, squared_error),
+    "psnr": ImageMetric("PSNR (dB, mean of the images')", "{:.2f}", True, signal_to_noise),
+    "ssim": ImageMetric("SSIM", "{:.4f}", True, structural_similarity),
+}
+"""Key -> metric. A new one is a function and a row: trainers, evaluation, cards and reports read it here."""
+
+_QUANTIZATION_ERROR = "quantization_error"
 
 
 class TokenizerMetrics:
@@ -48,9 +97,11 @@ class TokenizerMetrics:
     def reset(self) -> None:
         """Forgets everything."""
         self._counts = torch.zeros(self.num_codes, dtype=torch.int64)
-        # One sum and one weight each for MSE, PSNR, SSIM, quantization error. The weights count images or vectors.
-        self._sums = [ExactSum() for _ in range(4)]
-        self._weights = torch.zeros(4, dtype=torch.int64)
+        # One sum and one weight for each number. The weights count images or vectors.
+        names = (*IMAGE_METRICS, _QUANTIZATION_ERROR)
+        self._sums = {name: ExactSum() for name in names}
+        self._weights = dict.fromkeys(names, 0)
+        self._num_images = 0
 
     @torch.no_grad()
     def update(
@@ -86,19 +137,18 @@ class TokenizerMetrics:
         dtype = torch.float32 if pixel_values.device.type == "mps" else torch.float64
         image = convert_pixels(pixel_values.to(dtype), self.pixel_range, UNIT)
         decoded = convert_pixels(decoded_pixel_values.to(dtype).clamp(*self.pixel_range), self.pixel_range, UNIT)
-        mse = (image - decoded).square().flatten(1).mean(1).double().cpu()
-        self._add(0, mse)
-        # Errors below 1e-10 count as 1e-10: a perfect image gets 100 dB, not infinity, and the mean stays finite.
-        self._add(1, -10 * mse.clamp(min=1e-10).log10())
-        if min(image.shape[-2:]) >= SSIM_WINDOW:
-            self._add(2, _ssim(decoded, image))
+        self._num_images += batch
+        for name, metric in IMAGE_METRICS.items():
+            values = metric.measure(image, decoded)
+            if values is not None:
+                self._add(name, values)
         if quantization_error is not None:
             error = quantization_error.detach().double().cpu()
-            self._add(3, error.expand(batch) if error.ndim == 0 else error.flatten())
+            self._add(_QUANTIZATION_ERROR, error.expand(batch) if error.ndim == 0 else error.flatten())
 
-    def _add(self, index: int, values: torch.Tensor) -> None:
-        self._sums[index].add(values)
-        self._weights[index] += values.numel()
+    def _add(self, name: str, values: torch.Tensor) -> None:
+        self._sums[name].add(values)
+        self._weights[name] += values.numel()
 
     def _count(self, image_tokens: torch.Tensor) -> None:
         tokens = image_tokens.flatten()
@@ -127,10 +177,7 @@ class TokenizerMetrics:
             A number for each of these names. What `update` was not given is left out.
 
             - `num_images`
-            - `mse`: mean over images in [0, 1]
-            - `psnr`: mean of each image's PSNR in dB, each at most 100
-            - `ssim`: mean over images in [0, 1], as in torchmetrics, with a Gaussian window of 11 pixels. Smaller
-              images have none.
+            - those of `IMAGE_METRICS`: `mse`, `psnr`, `ssim` and so on, means over the images
             - `quantization_error`
             - `usage`: share of the codes that are used at all
             - `active_codes`: number of these codes
@@ -139,26 +186,17 @@ class TokenizerMetrics:
         Raises:
             ValueError: If no process has seen an image.
         """
-        sums = [total.compute(accelerator) for total in self._sums]
-        weights = sum_over_processes(self._weights, accelerator)
+        sums = {name: total.compute(accelerator) for name, total in self._sums.items()}
+        own = torch.tensor([self._num_images, *self._weights.values()])
+        num_images, *weights = sum_over_processes(own, accelerator).tolist()
         counts = self.code_counts(accelerator)
-        if not weights[0]:
+        if not num_images:
             raise ValueError("There are no images to measure. Call `update` with images before `compute`.")
-        metrics: dict[str, float] = {"num_images": int(weights[0])}
-        for index, name in enumerate(("mse", "psnr", "ssim", "quantization_error")):
-            if weights[index]:
-                metrics[name] = float(sums[index] / weights[index])
+        metrics: dict[str, float] = {"num_images": num_images}
+        for name, weight in zip(self._weights, weights, strict=True):
+            if weight:
+                metrics[name] = float(sums[name] / weight)
         if counts.any():
             active = int((counts > 0).sum())
             metrics |= {"usage": active / self.num_codes, "active_codes": active, "perplexity": perplexity(counts)}
         return metrics
-
-
-def _ssim(decoded: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-    """Computes SSIM of each image in [0, 1]. The result is (batch,), float64 on the CPU."""
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
-    # For a Gaussian window kernel_size is ignored. sigma 1.5 makes the window 11 pixels wide.
-    values = structural_similarity_index_measure(decoded, image, sigma=1.5, reduction="none", data_range=1.0)
-    assert isinstance(values, torch.Tensor)
-    return values.flatten().double().cpu()

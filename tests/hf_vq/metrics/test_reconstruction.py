@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from hf_vq.cards.tokenizer import METRICS
+from hf_vq.evaluation.report import metric
 from hf_vq.metrics import reconstruction
 from hf_vq.metrics.base import ExactSum, bits_per_image, perplexity
-from hf_vq.metrics.reconstruction import TokenizerMetrics
+from hf_vq.metrics.reconstruction import IMAGE_METRICS, ImageMetric, TokenizerMetrics
 
 
 def batch(count: int, seed: int = 0, size: int = 16) -> tuple[torch.Tensor, ...]:
@@ -184,3 +186,17 @@ def test_two_processes_give_the_numbers_of_one(tmp_path: Path):
     assert first == second  # computing twice adds nothing
     for name, value in single.compute().items():
         assert first[name] == pytest.approx(value, rel=1e-12), name
+
+
+def test_a_metric_of_images_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new row is measured; cards and reports show all rows of the table as it says."""
+    row = ImageMetric("MAE", "{:.5f}", False, lambda image, decoded: (image - decoded).abs().flatten(1).mean(1).cpu())
+    monkeypatch.setitem(IMAGE_METRICS, "mae", row)
+    metrics = TokenizerMetrics(4)
+    metrics.update(torch.zeros(2, 3, 16, 16), torch.full((2, 3, 16, 16), 0.5))
+
+    assert metrics.compute()["mae"] == pytest.approx(0.25)
+    for key in set(IMAGE_METRICS) - {"mae"}:
+        shown, reported = METRICS[key], metric(key, "tokenizer", "any")
+        assert (shown.title, shown.format) == IMAGE_METRICS[key][:2]
+        assert reported is not None and reported[:3] == IMAGE_METRICS[key][:3]
