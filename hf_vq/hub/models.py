@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -17,13 +18,23 @@ from huggingface_hub import CommitInfo
 from transformers import PreTrainedModel
 
 from hf_vq.hub.folders import CONFIG_FILE, PROCESSOR_FILE, BrokenModel, kind_in, load_folder
-from hf_vq.hub.repository import CARD_FILE, HubError, branch_to_push, create_repository, fetch_file, publish_folder
+from hf_vq.hub.repository import (
+    CARD_FILE,
+    HubError,
+    branch_to_push,
+    create_repository,
+    fetch_file,
+    not_verified,
+    publish_folder,
+)
 from hf_vq.kinds import kind_of, resolve, write_card
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
 from hf_vq.modeling.pixel_range_vq import require_pixel_range
 
 if TYPE_CHECKING:
     from PIL import Image
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -117,7 +128,11 @@ def push_to_hub(
 
 
 def from_hub(
-    repo_id: str, *, revision: str | None = None, token: str | bool | None = None
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    allow_unverified: bool = False,
 ) -> tuple[Any, VQImageProcessor]:
     """Loads a tokenizer, a generator or a classifier, and its image processor, from one commit of a repository.
 
@@ -129,6 +144,8 @@ def from_hub(
         repo_id: `"user/name"`.
         revision: Branch, tag or commit; `"main"` by default.
         token: As everywhere on the Hub; by default the stored one.
+        allow_unverified: Whether cached files may be used, with a warning that names each, if the Hub cannot be asked
+            for their hashes and no earlier call has kept them. By default this is an error.
 
     Returns:
         The model, a `VQModel`, a `MaskGitModel` or a `VQModelForImageClassification`, in eval mode, and its image
@@ -140,16 +157,22 @@ def from_hub(
         ValueError: It was made by a newer version of this package, its image processor has another range of pixels
             than its configuration, or `repo_id` is no repository's name.
     """
+    unverified: list[str] = []
     try:
-        config_path = fetch_file(repo_id, CONFIG_FILE, revision, token)
+        config_path = fetch_file(repo_id, CONFIG_FILE, revision, token, unverified)
     except FileNotFoundError:
         raise HubError(f"'{repo_id}' is not a VQ model: it has no {CONFIG_FILE}.") from None
     commit = config_path.parent.name
     try:
         kind_in(config_path, repo_id)
-        files = [config_path, *_fetch_weights(repo_id, commit, token)]
+        files = [config_path, *_fetch_weights(repo_id, commit, token, unverified)]
         with suppress(FileNotFoundError):
-            files.append(fetch_file(repo_id, PROCESSOR_FILE, commit, token))
+            files.append(fetch_file(repo_id, PROCESSOR_FILE, commit, token, unverified))
+        if unverified:
+            error = not_verified(repo_id, unverified)
+            if not allow_unverified:
+                raise error
+            logger.warning("%s They are loaded all the same.", error)
         with tempfile.TemporaryDirectory() as name:
             # What was verified and nothing else: a configuration, or an adapter's, could name other cached files.
             for path in files:
@@ -210,12 +233,16 @@ def _image_processor_of(model: PreTrainedModel, token: str | bool | None) -> VQI
     return VQImageProcessor.for_config(model.config)
 
 
-def _fetch_weights(repo_id: str, commit: str, token: str | bool | None) -> list[Path]:
+def _fetch_weights(repo_id: str, commit: str, token: str | bool | None, unverified: list[str]) -> list[Path]:
     """The files of the weights, verified."""
+
+    def fetch(name: str) -> Path:
+        return fetch_file(repo_id, name, commit, token, unverified)
+
     with suppress(FileNotFoundError):
-        return [fetch_file(repo_id, WEIGHTS_FILE, commit, token)]
+        return [fetch(WEIGHTS_FILE)]
     try:
-        path = fetch_file(repo_id, INDEX_FILE, commit, token)
+        path = fetch(INDEX_FILE)
         try:
             names = sorted(set(json.loads(path.read_text(encoding="utf-8")).get("weight_map", {}).values()))
         except (ValueError, AttributeError, TypeError, RecursionError) as error:
@@ -228,7 +255,7 @@ def _fetch_weights(repo_id: str, commit: str, token: str | bool | None) -> list[
                 f"The {INDEX_FILE} of '{repo_id}' at {commit} names {strange[0] if strange else 'no weights'}; only "
                 "safetensors files beside it are read. Tell the repository's owner."
             )
-        return [path, *(fetch_file(repo_id, name, commit, token) for name in names)]
+        return [path, *map(fetch, names)]
     except FileNotFoundError as error:
         raise HubError(
             f"'{repo_id}' at {commit} has no complete safetensors weights ({error} is missing); nothing else is read."

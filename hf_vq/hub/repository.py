@@ -6,7 +6,6 @@ Whatever the folder holds, a model or a data set, it is published by `publish_fo
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -33,7 +32,10 @@ from huggingface_hub.hf_api import RepoFile
 
 from hf_vq.cards.merging import fill_card
 from hf_vq.modeling.version_vq import __version__
+from hf_vq.utils.files import atomic_file
 
+_VERIFIED = "hf_vq_verified"  # a folder of the cache's repository, for the hashes that came from the Hub
+_HASH = r"[0-9a-f]{40}|[0-9a-f]{64}"
 CARD_FILE = "README.md"
 MAIN = "main"
 
@@ -200,6 +202,7 @@ def fetch_file(
     name: str,
     revision: str | None = None,
     token: str | bool | None = None,
+    unverified: list[str] | None = None,
     *,
     repo_type: str = "model",
 ) -> Path:
@@ -210,6 +213,8 @@ def fetch_file(
         name: The file's path in the repository.
         revision: Branch, tag or commit; `"main"` by default.
         token: As everywhere on the Hub; by default the stored one.
+        unverified: Gets the names of cached files whose hash the Hub cannot be asked for, where no earlier call has
+            kept it. Without such a list this is an error.
         repo_type: `"model"` or `"dataset"`.
 
     Returns:
@@ -218,7 +223,7 @@ def fetch_file(
     Raises:
         FileNotFoundError: The commit has no such file.
         HubError: There is no such repository or revision, access is denied, the file is neither reachable nor cached,
-            or its content is not what the Hub has.
+            its content is not what the Hub has, or nobody can tell.
     """
     try:
         path = Path(hf_hub_download(repo_id, name, repo_type=repo_type, revision=revision or MAIN, token=token))
@@ -255,27 +260,51 @@ def fetch_file(
         raise HubError(
             f"'{name}' of '{repo_id}' could not be fetched: {_reason(error)}. The same call can be made again."
         ) from error
-    _verify(path, repo_id, name, token, repo_type)
+    _verify(path, repo_id, name, token, repo_type, unverified)
     return path
 
 
-def _verify(path: Path, repo_id: str, name: str, token: str | bool | None, repo_type: str) -> None:
+def not_verified(repo_id: str, names: list[str]) -> HubError:
+    """The error that nobody can tell whether these files of the cache are what the Hub has."""
+    verb = "is" if len(names) == 1 else "are"
+    return HubError(
+        f"{', '.join(names)} of '{repo_id}' {verb} not verified: the Hub cannot be asked for the hash, and no "
+        "earlier load has kept it. Load once with a connection. `from_hub` takes what is in the cache if you pass `allow_unverified=True`."
+    )
+
+
+def _verify(
+    path: Path, repo_id: str, name: str, token: str | bool | None, repo_type: str, unverified: list[str] | None
+) -> None:
     """Compares a file of the cache with the hash under which the Hub knows it."""
-    expected = Path(os.readlink(path)).name if path.is_symlink() else ""
-    if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", expected):
-        # Where links are not to be had the cache does not keep the hash.
-        with suppress(Exception):
-            (entry,) = _api(token).get_paths_info(repo_id, name, revision=path.parent.name, repo_type=repo_type)
+    depth = name.count("/")
+    commit, repository = path.parents[depth].name, path.parents[depth + 2]
+    # A commit never changes, so neither do the hashes of its files: the Hub is asked once. The name of a file in the
+    # cache is no such word, whoever wrote the file could give it any name.
+    record = repository / _VERIFIED / commit / f"{name}.hash"
+    expected = record.read_text(encoding="ascii", errors="replace").strip() if record.is_file() else ""
+    is_recorded = re.fullmatch(_HASH, expected) is not None
+    if not is_recorded:
+        try:
+            (entry,) = _api(token).get_paths_info(repo_id, name, revision=commit, repo_type=repo_type)
             assert isinstance(entry, RepoFile)
             expected = entry.lfs.sha256 if entry.lfs else entry.blob_id
-    if not expected:
-        return
+        except Exception as error:
+            if unverified is None:
+                raise not_verified(repo_id, [name]) from error
+            unverified.append(name)
+            return
     found = _sha256(path) if len(expected) == 64 else _git_hash(path)
     if found != expected:
         raise HubError(
             f"'{name}' of '{repo_id}' is damaged in the cache: its hash is {found}, on the Hub it is {expected}. "
             f"Delete {path.resolve()} and load again."
         )
+    if not is_recorded:
+        with suppress(OSError):  # a cache that is read-only
+            record.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_file(record) as temporary:
+                Path(temporary).write_text(expected, encoding="ascii")
 
 
 def _sha256(path: Path) -> str:

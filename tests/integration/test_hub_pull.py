@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 from collections.abc import Callable
@@ -397,3 +398,50 @@ def test_whatever_is_wrong_with_a_file_is_an_error_of_the_hub(
 
     with pytest.raises(HubError, match=f"'{NAME}'"):
         hf_vq.from_hub(NAME)
+
+
+@pytest.mark.parametrize("is_offline", [True, False], ids=["offline", "status 500"])
+@pytest.mark.parametrize("kind", ["plain copy", "link to a file named by its own hash"])
+def test_what_was_altered_is_not_loaded_where_the_hub_cannot_be_asked(
+    pushed: VQModel, hub: HubServer, offline: Callable[[], None], caplog: Any, is_offline: bool, kind: str
+) -> None:
+    """A hash that came from the Hub decides, kept from an earlier load; without one the caller does."""
+    hf_hub_download(NAME, "config.json")
+    hf_hub_download(NAME, "preprocessor_config.json")
+    path = Path(hf_hub_download(NAME, "model.safetensors"))
+    other = save(dict(tiny(1).state_dict()), {"format": "pt"})
+    path.unlink()
+    if kind == "plain copy":
+        path.write_bytes(other)
+    else:
+        blob = path.parents[2] / "blobs" / hashlib.sha256(other).hexdigest()
+        blob.write_bytes(other)
+        path.symlink_to(blob)
+    if is_offline:
+        offline()
+    hub.fail("POST", "/paths-info/")
+
+    names = "config.json, model.safetensors, preprocessor_config.json of 'alice/vq' are not verified"
+    with pytest.raises(HubError, match=f"{names}: the Hub cannot be asked"):
+        hf_vq.from_hub(NAME)
+    with caplog.at_level("WARNING", "hf_vq"):
+        assert_same(hf_vq.from_hub(NAME, allow_unverified=True)[0], tiny(1))
+    assert names in caplog.text
+
+
+@pytest.mark.parametrize("allow_unverified", [False, True])
+def test_a_hash_of_the_hub_is_kept_for_the_time_without_it(
+    pushed: VQModel, hub: HubServer, offline: Callable[[], None], allow_unverified: bool
+) -> None:
+    """What was verified once is verified again offline, also a plain copy; then it is never loaded altered."""
+    hf_vq.from_hub(NAME)
+    path = Path(hf_hub_download(NAME, "model.safetensors"))
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content)
+    offline()
+    assert_same(hf_vq.from_hub(NAME)[0], pushed)
+
+    path.write_bytes(save(dict(tiny(1).state_dict()), {"format": "pt"}))
+    with pytest.raises(HubError, match="'model.safetensors' of 'alice/vq' is damaged in the cache"):
+        hf_vq.from_hub(NAME, allow_unverified=allow_unverified)
