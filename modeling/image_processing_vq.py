@@ -12,12 +12,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from huggingface_hub import get_session
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs
 
 from .limits_vq import MAX_SIDE, require_at_most
+from .opening_vq import load, open_image, upright
 from .pixel_range_vq import SIGNED
 from .thin_images_vq import thin_margins
 
@@ -151,7 +152,8 @@ class VQImageProcessor(PilBackend):
             channels_first = super().process_image(_to_8_bit(image), False, input_data_format, **kwargs)
             image = _to_pil(channels_first)
         else:
-            image = ImageOps.exif_transpose(image)
+            load(image)
+            image = upright(image)
         if do_convert_rgb:
             image = _convert(image, "L" if num_channels == 1 else "RGB")
         return super().process_image(image, do_convert_rgb=False)
@@ -222,9 +224,7 @@ def _open(source: str) -> Image.Image:
         file = BytesIO(base64.b64decode(source.partition(",")[2]))
     elif not os.path.isfile(source):
         raise FileNotFoundError(f"No such file: {source[:200]!r}. An image is named by a path or by a URL http(s)://.")
-    with Image.open(file) as image:
-        image.load()
-        return image
+    return open_image(file)
 
 
 def _cut_thin(image: np.ndarray, resized: int, crop: tuple[int, int]) -> np.ndarray:

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
-import PIL.ExifTags
 import PIL.Image
 import torch
 
 from hf_vq.data.sources import AnyDataset
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
+from hf_vq.modeling.opening_vq import open_image, orientation
 from hf_vq.modeling.pixel_range_vq import SIGNED, UNIT, check_pixel_range
 from hf_vq.modeling.thin_images_vq import thin_margins
 from hf_vq.utils.text import shorten
@@ -33,7 +33,6 @@ _LEVELS: dict[tuple[float, ...], np.ndarray] = {
     SIGNED: (_UNIT_LEVELS - np.float32(0.5)) / np.float32(0.5),
 }
 _PROCESSOR = VQImageProcessor()
-_ORIENTATION = PIL.ExifTags.Base.Orientation
 
 Row = tuple[int, Any]
 """The number of a row in its data set, and the row."""
@@ -213,7 +212,10 @@ def decode_image(row: Any, num_channels: int = 3) -> PIL.Image.Image:
         value = {"path": os.fspath(value), "bytes": None}
     elif isinstance(value, bytes):
         value = {"path": None, "bytes": value}
-    return convert_image(datasets.Image().decode_example(value), num_channels)
+    source = value.get("bytes") or value.get("path") if isinstance(value, dict) else None
+    is_here = isinstance(source, bytes) or (isinstance(source, str) and "://" not in source)
+    image = open_image(source) if is_here else datasets.Image().decode_example(value)
+    return convert_image(image, num_channels)
 
 
 def convert_image(image: PIL.Image.Image, num_channels: int = 3) -> PIL.Image.Image:
@@ -231,7 +233,7 @@ def convert_image(image: PIL.Image.Image, num_channels: int = 3) -> PIL.Image.Im
     """
     _check_channels(num_channels)
     mode = "RGB" if num_channels == 3 else "L"
-    if image.mode == mode and "transparency" not in image.info and _ORIENTATION not in image.getexif():
+    if image.mode == mode and "transparency" not in image.info and orientation(image) == 1:
         return image  # the usual case, and conversion costs as much as decoding a small image
     array = _PROCESSOR.process_image(image, do_convert_rgb=True, num_channels=num_channels)
     return PIL.Image.fromarray(array[0] if num_channels == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
