@@ -209,9 +209,10 @@ class MaskGitModel(MaskGitPreTrainedModel):
             image_tokens = self.encode(pixel_values)
         assert image_tokens is not None
         tokens = self._to_local(image_tokens)
-        labels = self._to_labels(class_labels, len(tokens), tokens.device)
+        batch = tokens.shape[0]  # of len(), an exported graph would make a constant
+        labels = self._to_labels(class_labels, batch, tokens.device)
         if mask is None:
-            progress = draw_uniform((len(tokens),), generator, tokens.device)
+            progress = draw_uniform((batch,), generator, tokens.device)
             ratio = mask_ratio(progress, self.config.mask_schedule)
             mask = draw_mask(tuple(image_tokens.shape), ratio, self.config.mask_count, generator, tokens.device)
         elif mask.shape != image_tokens.shape or mask.dtype != torch.bool:

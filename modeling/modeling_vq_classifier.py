@@ -205,8 +205,9 @@ class VQModelForImageClassification(VQPreTrainedModel):
         if tokens is not None:
             assert out.z is not None and out.z_q is not None
             error = F.mse_loss(out.z_q.detach(), out.z.detach())
-            if len(tokens) != len(pixel_values):
-                tokens = tokens.reshape(len(pixel_values), -1, tokens.shape[-1])
+            batch = pixel_values.shape[0]  # of len(), an exported graph would make a constant
+            if tokens.shape[0] != batch:
+                tokens = tokens.reshape(batch, -1, tokens.shape[-1])
             tokens = tokens.squeeze(-1) if self.quantize.groups == 1 else tokens
         scalars = {}
         if self.training or labels is not None:

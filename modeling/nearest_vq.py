@@ -41,6 +41,7 @@ def nearest_code(vectors: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         `4 (D + 2) u max_k |c_k - mu| (|z - mu| + |c_k - mu|)`, computed from the centered inputs. This is twice the
         rounding bound of a dot product, because two scores are compared. Exact ties, such as duplicated codes, go to
         the lowest index. The search needs extra memory for copies of the inputs and at most 64 MiB of float32 scores.
+        What `torch.export` or `torch.jit.trace` makes of it takes any N and holds all `N x K` scores.
     """
     num_vectors, num_codes = vectors.shape[0], codes.shape[0]
     mean = codes.mean(0)
@@ -51,6 +52,10 @@ def nearest_code(vectors: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     if padding:  # whole blocks; the padding never wins, because its scores are infinite
         codes = F.pad(codes, (0, 0, 0, padding))
         half_norms = F.pad(half_norms, (0, padding), value=torch.inf)
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        # A graph for any number of vectors has neither a number of chunks nor a case for none.
+        index = _search_traced(vectors, codes, half_norms)
+        return index.clamp_max(num_codes - 1) if padding else index
     if num_vectors == 0:
         return torch.empty(0, dtype=torch.long, device=vectors.device)
 
