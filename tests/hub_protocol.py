@@ -53,6 +53,7 @@ class HubRequestHandler(BaseHTTPRequestHandler):
             self.hub.requests.append((self.command, url.path))
             struck = [failure for failure in self.hub.failures if failure.strikes(self.command, url.path)]
             self.cut = any(failure.kind == "cut" for failure in struck)
+            self.lost = any(failure.kind == "lost" for failure in struck)
             if self.cut and self.command in ("POST", "PUT"):
                 self.rfile.read(max(int(self.headers.get("Content-Length") or 0) // 2, 1))
                 return self.hang_up()
@@ -93,7 +94,9 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         self.send(status, json.dumps(payload, default=str).encode(), {"Content-Type": "application/json"}, headers)
 
     def send(self, status: int, data: bytes, *headers: dict[str, str] | None) -> None:
-        """Sends bytes, or only half of them before the connection ends."""
+        """Sends bytes, or only half of them before the connection ends, or nothing."""
+        if self.lost:
+            return self.hang_up()
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         for group in headers:

@@ -22,7 +22,7 @@ class Failure:
 
     methods: str
     path: str
-    kind: Literal["error", "cut"]
+    kind: Literal["error", "cut", "lost"]
     nth: int
     times: int
     seen: int = 0
@@ -61,7 +61,12 @@ class HubServer:
             self.failures: list[Failure] = []
 
     def fail(
-        self, methods: str, path: str, kind: Literal["error", "cut"] = "error", nth: int = 1, times: int = 10**9
+        self,
+        methods: str,
+        path: str,
+        kind: Literal["error", "cut", "lost"] = "error",
+        nth: int = 1,
+        times: int = 10**9,
     ) -> None:
         """Lets requests fail from the `nth` match on, until `mend` or for so many times.
 
@@ -69,7 +74,8 @@ class HubServer:
             methods: Such as `"PUT POST"`.
             path: A regular expression to be found in the path.
             kind: `"error"` answers with status 500; `"cut"` closes the connection in the middle of the body, that of
-                the request for PUT and POST, that of the answer for GET.
+                the request for PUT and POST, that of the answer for GET; `"lost"` does what was asked and closes the
+                connection without an answer.
             nth: The first match to fail.
             times: How many fail.
         """

@@ -31,6 +31,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 
 from hf_vq.cards.merging import fill_card
+from hf_vq.hub.lost_answers import find_commit
 from hf_vq.modeling.version_vq import __version__
 from hf_vq.utils.files import atomic_file
 
@@ -107,6 +108,9 @@ def publish_folder(
     `HfApi.upload_folder` cuts a large folder in several commits, and a new branch would be there before the files are:
     so large files go up first, and `HfApi.create_commit` makes the one commit.
 
+    A process that is killed can leave a new branch without the commit, as a copy of `"main"`. The same call goes on
+    there.
+
     A card (README.md) that the repository has is kept; see `fill_card`. Weights and tokens that an earlier push has
     cut in other pieces are deleted in the same commit; other files that the folder does not have stay.
 
@@ -126,7 +130,8 @@ def publish_folder(
 
     Raises:
         ValueError: The folder has no files, `create_pr` came with a branch, or the repository's card cannot be merged.
-        HubError: Missing rights, a lost connection, a failing server, another commit in the meantime.
+        HubError: Missing rights, a lost connection, a failing server, another commit in the meantime. If only the
+            answer was lost, the commit is found and returned.
     """
     folder = Path(folder)
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
@@ -135,7 +140,8 @@ def publish_folder(
     branch = branch_to_push(revision, create_pr)
     repo_id = create_repository(repo_id, repo_type=repo_type, private=private, token=token)
     api = _api(token)
-    made_branch = False
+    message = commit_message or f"Upload {repo_type}"
+    made_branch = is_asked = False
     try:
         head, exists = _head(api, repo_id, repo_type, branch)
         old = set(api.list_repo_files(repo_id, repo_type=repo_type, revision=head))
@@ -158,10 +164,11 @@ def publish_folder(
         if not exists:
             api.create_branch(repo_id, repo_type=repo_type, branch=branch, revision=head)
             made_branch = True
+        is_asked = True
         return api.create_commit(
             repo_id,
             [*additions, *deletions],
-            commit_message=commit_message or f"Upload {repo_type}",
+            commit_message=message,
             commit_description=commit_description,
             repo_type=repo_type,
             revision=branch,
@@ -169,9 +176,23 @@ def publish_folder(
             parent_commit=head,  # a card that somebody edits meanwhile is not overwritten
         )
     except BaseException as error:
+        if is_asked and isinstance(error, Exception):  # the answer may be lost, and the commit there
+            try:
+                found = find_commit(
+                    api, repo_id, additions, repo_type=repo_type, branch=branch, parent=head, message=message,
+                    description=commit_description, create_pr=create_pr,
+                )  # fmt: skip
+            except Exception:
+                raise HubError(
+                    f"Nobody knows whether '{folder}' was published to '{repo_id}' ({branch}): {_reason(error)}, and "
+                    "the Hub cannot be asked. Look there before you make the same call again."
+                ) from error
+            if found is not None:
+                return found
         if made_branch:
             with suppress(Exception):
-                api.delete_branch(repo_id, repo_type=repo_type, branch=branch)
+                if _head(api, repo_id, repo_type, branch)[0] == head:  # no commit is on it
+                    api.delete_branch(repo_id, repo_type=repo_type, branch=branch)
         if not isinstance(error, Exception) or type(error) is ValueError:
             raise
         raise HubError(
@@ -269,7 +290,8 @@ def not_verified(repo_id: str, names: list[str]) -> HubError:
     verb = "is" if len(names) == 1 else "are"
     return HubError(
         f"{', '.join(names)} of '{repo_id}' {verb} not verified: the Hub cannot be asked for the hash, and no "
-        "earlier load has kept it. Load once with a connection. `from_hub` takes what is in the cache if you pass `allow_unverified=True`."
+        "earlier load has kept it. Load once with a connection. `from_hub` takes what is in the cache if you pass "
+        "`allow_unverified=True`."
     )
 
 

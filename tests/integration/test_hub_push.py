@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 import torch
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from PIL import Image
 
 import hf_vq
 from hf_vq import VQConfig, VQImageProcessor, VQModel
+from hf_vq.hub.lost_answers import find_commit
 from hf_vq.hub.models import reconstruction_picture
 from hf_vq.hub.repository import HubError, publish_folder
 
@@ -371,3 +372,52 @@ def test_a_short_failure_is_overcome(hub: HubServer) -> None:
     hf_vq.push_to_hub(tiny(), NAME)
 
     assert titles(hub) == ["Upload VQModel", "initial commit"]
+
+
+@pytest.mark.parametrize("arguments", [{}, {"revision": "v2"}, {"create_pr": True}], ids=["main", "branch", "pr"])
+def test_a_push_whose_answer_is_lost_is_found(hub: HubServer, arguments: dict[str, Any]) -> None:
+    """The commit is there, so it is returned, and there is one of it."""
+    hf_vq.push_to_hub(tiny(0), NAME)
+    hub.fail("POST", "/commit/", "lost", times=1)
+
+    commit = hf_vq.push_to_hub(tiny(1), NAME, **arguments)
+
+    refs = hub.store.repositories["models", NAME].refs
+    place = "refs/pr/1" if "create_pr" in arguments else arguments.get("revision", "main")
+    assert refs[place] == commit.oid and commit.commit_message == "Upload VQModel"
+    assert titles(hub, place) == ["Upload VQModel", "Upload VQModel", "initial commit"]
+    assert set(refs) == {"main", place}
+    if "create_pr" in arguments:
+        assert commit.pr_url == f"{hub.url}/{NAME}/discussions/1" and commit.pr_num == 1
+    loaded, _ = hf_vq.from_hub(NAME, revision=commit.oid)
+    assert torch.equal(loaded.quantize.get_codebook(), tiny(1).quantize.get_codebook())
+
+
+def test_a_push_that_nobody_can_look_for_is_not_called_unpublished(hub: HubServer) -> None:
+    """Then the message says that nobody knows."""
+    hf_vq.push_to_hub(tiny(0), NAME)
+    hub.fail("POST", "/commit/", "lost")
+    hub.fail("GET", "/commits/")
+
+    with pytest.raises(HubError, match="Nobody knows whether .*Look there before you make the same call again"):
+        hf_vq.push_to_hub(tiny(1), NAME)
+
+
+def test_another_commit_is_not_taken_for_the_lost_one(hub: HubServer) -> None:
+    """One with the same message on the same parent, but with other files, is somebody else's."""
+    hf_vq.push_to_hub(tiny(0), NAME)
+    HfApi().upload_file(
+        path_or_fileobj=b"mine", path_in_repo="notes.txt", repo_id=NAME, revision="main", commit_message="x"
+    )
+    head = hub.store.repositories["models", NAME].refs["main"]
+    api = HfApi()
+    found = find_commit(
+        api, NAME, [CommitOperationAdd("notes.txt", b"other")], repo_type="model", branch="main",
+        parent=api.list_repo_commits(NAME)[1].commit_id, message="x", description=None, create_pr=False,
+    )  # fmt: skip
+    same = find_commit(
+        api, NAME, [CommitOperationAdd("notes.txt", b"mine")], repo_type="model", branch="main",
+        parent=api.list_repo_commits(NAME)[1].commit_id, message="x", description=None, create_pr=False,
+    )  # fmt: skip
+
+    assert found is None and same is not None and same.oid == head
