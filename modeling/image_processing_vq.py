@@ -11,18 +11,17 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from huggingface_hub import get_session
 from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs
 
+from .fetching_vq import fetch
 from .limits_vq import MAX_SIDE, require_at_most
 from .opening_vq import load, open_image, upright
 from .pixel_range_vq import SIGNED
 from .thin_images_vq import thin_margins
 
-_URL_TIMEOUT = 30.0  # seconds without an answer
 _ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 
 
@@ -217,9 +216,7 @@ def _open(source: str) -> Image.Image:
     """The image at a path or URL, or encoded in a `data:` URI."""
     file: str | BytesIO = source
     if source.startswith(("http://", "https://")):
-        response = get_session().get(source, timeout=_URL_TIMEOUT)
-        response.raise_for_status()
-        file = BytesIO(response.content)
+        file = BytesIO(fetch(source))
     elif source.startswith("data:image/"):
         file = BytesIO(base64.b64decode(source.partition(",")[2]))
     elif not os.path.isfile(source):
