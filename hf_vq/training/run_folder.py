@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
-import shutil
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from accelerate import Accelerator
 
 from hf_vq.training.checkpoints import (
     CheckpointError,
@@ -16,6 +20,9 @@ from hf_vq.training.checkpoints import (
 )
 from hf_vq.training.reporting import LOGGING_FOLDER, METRICS_FILE, PICTURES_FOLDER
 from hf_vq.training.snapshots import SNAPSHOTS_FOLDER, drop_snapshots
+from hf_vq.utils.files import TEMPORARY_PREFIX, discard
+from hf_vq.utils.locks import FolderLock, FolderLockedError
+from hf_vq.utils.processes import on_main_process
 
 FINAL_FOLDER = "final"
 
@@ -24,6 +31,34 @@ logger = logging.getLogger(__name__)
 
 class OutputFolderInUseError(FileExistsError):
     """The output folder already holds another run."""
+
+
+@contextmanager
+def locked(output_dir: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Makes the output folder of a run where it is missing, and keeps other runs out of it; a collective.
+
+    Raises:
+        OutputFolderInUseError: Another run works in the folder.
+        CheckpointError: The folder can be neither made nor written to.
+    """
+    lock = FolderLock(output_dir)
+
+    def take() -> None:
+        try:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except FolderLockedError as owner:
+            raise OutputFolderInUseError(f"'{output_dir}' is in use: {owner}. Choose another output_dir.") from None
+        except (OSError, ValueError) as reason:  # ValueError: a null byte in the name
+            raise CheckpointError(
+                f"'{output_dir}' cannot be the folder of a run: {reason}. Choose another output_dir."
+            ) from reason
+
+    on_main_process(take, accelerator)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def holds_run(output_dir: Path) -> bool:
@@ -36,22 +71,26 @@ def holds_run(output_dir: Path) -> bool:
 def clear_run(output_dir: Path) -> None:
     """Deletes the results of a run, and nothing else, from a folder."""
     folders = [output_dir / name for name in (FINAL_FOLDER, PICTURES_FOLDER, SNAPSHOTS_FOLDER, LOGGING_FOLDER)]
-    for folder in checkpoint_folders(output_dir) + folders:
-        shutil.rmtree(folder, ignore_errors=True)
-    (output_dir / METRICS_FILE).unlink(missing_ok=True)
+    doomed = []
+    for path in [*folders, output_dir / METRICS_FILE, *checkpoint_folders(output_dir)]:
+        if path.exists():
+            # Renamed first: a kill during the removal must not leave half a folder under a checkpoint's name.
+            doomed.append(output_dir / f"{TEMPORARY_PREFIX}cleared-{path.name}")
+            discard(doomed[-1])
+            os.replace(path, doomed[-1])
+    for path in doomed:
+        discard(path)
 
 
-def take_back_later_steps(output_dir: Path, step: int) -> list[Path]:
+def take_back_later_steps(output_dir: Path, step: int) -> None:
     """Takes back what was written after `step`, by a stretch of the run that a resumed run goes through again.
 
     Snapshots of the codebook are dropped, whether or not the resumed run has a monitor: without one, a record would
     go on with steps that never were. The reporter drops its own lines when it starts.
-
-    Returns:
-        Checkpoints that were set aside, under their new names.
     """
     drop_snapshots(output_dir / SNAPSHOTS_FOLDER, after=step)
-    return set_aside_later_checkpoints(output_dir, step)
+    for folder in set_aside_later_checkpoints(output_dir, step):
+        logger.warning("A checkpoint after step %d was set aside as '%s'.", step, folder)
 
 
 def choose_start(output_dir: Path, resume_from: str | None, overwrite: bool) -> Path | None:
@@ -103,7 +142,9 @@ def choose_start(output_dir: Path, resume_from: str | None, overwrite: bool) -> 
             f"'{output_dir}' holds a finished run but no checkpoint to continue from. Choose another output_dir, or "
             "delete it with overwrite_output_dir."
         )
-    return None  # killed before its first checkpoint: the same command starts it again
+    # Killed before its first checkpoint: the same command starts it again.
+    logger.warning("There is no checkpoint in '%s' yet: the run begins at step 0.", output_dir)
+    return None
 
 
 def _warn_if_unverified(folder: Path, verified: bool) -> None:

@@ -32,7 +32,7 @@ from hf_vq.training.order import Batch, TrainingData, evaluation_batches
 from hf_vq.training.publishing import open_repository, publish_model
 from hf_vq.training.random_state import preserved_random_state, random_state, set_random_state
 from hf_vq.training.reporting import LOGGING_FOLDER, LogWindow, Reporter
-from hf_vq.training.run_folder import FINAL_FOLDER, OutputFolderInUseError, choose_start, take_back_later_steps
+from hf_vq.training.run_folder import FINAL_FOLDER, OutputFolderInUseError, choose_start, locked, take_back_later_steps
 from hf_vq.training.settings import require_same_settings, run_settings
 from hf_vq.utils.files import atomic_folder
 from hf_vq.utils.processes import average_over_processes, on_main_process
@@ -169,6 +169,10 @@ class BaseTrainer:
         Returns:
             The metrics of the last evaluation.
         """
+        with locked(self.output_dir, self.accelerator):
+            return self._train()
+
+    def _train(self) -> dict[str, float]:
         args, accelerator = self.args, self.accelerator
         self._open_run()
         batches = self.data.batches(self.step)
@@ -204,7 +208,6 @@ class BaseTrainer:
         args, accelerator = self.args, self.accelerator
 
         def open_folder() -> tuple[Path | None, str | None]:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
             start = choose_start(self.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir)
             ckpt.remove_stale_folders(self.output_dir)
             return start, open_repository(args)
@@ -216,11 +219,8 @@ class BaseTrainer:
                 require_same_settings(start, ckpt.read_state(start), self.settings(), args, self.model.config)
                 self.load_state_dict(state)
             logger.info("continuing from '%s'", start)
-        elif args.resume_from_checkpoint is not None:
-            logger.warning("There is no checkpoint in '%s' yet: the run begins at step 0.", self.output_dir)
         if accelerator.is_main_process:
-            for folder in take_back_later_steps(self.output_dir, self.step):
-                logger.warning("A checkpoint after step %d was set aside as '%s'.", self.step, folder)
+            take_back_later_steps(self.output_dir, self.step)
         self.reporter.start(self.settings(), self.step)
         for callback in self.callbacks:
             callback.on_train_begin(self)
