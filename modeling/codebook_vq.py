@@ -148,7 +148,15 @@ class Codebook(nn.Module):
         return self
 
     def reset_parameters(self) -> None:
-        """Sets every parameter and buffer; those that a checkpoint has just filled are left alone."""
+        """Sets every parameter and buffer; those that a checkpoint has just filled are left alone.
+
+        If the checkpoint had no codes of this shape, what it says about codes (initialized, their clocks, the moments
+        and the affine map) is about others, and starts anew with them.
+        """
+        if not getattr(self.weight, "_is_hf_initialized", False):
+            for tensor in (*self.parameters(), *self.buffers()):
+                if getattr(tensor, "_is_hf_initialized", False):
+                    tensor._is_hf_initialized = False  # type: ignore[union-attr]
         init.normal_(self.weight)
         for name, buffer in self.named_buffers():
             if name == "initialized":

@@ -48,4 +48,5 @@ def public_name(name: str | None, *, follow_links: bool = False) -> str | None:
 
 def is_hub_id(name: str | None) -> bool:
     """Whether a name is a repository's, to which the Hub can link, and not a path."""
-    return bool(name and re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not Path(str(name)).exists()
+    part = r"(?![.-])(?![\w.-]*(--|\.\.))[\w.-]{1,96}(?<![.-])"
+    return bool(name and re.fullmatch(f"{part}/{part}", name, re.ASCII)) and not Path(str(name)).exists()

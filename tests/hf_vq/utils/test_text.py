@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_vq.utils.text import public_name, shorten
+from hf_vq.utils.text import is_hub_id, public_name, shorten
 
 
 def test_long_lists_are_cut_and_counted() -> None:
@@ -33,3 +33,30 @@ def test_links_and_patterns_in_public_names(tmp_path: Path, monkeypatch: pytest.
         "alice/emoji",
         "noto-emoji-32",
     ]
+
+
+@pytest.mark.parametrize("name", ["alice/emoji", "a/b", "A-1/b_c.d-2", "_a/b", "alice/0"])
+def test_names_of_repositories(name: str) -> None:
+    """A card may link them."""
+    assert is_hub_id(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "daten/bücher",
+        "данные/кошки",
+        "数据/猫",
+        "../photos",
+        "./photos",
+        "~/photos",
+        "a--b/c",
+        "a/b..c",
+        "-a/b",
+        "a/b-",
+    ]
+    + ["a/b-", "a/b.", "a/.b", "a/b/c", "a b/c", "a/b\n", "photos", "", "a/" + "b" * 97, "a/٣"],
+)
+def test_paths_are_no_names_of_repositories(name: str) -> None:
+    """A folder that is gone, with other letters than the Hub's or other rules, is not linked."""
+    assert not is_hub_id(name)
