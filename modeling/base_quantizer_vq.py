@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,7 +156,8 @@ class Quantizer(nn.Module):
         return z_q.to(z.dtype), output
 
     def _call(self, x: torch.Tensor) -> tuple[torch.Tensor, QuantizerOutput]:
-        with torch.autocast(x.device.type, enabled=False):
+        # The meta device knows no autocast.
+        with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
             z_q, output = super().__call__(x)
             return z_q, self.complete(output, x, z_q)
 
@@ -271,7 +272,9 @@ class Quantizer(nn.Module):
         if q.ndim == 0 or q.shape[-1] != self.groups:
             raise ValueError(f"expected ids of shape (..., {self.groups}), got {tuple(q.shape)}")
         q = q.long()
-        if not torch.compiler.is_compiling() and q.numel() and not 0 <= int(q.min()) <= int(q.max()) < self.num_codes:
+        if torch.compiler.is_compiling() or q.is_meta or not q.numel():
+            return q
+        if not 0 <= int(q.min()) <= int(q.max()) < self.num_codes:
             raise ValueError(f"ids must be in [0, {self.num_codes}), got {int(q.min())} to {int(q.max())}")
         return q
 

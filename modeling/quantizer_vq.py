@@ -201,10 +201,11 @@ class VectorQuant(Quantizer):
             index = self._recall(x)
             return index, codebook.count(index)
         begin_forward(codebook)
-        if not codebook.initialized:
+        has_values = not x.is_meta  # without values nothing says which codes have to be written anew
+        if has_values and not codebook.initialized:
             self._initialize(x)
-        dead = dead_codes(codebook)
-        breaks_down = has_single_holder(codebook)
+        dead = dead_codes(codebook) if has_values else None
+        breaks_down = has_values and has_single_holder(codebook)
         if dead is not None or breaks_down:
             books = self._vectors_of_books(x)
             if breaks_down:
@@ -229,7 +230,7 @@ class VectorQuant(Quantizer):
     def _recall(self, x: torch.Tensor) -> torch.Tensor:
         """Ids that a recent training forward gave to `x`; found anew if it is forgotten."""
         probe = _probe(x)
-        for seen, index in reversed(self._recent):
+        for seen, index in reversed(self._recent if not x.is_meta else ()):
             if torch.equal(seen, probe):
                 return index
         return self._assign(x)[1]
