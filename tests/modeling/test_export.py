@@ -18,7 +18,7 @@ from hf_vq import (
 )
 
 SQVAE: dict[str, Any] = dict(architecture="sqvae", base_channels=16)
-VQGAN: dict[str, Any] = dict(base_channels=8, channel_multiplier=[1, 2], num_res_blocks=1, latent_channels=12)
+VQGAN: dict[str, Any] = dict(base_channels=8, channel_multiplier=[1, 1, 2], num_res_blocks=1, latent_channels=12)
 TOKENIZERS: dict[str, dict[str, Any]] = {
     "sqvae": SQVAE | dict(norm="bn"),
     "vqgan": VQGAN | dict(norm="l2", cb_norm="l2", affine_lr=0.0),
