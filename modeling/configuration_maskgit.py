@@ -145,7 +145,7 @@ class MaskGitConfig(HubConfig):
             "`num_codes`": self.codebook_size,
             "`num_classes`": self.num_classes + 1,
             "the tokenizer's `image_size`": positions,
-            "`intermediate_size`": 2 * self.intermediate_size,
+            "`intermediate_size`": 2 * (self.intermediate_size or 0),
         }.items():
             require_weight(f"{fields} and `hidden_size`", entries, self.hidden_size)
         require_weight("`hidden_size`", 6, self.hidden_size, self.hidden_size)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import datasets
@@ -220,6 +221,9 @@ class ImageStream(IterableDataset):
         self.source.load_state_dict(state["source"])
         self._start = (state["source"]["epoch"], state["position"])
 
+    def _pixels(self, image: PIL.Image.Image, place: int, *, key: tuple[int, ...]) -> torch.Tensor:
+        return self.preprocessor(image, key)
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
         epoch = int(self.source.epoch)
@@ -229,7 +233,7 @@ class ImageStream(IterableDataset):
             index = self._position
             self._position += 1
             key = (epoch, self.rank, 0 if worker is None else worker.id, index)
-            example = self.reader.read(index, row, lambda image, _, key=key: self.preprocessor(image, key))
+            example = self.reader.read(index, row, partial(self._pixels, key=key))
             if example.content is None:
                 name, reason = example.name, example.reason
                 if name not in self.bad_images:

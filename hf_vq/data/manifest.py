@@ -37,9 +37,8 @@ def problem_of_manifest(manifest: Any) -> str | None:
     """
     if not isinstance(manifest, dict):
         return "it is no table of settings"
-    number = {"type": int, "least": 1}
     problems = [
-        _problem(manifest, "format", **number),
+        _problem(manifest, "format", int, least=1),
         _problem(manifest, "image_tokens", dict),
         _problem(manifest, "tokenizer", dict),
         _problem(manifest, "views", dict),
@@ -105,9 +104,9 @@ def _problem_of_split(split: str, record: Any, files: set[str]) -> str | None:
     return None
 
 
-def _problem(manifest: Manifest, name: str, type: type, least: int | None = None) -> str | None:
+def _problem(manifest: Manifest, name: str, kind: Any, least: int | None = None) -> str | None:
     value = manifest.get(name)
-    if isinstance(value, bool) or not isinstance(value, type) or (least is not None and value < least):
+    if isinstance(value, bool) or not isinstance(value, kind) or (least is not None and value < least):
         return f"{name} is missing or wrong: {value!r:.100}"
     return None
 

@@ -213,9 +213,9 @@ def decode_image(row: Any, num_channels: int = 3) -> PIL.Image.Image:
     elif isinstance(value, bytes):
         value = {"path": None, "bytes": value}
     source = value.get("bytes") or value.get("path") if isinstance(value, dict) else None
-    is_here = isinstance(source, bytes) or (isinstance(source, str) and "://" not in source)
-    image = open_image(source) if is_here else datasets.Image().decode_example(value)
-    return convert_image(image, num_channels)
+    if isinstance(source, bytes) or (isinstance(source, str) and "://" not in source):
+        return convert_image(open_image(source), num_channels)
+    return convert_image(datasets.Image().decode_example(value), num_channels)
 
 
 def convert_image(image: PIL.Image.Image, num_channels: int = 3) -> PIL.Image.Image:

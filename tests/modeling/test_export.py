@@ -114,7 +114,7 @@ def test_generators_and_classifiers_with_a_free_batch(kind: str) -> None:
     else:
         backbone = VIT | dict(image_size=16, patch_size=4, intermediate_size=24)
         model = VQModelForImageClassification(
-            VQImageClassificationConfig(backbone_config=backbone, image_size=16, num_labels=3)
+            VQImageClassificationConfig(backbone_config=backbone, image_size=16, num_labels=3)  # type: ignore[call-arg]
         ).eval()
         inputs = {size: images(model, size) for size in SIZES}
     module = Logits(model)

@@ -30,7 +30,7 @@ def tokenizer(**fields: Any) -> VQModel:
 def classifier() -> VQModelForImageClassification:
     backbone = VIT | dict(image_size=16, patch_size=4, intermediate_size=24)
     return VQModelForImageClassification(
-        VQImageClassificationConfig(backbone_config=backbone, image_size=16, num_labels=3)
+        VQImageClassificationConfig(backbone_config=backbone, image_size=16, num_labels=3)  # type: ignore[call-arg]
     )
 
 

@@ -111,7 +111,12 @@ def test_a_file_is_read_again_only_when_it_changed(
 
     read: list[str] = []
     hash_of = module.file_sha256
-    monkeypatch.setattr(module, "file_sha256", lambda path: read.append(path.name) or hash_of(path))
+
+    def counting(path: Path) -> str:
+        read.append(path.name)
+        return hash_of(path)
+
+    monkeypatch.setattr(module, "file_sha256", counting)
     load_token_dataset(tokens)
     load_token_dataset(tokens)
     assert read == ["train-00000.parquet", SHARD, "train-00002.parquet"]

@@ -112,7 +112,12 @@ def test_a_state_that_cannot_be_is_damage(
     trainer = make_trainer(max_steps=4, save_steps=2, use_ema=True, resume_from_checkpoint="latest")
     steps: list[int] = []
     train_step = trainer.train_step
-    trainer.train_step = lambda batches: steps.append(trainer.step) or train_step(batches)
+
+    def counting(batches: Any) -> Any:
+        steps.append(trainer.step)
+        return train_step(batches)
+
+    trainer.train_step = counting
     trainer.train()
 
     assert steps == [2, 3]
