@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from hf_vq.training.arguments import BaseTrainingArguments
+from hf_vq.training.checkpoints import CheckpointError
 from hf_vq.utils.files import atomic_file, discard_leftovers, write_text
 from hf_vq.utils.settings import flatten
 
@@ -74,10 +76,11 @@ class Reporter:
         summary = ", ".join(f"{name} {value:.5g}" for name, value in values.items())
         logger.info("step %d: %s", step, summary)
         folder = self.output_dir / PICTURES_FOLDER
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, picture in pictures.items():
-            with atomic_file(folder / f"step-{step:07d}-{name}.png") as temporary:
-                picture.save(temporary, format="PNG")
+        with _writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, picture in pictures.items():
+                with atomic_file(folder / f"step-{step:07d}-{name}.png") as temporary:
+                    picture.save(temporary, format="PNG")
         arrays = {f"eval/{name}": np.asarray(picture.convert("RGB")) for name, picture in pictures.items()}
         for tracker in self.accelerator.trackers:
             if tracker.name == "tensorboard":
@@ -157,19 +160,31 @@ class MetricsFile:
 
     def append(self, step: int, split: str, values: Mapping[str, Any]) -> None:
         """Adds a line."""
-        with self.path.open("a", encoding="utf-8") as file:
+        with _writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
-        """All whole lines; one that a kill cut off is left out."""
+        """All lines; the last one is left out if a kill cut it off.
+
+        Raises:
+            CheckpointError: Another line is not what `append` wrote.
+        """
         if not self.path.exists():
             return []
+        texts = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
         lines = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        for number, text in enumerate(texts, start=1):
             try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
+                line = json.loads(text)
+            except ValueError:
+                line = None
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                lines.append(line)
+            elif number < len(texts):
+                raise CheckpointError(
+                    f"Line {number} of '{self.path}' is not a record of metrics: {text[:80]!r}. Delete the line, or "
+                    "move the file away."
+                )
         return lines
 
     def truncate(self, step: int) -> None:
@@ -177,4 +192,17 @@ class MetricsFile:
         if not self.path.exists():
             return
         kept = [line for line in self.read() if line["step"] <= step]
-        write_text("".join(json.dumps(line) + "\n" for line in kept), self.path)
+        with _writing(self.path):
+            write_text("".join(json.dumps(line) + "\n" for line in kept), self.path)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Says in a sentence what a full disk, or a folder that cannot be written to, did."""
+    try:
+        yield
+    except OSError as reason:
+        raise CheckpointError(
+            f"Could not write '{path}': {reason}. Free some space, or make the folder writable, and continue with "
+            "resume_from_checkpoint=latest."
+        ) from reason

@@ -68,3 +68,37 @@ def test_a_folder_that_cannot_be_is_a_sentence(make_trainer: MakeTrainer, tmp_pa
         with pytest.raises(CheckpointError, match="cannot be the folder of a run"):
             make_trainer(name).train()
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("line", ["not JSON", "[1]", "{}", '{"step": "1"}'])
+def test_a_malformed_line_of_metrics_is_named(line: str, make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    """Nobody's numbers are thrown away, but for a last line that a kill cut off."""
+    make_trainer(max_steps=4, save_steps=2).train()
+    file = tmp_path / "out" / "metrics.jsonl"
+    good = file.read_text()
+    file.write_text(f"{line}\n{good}")
+    with pytest.raises(CheckpointError, match=r"Line 1 of .*metrics.jsonl' is not a record"):
+        make_trainer(max_steps=4, save_steps=2, resume_from_checkpoint="latest").train()
+    assert file.read_text() == f"{line}\n{good}"
+
+    file.write_text(good + '{"step": 4, "spl')
+    make_trainer(max_steps=4, save_steps=2, resume_from_checkpoint="latest").train()
+    assert file.read_text() == good
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "eval"])
+def test_a_report_that_cannot_be_written_is_a_sentence(name: str, make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    """The run stops, and its last checkpoint goes on when there is room again."""
+    trainer = make_trainer(max_steps=4, save_steps=2, logging_steps=3, eval_steps=3)
+    train_step = trainer.train_step
+
+    def block(batches: Any) -> Any:
+        if trainer.step == 2:
+            path = tmp_path / "out" / name
+            path.mkdir() if name == "metrics.jsonl" else path.write_text("in the way")
+        return train_step(batches)
+
+    trainer.train_step = block
+    with pytest.raises(CheckpointError, match=f"Could not write '.*{name}': "):
+        trainer.train()
+    assert [folder.name for folder in list_checkpoints(tmp_path / "out")] == ["checkpoint-2"]
