@@ -139,6 +139,7 @@ class MaskGitConfig(HubConfig):
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        assert self.intermediate_size is not None
         rows, columns = self.grid_size
         positions = rows * columns if self.position_type == "learned" else 1
         for fields, entries in {
