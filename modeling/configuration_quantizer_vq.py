@@ -151,7 +151,7 @@ class QuantizerConfig(HubConfig):
             require_at_most("the number of `levels`", len(self.levels), 24)
             product = math.prod(self.levels)
             if self.quantizer_type == "fsq" and self.num_codes == type(self).num_codes:
-                self.num_codes = product if product <= MAX_IMPLICIT_CODES else self.num_codes  # told of as levels
+                self.num_codes = product if product <= MAX_CODES else self.num_codes  # told of as levels
         super().__post_init__(**kwargs)
 
     def _quantizer_kwargs(self, feature_size: int | None, dim: int) -> dict[str, Any]:
