@@ -29,26 +29,26 @@ class VQImageProcessorKwargs(ImagesKwargs, total=False):
     """The arguments that all image processors share, and one more.
 
     Args:
-        num_channels (`int`): 3 converts every image to RGB, 1 to grey.
+        num_channels (`int`): 3 converts every image to RGB, 1 to gray.
     """
 
     num_channels: int | None
 
 
 class VQImageProcessor(PilBackend):
-    r"""Resizes the shorter side, crops the middle, converts to RGB or grey and scales to [-1, 1] or [0, 1].
+    r"""Resizes the shorter side, crops the middle, converts to RGB or gray and scales to [-1, 1] or [0, 1].
 
     `VQImageProcessor.for_config(model.config)` makes the pixels that a model takes.
 
     Every kind of image that Pillow opens comes out right: transparency (also of palettes) is laid over white, 16-bit
-    grey is scaled to 8 bits, CMYK and palettes are converted, photographs are turned upright by their EXIF tag.
+    gray is scaled to 8 bits, CMYK and palettes are converted, photographs are turned upright by their EXIF tag.
     Arrays and tensors of integers hold 8-bit values (16-bit ones are scaled), those of floating-point numbers values
     in [0, 1]; both may be (height, width, channels) or (channels, height, width).
 
     Args:
         image_size (`int`, *optional*):
             Short for `size={"shortest_edge": image_size}` and a square `crop_size`; 256 if neither is given.
-        num_channels (`int`, defaults to 3): 3 for RGB, 1 for grey.
+        num_channels (`int`, defaults to 3): 3 for RGB, 1 for gray.
         kwargs: `size`, `crop_size`, `resample`, `do_resize`, `do_center_crop`, `do_rescale`, `do_normalize`,
             `image_mean`, `image_std` and the rest of transformers' image arguments. The pixels are in [-1, 1], or in
             [0, 1] with `do_normalize=False`.
@@ -88,7 +88,7 @@ class VQImageProcessor(PilBackend):
                 if side is not None:
                     require_at_most(f"A side of `{name}`", side, MAX_SIDE)
         if self.num_channels not in (1, 3):
-            raise ValueError(f"`num_channels` must be 3 (RGB) or 1 (grey), got {self.num_channels}.")
+            raise ValueError(f"`num_channels` must be 3 (RGB) or 1 (gray), got {self.num_channels}.")
 
     @classmethod
     def for_config(cls, config: Any) -> "VQImageProcessor":
@@ -106,7 +106,7 @@ class VQImageProcessor(PilBackend):
         )
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
-        """Opens what paths and URLs name, in a list or alone; images pass through, grey arrays get a channel axis.
+        """Opens what paths and URLs name, in a list or alone; images pass through, gray arrays get a channel axis.
 
         What is opened keeps its mode; the base class would force it to 8-bit RGB, dropping what lies beyond.
         """
@@ -265,9 +265,9 @@ def _to_pil(array: np.ndarray) -> Image.Image:
 
 
 def _convert(image: Image.Image, mode: Literal["RGB", "L"]) -> Image.Image:
-    """Any PIL image to 8-bit RGB or grey: 16 bits scaled instead of clipped, transparency laid over white."""
+    """Any PIL image to 8-bit RGB or gray: 16 bits scaled instead of clipped, transparency laid over white."""
     if image.mode.startswith("I"):
-        # Pillow has no 32-bit pictures of its own: it reads 16-bit grey as "I;16" or, from some formats, as "I".
+        # Pillow has no 32-bit pictures of its own: it reads 16-bit gray as "I;16" or, from some formats, as "I".
         image = Image.fromarray(_to_8_bit(_require_16_bit(np.asarray(image))))
     elif image.mode == "F":
         image = Image.fromarray(_to_8_bit(np.asarray(image)))

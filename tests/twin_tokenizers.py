@@ -28,7 +28,7 @@ def twin_tokenizers(**fields: Any) -> tuple[VQModel, VQModel]:
     """The same tokenizer for pixels in [-1, 1] and in [0, 1], in eval mode.
 
     What leads from one range to the other is folded into the first and the last convolution. The first has nothing but
-    its middle tap, since the zeros around an image are grey in one range and black in the other.
+    its middle tap, since the zeros around an image are gray in one range and black in the other.
     """
     torch.manual_seed(0)
     signed = VQModel(VQConfig(**TINY | fields)).eval()

@@ -242,12 +242,12 @@ class _ImageFiles(Source):
         everything = [inner for members in self.files.values() for _, inner in members]
         # One list of classes for all splits, so that a label means the same in each.
         classes = sorted({inner.parts[0] for inner in everything if len(inner.parts) > 1})
-        labelled = len(classes) > 1 and all(len(inner.parts) > 1 for inner in everything)
+        labeled = len(classes) > 1 and all(len(inner.parts) > 1 for inner in everything)
         tables = {}
         for key, members in self.files.items():
             columns: dict[str, list] = {"image": [str(file) for file, _ in members]}
             features = datasets.Features({"image": datasets.Image(decode=False)})
-            if labelled:
+            if labeled:
                 columns["label"] = [classes.index(inner.parts[0]) for _, inner in members]
                 features["label"] = datasets.ClassLabel(names=classes)
             tables[key] = datasets.Dataset.from_dict(columns, features=features)

@@ -183,7 +183,7 @@ class ImageTrainingArguments(BaseTrainingArguments):
     )
     shuffle_buffer: int = field(default=2_000, metadata={"help": "Images that a stream holds for shuffling."})
     random_flip: bool = field(default=True, metadata={"help": "Mirror half of the training images."})
-    random_crop: bool = field(default=False, metadata={"help": "Crop training images at random, not in the centre."})
+    random_crop: bool = field(default=False, metadata={"help": "Crop training images at random, not in the center."})
 
     # The codebook's record
     monitor_steps: int = field(

@@ -353,12 +353,12 @@ def test_the_image_processor_beside_the_weights_goes_along(hub: HubServer, tmp_p
 
 def test_the_picture_shows_images_as_they_are(hub: HubServer) -> None:
     """Also those of a model whose pixels are in [0, 1]."""
-    grey = Image.new("RGB", (16, 16), (60, 60, 60))
+    gray = Image.new("RGB", (16, 16), (60, 60, 60))
     shown = []
     for pixel_range in ([-1.0, 1.0], [0.0, 1.0]):
         model = tiny(pixel_range=pixel_range)
         processor = VQImageProcessor.for_config(model.config)
-        picture = reconstruction_picture(model, processor, [grey]).convert("L")
+        picture = reconstruction_picture(model, processor, [gray]).convert("L")
         shown.append({level: count for count, level in picture.getcolors(1 << 16) or []})
 
     # A whole image of that level, not an edge of a letter.

@@ -222,7 +222,7 @@ class GradientCodebookTest(VQModelTests, unittest.TestCase):
 
 
 class AffineKMeansTest(VQModelTests, unittest.TestCase):
-    """Codes behind learned affine maps, initialised by k-means."""
+    """Codes behind learned affine maps, initialized by k-means."""
 
     fields = SQVAE | {"affine_lr": 1.0, "affine_groups": 2, "kmeans_init": True}
     test_bc_torch_dtype = run_once

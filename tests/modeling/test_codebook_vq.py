@@ -1,4 +1,4 @@
-"""The codebook: affine maps and their inverse, initialisation, replacement, inner steps, clocks."""
+"""The codebook: affine maps and their inverse, initialization, replacement, inner steps, clocks."""
 
 import pytest
 import torch
@@ -88,14 +88,14 @@ def test_a_scale_of_zero_keeps_raw_codes_finite():
 
 
 @pytest.mark.parametrize("affine", [{}, dict(affine_lr=2.0), dict(affine_mode="running")])
-def test_kmeans_initialises_before_the_first_codes_are_read(affine):
+def test_kmeans_initializes_before_the_first_codes_are_read(affine):
     """The first training batch is already quantized with fitted codes, effective ones, also under an affine map."""
     torch.manual_seed(0)
     layer = VectorQuant(8, 64, kmeans_init=True, dim=-1, **affine)
     if "affine_lr" in affine:
         set_affine(layer)
-    centres = 50 + 10 * torch.randn(64, 8)
-    z = centres.repeat(20, 1) + 0.01 * torch.randn(64 * 20, 8)
+    centers = 50 + 10 * torch.randn(64, 8)
+    z = centers.repeat(20, 1) + 0.01 * torch.randn(64 * 20, 8)
 
     out = layer.train()(z)[1]
 
@@ -105,7 +105,7 @@ def test_kmeans_initialises_before_the_first_codes_are_read(affine):
     assert layer(z)[1].replaced is None
 
 
-def test_eval_before_training_does_not_initialise():
+def test_eval_before_training_does_not_initialize():
     """An untrained layer in eval stays untrained."""
     layer = VectorQuant(8, 64, kmeans_init=True).eval()
     layer(torch.randn(100, 8))
@@ -146,7 +146,7 @@ def test_collected_samples_survive_a_checkpoint():
 
 
 @pytest.mark.parametrize("share", [True, False])
-def test_residual_levels_are_initialised_on_their_residuals(share):
+def test_residual_levels_are_initialized_on_their_residuals(share):
     """Each level's codes have the scale of what it quantizes, so the error falls from level to level."""
     torch.manual_seed(0)
     layer = ResidualVectorQuant(4, 128, groups=2, share=share, kmeans_init=True, dim=-1).train()

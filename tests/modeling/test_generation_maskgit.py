@@ -128,7 +128,7 @@ def test_the_confidence_sampler_keeps_the_surest():
     assert first == [11, 13, 15]
 
 
-def test_choice_temperature_randomises_the_order():
+def test_choice_temperature_randomizes_the_order():
     """Without noise two seeds that draw the same codes keep the same cells; with noise not."""
     model = make_model()
     options = {"num_steps": 4, "top_k": 1, "return_intermediates": True}
@@ -321,7 +321,7 @@ def test_more_steps_than_hidden_tokens():
 
 
 def test_images():
-    """PIL or 8-bit tensors of the decoded tokens; grey tokenizers give grey images."""
+    """PIL or 8-bit tensors of the decoded tokens; gray tokenizers give gray images."""
     model = make_model()
     out = model.generate(num_images=2, num_steps=2, generator=seeded(0))
     tensor = model.generate(num_images=2, num_steps=2, generator=seeded(0), output_type="pt").images

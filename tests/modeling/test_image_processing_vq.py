@@ -10,7 +10,7 @@ from hf_vq import VQImageProcessor
 
 @pytest.fixture
 def pixels():
-    """Random 8-bit colours, (32, 32, 3)."""
+    """Random 8-bit colors, (32, 32, 3)."""
     return np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 
 
@@ -28,7 +28,7 @@ def as_8_bit(processor, image):
 
 def test_range_and_layout(processor):
     """Black is -1 and white is 1, exactly, in float32, channels first."""
-    black, white = (Image.new("RGB", (32, 32), colour) for colour in ("black", "white"))
+    black, white = (Image.new("RGB", (32, 32), color) for color in ("black", "white"))
     pixel_values = processor([black, white], return_tensors="pt").pixel_values
 
     assert pixel_values.shape == (2, 3, 32, 32)
@@ -78,29 +78,29 @@ def test_a_crop_beyond_the_image_is_refused():
 
 
 def test_transparency_is_laid_over_white(processor):
-    """RGBA, grey with alpha and palettes with a transparent entry all blend with white."""
+    """RGBA, gray with alpha and palettes with a transparent entry all blend with white."""
     rgba = Image.new("RGBA", (32, 32), (0, 0, 0, 51))
-    grey = Image.new("LA", (32, 32), (0, 51))
+    gray = Image.new("LA", (32, 32), (0, 51))
     palette = Image.new("P", (32, 32), 0)
     palette.putpalette([0, 0, 0, 255, 0, 0])
     palette.info["transparency"] = 0
 
     assert (as_8_bit(processor, rgba) == 204).all()
-    assert (as_8_bit(processor, grey) == 204).all()
+    assert (as_8_bit(processor, gray) == 204).all()
     assert (as_8_bit(processor, palette) == 255).all()
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "1", "CMYK", "YCbCr", "HSV"])
 def test_other_modes_are_converted_as_pillow_does(processor, pixels, mode):
-    """Grey, palette, bilevel and other colour spaces become RGB."""
+    """Gray, palette, bilevel and other color spaces become RGB."""
     image = Image.fromarray(pixels).convert(mode)
 
     assert np.array_equal(as_8_bit(processor, image), np.asarray(image.convert("RGB")))
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "int32"])
-def test_16_bit_grey_is_scaled_not_clipped(processor, dtype):
-    """16-bit grey images use the whole 8-bit range, as an image or an array."""
+def test_16_bit_gray_is_scaled_not_clipped(processor, dtype):
+    """16-bit gray images use the whole 8-bit range, as an image or an array."""
     values = np.linspace(0, 65535, 32 * 32).round().astype(dtype).reshape(32, 32)
     image = Image.fromarray(values)
     assert image.mode.startswith("I")
@@ -112,7 +112,7 @@ def test_16_bit_grey_is_scaled_not_clipped(processor, dtype):
 
 
 def test_files_keep_their_depth_and_transparency(processor, tmp_path):
-    """A path gives the same pixels as the opened image, for 16-bit grey and transparent files too."""
+    """A path gives the same pixels as the opened image, for 16-bit gray and transparent files too."""
     deep = Image.fromarray(np.full((32, 32), 0x80FF, dtype=np.uint16))
     clear = Image.new("RGBA", (32, 32), (255, 0, 0, 0))
     for name, image in {"deep.png": deep, "clear.png": clear}.items():
@@ -155,8 +155,8 @@ def test_floats_beyond_the_unit_range_are_refused(processor, pixels):
         processor(pixels.astype(np.float32))
 
 
-def test_grey_model(pixels):
-    """With one channel colours become luminance and postprocess gives grey images."""
+def test_gray_model(pixels):
+    """With one channel colors become luminance and postprocess gives gray images."""
     processor = VQImageProcessor(image_size=32, num_channels=1)
     image = Image.fromarray(pixels)
     pixel_values = processor([image, pixels, image.convert("RGBA")], return_tensors="pt").pixel_values
@@ -179,7 +179,7 @@ def test_settings_survive_saving(tmp_path, pixels):
 
 def test_bad_arguments_are_refused(processor):
     """Unknown channel counts, sizes, output types and ranks raise with what is allowed."""
-    with pytest.raises(ValueError, match=r"3 \(RGB\) or 1 \(grey\), got 4"):
+    with pytest.raises(ValueError, match=r"3 \(RGB\) or 1 \(gray\), got 4"):
         VQImageProcessor(num_channels=4)
     with pytest.raises(ValueError, match="`image_size` must be at least 1"):
         VQImageProcessor(image_size=0)

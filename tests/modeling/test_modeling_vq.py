@@ -62,7 +62,7 @@ def test_decoding_tokens_equals_the_reconstruction(fields, quantizer):
     """In eval, decode(encode(x).image_tokens) is forward's reconstruction bit for bit, with and without gradients."""
     model = make_model(fields, **quantizer)
     pixel_values = make_images()
-    model(pixel_values)  # initialises the codes
+    model(pixel_values)  # initializes the codes
     model.eval()
     for enabled in (False, True):
         with torch.set_grad_enabled(enabled):
@@ -230,7 +230,7 @@ def test_attention_implementations_agree(heads):
 
 @pytest.mark.parametrize("heads", [1, 2])
 def test_attention_is_softmax_attention(heads):
-    """The block adds to its input, head by head, softmax(q k / sqrt(head_dim)) v of the normalised input."""
+    """The block adds to its input, head by head, softmax(q k / sqrt(head_dim)) v of the normalized input."""
     block = make_model(VQGAN, num_attention_heads=heads).encoder.mid.attn_1
     hidden_states = torch.randn(2, 16, 3, 5)
     normed = block.norm(hidden_states)
@@ -259,7 +259,7 @@ def test_sqvae_needs_no_projection_for_codes_of_its_width():
     assert any("quant_conv" in name for name, _ in make_model(embed_dim=4).named_parameters())
 
 
-def test_grey_images():
+def test_gray_images():
     """A model of one channel takes and gives images of one channel."""
     assert make_model(num_channels=1)(make_images(2, 1, 16, 16)).decoded_pixel_values.shape == (2, 1, 16, 16)
 
@@ -321,7 +321,7 @@ def test_public_names_exist():
 
 
 @BOTH
-def test_missing_weights_are_initialised(fields, tmp_path):
+def test_missing_weights_are_initialized(fields, tmp_path):
     """Whatever a checkpoint lacks is set as in a new model: nothing is left as the memory happened to be."""
     settings = {"affine_lr": 1.0, "alternating_steps": 1, "alternating_kind": "sgd", "replace_policy": "busy"}
     make_model(fields, **settings).save_pretrained(tmp_path)
@@ -350,7 +350,7 @@ def test_missing_weights_are_initialised(fields, tmp_path):
     assert model(make_images()).loss.isfinite()
 
 
-def test_a_loaded_codebook_is_not_initialised_again(tmp_path):
+def test_a_loaded_codebook_is_not_initialized_again(tmp_path):
     """Training goes on from a checkpoint's codes; a model saved before its first batch still gets k-means."""
     make_model().save_pretrained(tmp_path / "new")
     trained = make_model()

@@ -157,7 +157,7 @@ def test_autocast_does_not_lower_the_precision():
 @pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize("options", [{}, FULL, dict(codebook_update="ema")], ids=["plain", "full", "ema"])
 def test_empty_batches(name, options):
-    """No vectors: loss 0 with zero gradients, empty ids, in training and eval, before and after initialisation."""
+    """No vectors: loss 0 with zero gradients, empty ids, in training and eval, before and after initialization."""
     layer = CLASSES[name](**options)
     for mode in (True, False):
         z = torch.randn(0, 8, 5, 5, requires_grad=True)
@@ -406,7 +406,7 @@ def test_a_layer_called_twice_before_backward_is_recomputed_with_each_calls_own_
 
 
 def test_one_vector_under_batch_norm():
-    """A batch of a single vector has no moments; it is normalised by the running ones instead of failing."""
+    """A batch of a single vector has no moments; it is normalized by the running ones instead of failing."""
     layer = VectorQuant(4, 16, norm="bn").train()
 
     assert layer(torch.randn(1, 4))[0].isfinite().all()

@@ -54,7 +54,7 @@ def test_no_quantization_shrinks_the_vector():
     ids=["joint", "synchronized"],
 )
 def test_first_positions_are_those_of_the_papers_figure(nu, expected):
-    """Joint and synchronized optimisation follow the figure's markers within 0.004."""
+    """Joint and synchronized optimization follow the figure's markers within 0.004."""
     _, codes = trajectory(len(expected), sync_nu=nu)
 
     assert (codes - torch.tensor(expected)).abs().max() < 0.004
@@ -78,7 +78,7 @@ def test_alternating_follows_its_recursion(nu):
 
 
 def test_alternating_and_synchronized_together_come_closest():
-    """After ten steps the full method is nearer to the solution (0, 0) than joint optimisation."""
+    """After ten steps the full method is nearer to the solution (0, 0) than joint optimization."""
     _, joint = trajectory(10)
     _, both = trajectory(10, sync_nu=NU, alternating_steps=1, alternating_lr=0.4)
 

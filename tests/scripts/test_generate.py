@@ -82,7 +82,7 @@ def test_an_animation_fills_up(main: Callable[[list[str]], None], folder: Path, 
 
     assert len(frames) == 4 and frames[0].shape == (32, 64, 3)
     assert gray[0] > 0.5 > gray[-1] and gray == sorted(gray, reverse=True)
-    assert abs(frames[-1] - read(tmp_path / "grid.png")).mean() < 16  # a palette of 256 colours is little for noise
+    assert abs(frames[-1] - read(tmp_path / "grid.png")).mean() < 16  # a palette of 256 colors is little for noise
 
 
 def test_inpainting_keeps_the_rest(main: Callable[[list[str]], None], folder: Path, tmp_path: Path) -> None:

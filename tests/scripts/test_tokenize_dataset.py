@@ -166,7 +166,7 @@ def test_a_process_that_looks_late_goes_on_with_the_others(
 def test_the_sample_is_tokenized_with_both_splits(
     main: Callable[[list[str]], None], tokenizer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every split becomes labelled tokens; the bar shows images/s, and after a restart counts what is left."""
+    """Every split becomes labeled tokens; the bar shows images/s, and after a restart counts what is left."""
     words = ["--tokenizer", tokenizer, "--dataset", "noto-emoji-32", "--output_dir", str(tmp_path / "tokens")]
     main([*words, "--images_per_shard", "500"])
     first = capsys.readouterr().err

@@ -57,9 +57,9 @@ def test_it_trains_on_a_folder_and_holds_images_out(
 def test_odd_images_are_converted_and_broken_ones_counted(
     main: Callable[[list[str]], None], folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Grey, transparent, palette, 16-bit and small images train; broken files are skipped, counted and named."""
+    """Gray, transparent, palette, 16-bit and small images train; broken files are skipped, counted and named."""
     pixels = np.arange(20 * 20).reshape(20, 20)
-    Image.fromarray(pixels.astype(np.uint8)).save(folder / "grey.png")
+    Image.fromarray(pixels.astype(np.uint8)).save(folder / "gray.png")
     Image.fromarray((pixels * 100).astype(np.uint16)).save(folder / "deep.png")
     Image.open(folder / "00.png").convert("RGBA").save(folder / "transparent.png")
     Image.open(folder / "00.png").convert("P").save(folder / "palette.png")

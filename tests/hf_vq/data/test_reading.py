@@ -28,7 +28,7 @@ from .pictures import encoded, noise
 
 
 def test_wide_image_is_resized_by_its_shorter_edge_and_cropped_in_the_middle():
-    """The result is Pillow's bicubic resize of the shorter edge, then the centre, scaled to [-1, 1]."""
+    """The result is Pillow's bicubic resize of the shorter edge, then the center, scaled to [-1, 1]."""
     image = noise(90, 50)
 
     resized = image.resize((int(20 * 90 / 50), 20), PIL.Image.Resampling.BICUBIC).crop((8, 0, 28, 20))
@@ -69,7 +69,7 @@ def test_preprocessing_equals_the_image_processor(tmp_path: Path, num_channels: 
         "tall": noise(33, 71),
         "small": noise(9, 14),
         "alpha": noise(40, 35).convert("RGBA"),
-        "grey": noise(31, 45).convert("L"),
+        "gray": noise(31, 45).convert("L"),
         "deep": PIL.Image.fromarray(np.random.default_rng(0).integers(0, 65536, (41, 36), dtype=np.uint16)),
         "palette": noise(32, 32).convert("P"),
     }
@@ -79,7 +79,7 @@ def test_preprocessing_equals_the_image_processor(tmp_path: Path, num_channels: 
     )
     for name, image in images.items():
         image.save(tmp_path / f"{name}.png")
-    images["keyed"] = PIL.Image.new("RGB", (32, 32), "red")  # one colour of an RGB file is declared transparent
+    images["keyed"] = PIL.Image.new("RGB", (32, 32), "red")  # one color of an RGB file is declared transparent
     images["keyed"].save(tmp_path / "keyed.png", transparency=(255, 0, 0))
     dataset = ImageDataset(load_images(str(tmp_path)), 32, num_channels=num_channels, pixel_range=pixel_range)
 
@@ -89,8 +89,8 @@ def test_preprocessing_equals_the_image_processor(tmp_path: Path, num_channels: 
         assert torch.equal(dataset[index]["pixel_values"], expected), name
 
 
-def test_transparent_palette_colour_becomes_white():
-    """A palette image whose background is transparent lies on white, not on the hidden colour."""
+def test_transparent_palette_color_becomes_white():
+    """A palette image whose background is transparent lies on white, not on the hidden color."""
     image = PIL.Image.new("P", (4, 4), 0)
     image.putpalette([255, 0, 0, 0, 0, 255])
     buffer = io.BytesIO()
@@ -101,7 +101,7 @@ def test_transparent_palette_colour_becomes_white():
 
 
 def test_16_bit_png_file_is_not_clipped(tmp_path: Path):
-    """A 16-bit grey file comes out with its full range, dark to bright."""
+    """A 16-bit gray file comes out with its full range, dark to bright."""
     ramp = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
     PIL.Image.fromarray(ramp).save(tmp_path / "ramp.png")
 

@@ -16,7 +16,7 @@ from .pictures import encoded, noise
 
 
 def test_sample_data_set_has_both_splits_and_labels():
-    """The shipped sample needs no download: 1,700 and 206 labelled 32 px images."""
+    """The shipped sample needs no download: 1,700 and 206 labeled 32 px images."""
     train, test = load_images("noto-emoji-32"), load_images("noto-emoji-32", "test")
 
     assert (len(train), len(test)) == (1700, 206)

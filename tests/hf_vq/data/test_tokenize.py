@@ -130,7 +130,7 @@ def test_rows_of_tables_are_named_by_their_number(tokenizer: str, tmp_path: Path
 
 
 def test_missing_labels_are_minus_one(tokenizer: str, tmp_path: Path) -> None:
-    """An image without a label in a labelled data set can be collated all the same."""
+    """An image without a label in a labeled data set can be collated all the same."""
     buffer = io.BytesIO()
     picture(0).save(buffer, "png")
     rows = {"image": [{"bytes": buffer.getvalue(), "path": None}] * 2, "label": [3, None]}

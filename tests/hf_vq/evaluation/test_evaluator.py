@@ -164,7 +164,7 @@ def test_generators_are_measured_against_the_data_set(models: Path, images: Path
 
 
 class Colors(FeatureExtractor):
-    """Mean colours, and classes of them, in the place of Inception."""
+    """Mean colors, and classes of them, in the place of Inception."""
 
     name = "inception"
     preprocessing = "none"

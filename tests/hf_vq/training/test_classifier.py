@@ -55,7 +55,7 @@ class Squares(Dataset[dict[str, Any]]):
         return {"pixel_values": image, "label": label}
 
 
-class Unlabelled(Squares):
+class Unlabeled(Squares):
     """The same without labels."""
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -176,8 +176,8 @@ def test_the_final_folder_has_a_card(make_classifier: MakeTrainer, tmp_path: Pat
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"train": Unlabelled()}, "The training set has no labels, nothing to learn"),
-        ({"held_out": Unlabelled()}, "The held-out set has no labels"),
+        ({"train": Unlabeled()}, "The training set has no labels, nothing to learn"),
+        ({"held_out": Unlabeled()}, "The held-out set has no labels"),
     ],
 )
 def test_data_without_labels_are_refused(make_classifier: MakeTrainer, data: dict[str, Any], message: str) -> None:

@@ -95,7 +95,7 @@ def test_moments_and_gradients_of_rewritten_rows_are_forgotten() -> None:
 
 
 def test_the_average_takes_rewritten_rows_over_as_they_are() -> None:
-    """A replaced row is copied into the average, its neighbours are averaged."""
+    """A replaced row is copied into the average, its neighbors are averaged."""
     model = nn.Embedding(3, 2)
     ema = WeightEMA(model, decay=0.9)
     before = model.weight.detach().clone()

@@ -46,7 +46,7 @@ def test_evaluations_leave_pictures(make_trainer: MakeTrainer, tmp_path: Path) -
 
 
 def test_tensorboard_gets_numbers_and_pictures(make_trainer: MakeTrainer, tmp_path: Path) -> None:
-    """The event file holds the scalars of metrics.jsonl and pictures in colour."""
+    """The event file holds the scalars of metrics.jsonl and pictures in color."""
     trainer = make_trainer(max_steps=4, eval_steps=2, report_to=["tensorboard"])
     trainer.train()
     trainer.close()
