@@ -156,7 +156,7 @@ class Codebook(nn.Module):
         if not getattr(self.weight, "_is_hf_initialized", False):
             for tensor in (*self.parameters(), *self.buffers()):
                 if getattr(tensor, "_is_hf_initialized", False):
-                    tensor._is_hf_initialized = False  # type: ignore[union-attr]
+                    tensor._is_hf_initialized = False  # type: ignore[attr-defined]
         init.normal_(self.weight)
         for name, buffer in self.named_buffers():
             if name == "initialized":
