@@ -273,8 +273,12 @@ class VectorQuant(Quantizer):
     # --- shapes and norms -----------------------------------------------------------------------------------------
 
     def _prepare(self, z: torch.Tensor) -> torch.Tensor:
-        """`(..., groups, code_dim)`, normalized."""
-        x = z.moveaxis(self.dim, -1)
+        """`(..., groups, code_dim)`, normalized and contiguous.
+
+        A reshape that copies is one `_unsafe_view`, whose shape torch 2.13 forgets where a compiled graph ends with it
+        (the result is an error or garbage). So copies are made by `contiguous`, and reshapes are views.
+        """
+        x = z.moveaxis(self.dim, -1).contiguous()
         if self.norm_layer is not None:
             x = self._apply_norm_layer(x)
         x = x.unflatten(-1, (self._num_vectors, self.code_dim))
@@ -290,7 +294,8 @@ class VectorQuant(Quantizer):
         if x.numel():
             weight = getattr(self.norm_layer, "weight", None)
             x = x.reshape(shape[0], -1, shape[-1]).transpose(1, 2)
-            x = self.norm_layer(x if weight is None else x.to(weight.dtype)).transpose(1, 2).reshape(shape).to(dtype)
+            x = self.norm_layer(x if weight is None else x.to(weight.dtype)).transpose(1, 2)
+            x = x.contiguous().reshape(shape).to(dtype)
         elif self.training:  # its parameters stay part of the graph, for ranks with data wait for their gradients
             for parameter in self.norm_layer.parameters():
                 x = x + 0 * parameter.sum()

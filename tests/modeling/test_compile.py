@@ -81,6 +81,28 @@ def test_inductor_trains_as_in_eager() -> None:
     assert_same_training(lambda: Autoencoder(LAYERS["recommended"]()), "inductor")
 
 
+@pytest.mark.parametrize("norm", [None, "bn", "gn", "l2"])
+@pytest.mark.parametrize("dim", [1, 2])
+def test_graphs_end_with_no_copying_reshape(dim: int, norm: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch 2.13 keeps a dangling pointer to the shape of a reshape that copies and ends a graph."""
+    sequences = pytest.importorskip("torch._functorch._aot_autograd.functional_utils")
+    if not hasattr(sequences, "ViewMetaSequence"):
+        pytest.skip("this version of torch records no views")
+    record, seen = sequences.ViewMetaSequence.__init__, []
+
+    def remember(self: Any, tensor: torch.Tensor) -> None:
+        record(self, tensor)
+        seen.extend(type(view).__name__ for view in self.sequence)
+
+    monkeypatch.setattr(sequences.ViewMetaSequence, "__init__", remember)
+    layer = VectorQuant(8, 16, dim=dim, norm=norm, replace_freq=1)
+    torch._dynamo.reset()
+    shape = (4, 8, 6, 6) if dim == 1 else (4, 6, 8, 6)
+    torch.compile(layer, backend="aot_eager")(torch.rand(shape, requires_grad=True))
+    assert seen, "no view was recorded"
+    assert not [name for name in seen if "unsafe" in name]
+
+
 def test_recomputed_activations_update_nothing_twice() -> None:
     """Activation checkpointing inside a compiled model leaves codes and clocks as without it."""
     expected, state = train(lambda: Autoencoder(LAYERS["recommended"]()), None)
