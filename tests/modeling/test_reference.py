@@ -29,7 +29,7 @@ def test_the_reference_holds_twelve_cases():
     assert len(SETTINGS) == 12
 
 
-@pytest.mark.parametrize("case", [name for name in SETTINGS if not name.endswith("_pool")])
+@pytest.mark.parametrize("case", [name for name in sorted(SETTINGS) if not name.endswith("_pool")])
 def test_quantizer_matches_the_reference(case):
     """Values, ids, loss and every gradient agree to 1e-10 in float64."""
     settings = dict(SETTINGS[case])
@@ -57,7 +57,7 @@ def test_quantizer_matches_the_reference(case):
         close(layer.codebook.affine_bias.grad, data["grad_affine_bias"])
 
 
-@pytest.mark.parametrize("case", [name for name in SETTINGS if name.endswith("_pool")])
+@pytest.mark.parametrize("case", [name for name in sorted(SETTINGS) if name.endswith("_pool")])
 def test_pool_matches_the_reference(case):
     """Vector pooling agrees to 1e-10 in float64."""
     settings = dict(SETTINGS[case])

@@ -552,7 +552,7 @@ with safe_open(VQTORCH, "pt") as _file:
     SETTINGS = {name: json.loads(text) for name, text in _file.metadata().items()}
 
 
-@pytest.mark.parametrize("case", [name for name in SETTINGS if not name.endswith("_pool")])
+@pytest.mark.parametrize("case", [name for name in sorted(SETTINGS) if not name.endswith("_pool")])
 def test_vqtorch_states(case: str) -> None:
     """A layer with the state of each reference case gives the reference's output, codes and loss."""
     with safe_open(VQTORCH, "pt") as file:
