@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, gather_object, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
 from huggingface_hub import ModelCard
 from PIL import Image
 from torch import Tensor, nn
@@ -20,7 +20,6 @@ from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import PreTrainedModel
 
-from hf_vq.modeling.base_quantizer_vq import get_vq_layers
 from hf_vq.modeling.version_vq import __version__
 from hf_vq.training import checkpoints as ckpt
 from hf_vq.training.arguments import BaseTrainingArguments
@@ -30,17 +29,18 @@ from hf_vq.training.networks import MODEL, NonFiniteLossError, TrainedNetworks
 from hf_vq.training.optimization import forget_moments
 from hf_vq.training.order import Batch, TrainingData, evaluation_batches
 from hf_vq.training.publishing import open_repository, publish_model
-from hf_vq.training.random_state import preserved_random_state, random_state, set_random_state
+from hf_vq.training.random_state import preserved_random_state
 from hf_vq.training.reporting import LOGGING_FOLDER, LogWindow, Reporter
 from hf_vq.training.run_folder import FINAL_FOLDER, OutputFolderInUseError, choose_start, locked, take_back_later_steps
-from hf_vq.training.settings import require_same_settings, run_settings
+from hf_vq.training.settings import require_same_settings
+from hf_vq.training.state import TrainerState
 from hf_vq.utils.files import atomic_folder
 from hf_vq.utils.processes import average_over_processes, on_main_process
 
 logger = logging.getLogger(__name__)
 
 
-class BaseTrainer:
+class BaseTrainer(TrainerState):
     """A plain Accelerate loop.
 
     A subclass adds its model to `networks`, and says what it does with a micro batch (`backward_pass`), what it
@@ -127,13 +127,6 @@ class BaseTrainer:
     def card(self, folder: Path) -> ModelCard:
         """The model's card; the pictures that it shows are written into the folder."""
         raise NotImplementedError
-
-    def extra_state(self) -> dict[str, Any]:
-        """What else changes in training, equal on all ranks: tensors in plain containers."""
-        return {}
-
-    def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Restores what `extra_state` returned."""
 
     def running_statistics(self) -> list[Tensor]:
         """Tensors that each rank keeps for itself and that stand for their mean over ranks; here there are none."""
@@ -285,67 +278,6 @@ class BaseTrainer:
         self.eval_metrics, self.eval_pictures = self._evaluate()
         self.reporter.evaluation(self.step, self.data.epoch(self.step), self.eval_metrics, self.eval_pictures)
         self.accelerator.wait_for_everyone()
-
-    # ------------------------------------------------------------------ checkpoints
-
-    def settings(self) -> dict[str, Any]:
-        """All settings of the run, as they read back from JSON."""
-        return run_settings(self.args, self.model.config, self.accelerator.num_processes, self.data.num_images)
-
-    def save_checkpoint(self) -> None:
-        """Writes `checkpoint-N` of the current step.
-
-        Raises:
-            CheckpointError: On all ranks, if it could not be written. Older checkpoints are untouched.
-        """
-        self.average_statistics()
-        rank_states = gather_object([self.rank_state_dict()])
-
-        folder, config = self.output_dir / f"checkpoint-{self.step}", self.model.config.to_json_string()
-
-        def write() -> None:
-            state, limit = self.state_dict(), self.args.save_total_limit
-            ckpt.write_checkpoint(folder, config, state, rank_states, self.settings(), limit)
-
-        on_main_process(write, self.accelerator)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that changes in training and is equal on all ranks, as `write_checkpoint` takes it."""
-        return {
-            "model": self.model.state_dict(),
-            "ema": None if self.ema is None else self.ema.module.state_dict(),
-            "training": {
-                **self.networks.state_dict(),
-                "quantizers": [layer.training_state() for layer in get_vq_layers(self.model)],
-                "ema_updates": 0 if self.ema is None else self.ema.updates,
-                "extra": self.extra_state(),
-            },
-            "progress": {"step": self.step, "epoch": self.data.epoch(self.step), "eval_metrics": self.eval_metrics},
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
-        training, progress = state["training"], state["progress"]
-        ckpt.load_weights(self.model, state["model"])
-        self.networks.load_state_dict(training)
-        for layer, layer_state in zip(get_vq_layers(self.model), training["quantizers"], strict=True):
-            layer.load_training_state(layer_state)
-        if self.ema is not None:
-            ckpt.load_weights(self.ema.module, state["ema"])
-            self.ema.updates = training["ema_updates"]
-            self.ema.copy_buffers(self.model)
-        self.load_extra_state(training["extra"])
-        self.step, self.eval_metrics = progress["step"], progress["eval_metrics"]
-
-    def rank_state_dict(self) -> dict[str, Any]:
-        """Everything that changes in training and that each rank has for itself."""
-        return {"random": random_state(), "window": self.window.state_dict(), **self.data.state_dict()}
-
-    def load_rank_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `rank_state_dict` returned on this rank."""
-        self.data.load_state_dict(state)
-        self.window.load_state_dict(state["window"], self.accelerator.device)
-        set_random_state(state["random"])
 
     # ------------------------------------------------------------------ the finished model
 
