@@ -80,8 +80,8 @@ class AlexNet(nn.Module):
         """Maps images to features.
 
         Args:
-            pixel_values (`torch.FloatTensor`): Images (batch, num_channels, height, width) with sides of at least 8.
-            output_hidden_states (`bool`, *optional*, defaults to `False`): Whether to return `hidden_states`.
+            pixel_values: Images (batch, num_channels, height, width) with sides of at least 8.
+            output_hidden_states: Whether to return `hidden_states`.
 
         Returns:
             [`~transformers.modeling_outputs.BackboneOutput`]: `feature_maps` holds the features (batch, channels).

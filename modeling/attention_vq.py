@@ -22,13 +22,11 @@ def eager_attention_forward(
     """Computes attention in plain operations. This is the only implementation that returns its weights.
 
     Args:
-        module (`nn.Module`): The calling module. transformers' attention interface passes it; only its `training`
-            flag is read.
+        module: The calling module. transformers' attention interface passes it; only its `training` flag is read.
         query, key, value (`torch.Tensor`): (batch, heads, positions, head_dim).
-        attention_mask (`torch.Tensor`, *optional*): Added to the scores. It must broadcast to
-            (batch, heads, positions, positions).
-        scaling (`float`): Factor of the scores.
-        dropout (`float`): Dropout rate of the weights.
+        attention_mask: Added to the scores. It must broadcast to (batch, heads, positions, positions).
+        scaling: Factor of the scores.
+        dropout: Dropout rate of the weights.
 
     Returns:
         `tuple`: The output (batch, positions, heads, head_dim) and the weights (batch, heads, positions, positions).

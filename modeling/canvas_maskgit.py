@@ -18,12 +18,11 @@ class Canvas:
     """The images that `generate` is filling in.
 
     Args:
-        tokens (`torch.LongTensor`):
-            (batch, h, w, groups). Ids count from 0 in each group. Hidden ones can be anything.
-        mask (`torch.BoolTensor`): Same shape as `tokens`, True where a token is hidden.
-        class_labels (`torch.LongTensor`): (batch,). `num_classes` is the null class.
-        guidance_scale (`torch.FloatTensor`): (batch,), on the CPU.
-        generators (`list[torch.Generator]` or `torch.Generator`, *optional*): One for each image, or one for all.
+        tokens: int64 (batch, h, w, groups). Ids count from 0 in each group. Hidden ones can be anything.
+        mask: Boolean. Same shape as `tokens`, True where a token is hidden.
+        class_labels: int64 (batch,). `num_classes` is the null class.
+        guidance_scale: (batch,), on the CPU.
+        generators: One for each image, or one for all.
     """
 
     tokens: torch.Tensor

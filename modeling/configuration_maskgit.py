@@ -30,38 +30,30 @@ class MaskGitConfig(HubConfig):
 
     Args:
         vq_config ([`VQConfig`] or `dict`, *optional*): Configuration of the tokenizer. The default is `VQConfig()`.
-        num_classes (`int`, defaults to 0): Number of image classes. 0 makes a generator without class labels.
-        hidden_size (`int`, defaults to 768): Width of the transformer, a multiple of `num_attention_heads`.
-        num_hidden_layers (`int`, defaults to 12): Number of layers, at least 1.
-        num_attention_heads (`int`, defaults to 12):
-            Number of heads. With rotary positions the width of a head must be a multiple of 4.
-        intermediate_size (`int`, *optional*):
-            Width of the SwiGLU layer. The default is 8/3 of `hidden_size`, rounded up to a multiple of 64. That costs
-            as much as an ordinary layer of four times the width.
-        norm_type (`"rmsnorm"` or `"layernorm"`, defaults to `"rmsnorm"`):
-            Norm before each sub-layer, and of queries and keys.
-        position_type (`"learned"` or `"rotary"`, defaults to `"learned"`):
-            `"learned"` has one vector for each cell of the tokenizer's grid. `"rotary"` rotates by row and column and
-            works for grids of any size.
-        class_conditioning (`"adaln_zero"` or `"prefix"`, defaults to `"adaln_zero"`):
-            With `"adaln_zero"` the class shifts, scales and gates every sub-layer, and the gates start at 0. With
-            `"prefix"` the class is a token before the image's tokens.
-        tie_word_embeddings (`bool`, defaults to `True`): Whether the head shares the token embeddings.
-        dropout (`float`, defaults to 0.1): Dropout of attention weights and of sub-layer outputs, in [0, 1).
-        norm_eps (`float`, defaults to 1e-6): Added to variances, above 0.
-        initializer_range (`float`, defaults to 0.02): Standard deviation of the initial weights.
-        mask_schedule (`"arccos"`, `"cosine"`, `"linear"` or `"square"`, defaults to `"arccos"`):
-            Distribution of the share of tokens that training hides, see [`mask_ratio`].
-        mask_count (`"exact"` or `"bernoulli"`, defaults to `"exact"`):
-            `"exact"` hides exactly that share, `"bernoulli"` hides each token with that probability. Both hide at
-            least one token.
-        class_dropout (`float`, defaults to 0.1):
-            Probability, in [0, 1), that training replaces a class by the null class. Guidance needs this.
-        label_smoothing (`float`, defaults to 0.1):
-            Share of the target that training spreads over all codes, in [0, 1). Eval mode does not smooth.
-        unmasked_loss_weight (`float`, defaults to 0.0):
-            Weight of the visible tokens in the loss, in [0, 1]. With 0 only hidden tokens count, with 1 all count
-            alike.
+        num_classes: Number of image classes. 0 makes a generator without class labels.
+        hidden_size: Width of the transformer, a multiple of `num_attention_heads`.
+        num_hidden_layers: Number of layers, at least 1.
+        num_attention_heads: Number of heads. With rotary positions the width of a head must be a multiple of 4.
+        intermediate_size: Width of the SwiGLU layer. The default is 8/3 of `hidden_size`, rounded up to a multiple of
+            64. That costs as much as an ordinary layer of four times the width.
+        norm_type: `"rmsnorm"` or `"layernorm"`. Norm before each sub-layer, and of queries and keys.
+        position_type: `"learned"` or `"rotary"`. `"learned"` has one vector for each cell of the tokenizer's grid.
+            `"rotary"` rotates by row and column and works for grids of any size.
+        class_conditioning: `"adaln_zero"` or `"prefix"`. With `"adaln_zero"` the class shifts, scales and gates every
+            sub-layer, and the gates start at 0. With `"prefix"` the class is a token before the image's tokens.
+        tie_word_embeddings: Whether the head shares the token embeddings.
+        dropout: Dropout of attention weights and of sub-layer outputs, in [0, 1).
+        norm_eps: Added to variances, above 0.
+        initializer_range: Standard deviation of the initial weights.
+        mask_schedule: `"arccos"`, `"cosine"`, `"linear"` or `"square"`. Distribution of the share of tokens that
+            training hides, see [`mask_ratio`].
+        mask_count: `"exact"` or `"bernoulli"`. `"exact"` hides exactly that share, `"bernoulli"` hides each token with
+            that probability. Both hide at least one token.
+        class_dropout: Probability, in [0, 1), that training replaces a class by the null class. Guidance needs this.
+        label_smoothing: Share of the target that training spreads over all codes, in [0, 1). Eval mode does not
+            smooth.
+        unmasked_loss_weight: Weight of the visible tokens in the loss, in [0, 1]. With 0 only hidden tokens count,
+            with 1 all count alike.
     """
 
     model_type = "hf_maskgit"
@@ -93,7 +85,7 @@ class MaskGitConfig(HubConfig):
         """Makes a configuration of a usual size.
 
         Args:
-            name (`str`): `"tiny"`, `"small"`, `"base"` or `"large"`, see `PRESETS`.
+            name: `"tiny"`, `"small"`, `"base"` or `"large"`, see `PRESETS`.
             fields: Further fields. They override those of the preset.
 
         Returns:

@@ -77,43 +77,36 @@ class QuantizerConfig(HubConfig):
     r"""The fields of a quantizer, for the configuration of a model that has one.
 
     Args:
-        quantizer_type (`str`, defaults to `"vector"`):
-            `"vector"`: one code per position. `"group"`: one code for each of `num_groups` slices of the channels.
-            `"residual"`: `num_groups` codes that sum up. `"fsq"`: channels rounded to `levels`, without a codebook.
-            Or the name of a kind of your own, see [`register_quantizer`].
-        quantizer_options (`dict`, *optional*): Arguments for the layer of a kind of your own.
-        num_codes (`int`, defaults to 1024): Codes in total, over all groups. At least 1. Of `"fsq"`, the product of
-            `levels`.
-        levels (`list[int]`, *optional*):
-            `"fsq"` only, and needed there. Levels of each channel, at least 2, such as `[8, 5, 5, 5]` for vectors of
-            four channels and 1,000 codes.
-        level_activation (`"tanh"` or `"sigmoid"`, defaults to `"tanh"`):
-            `"fsq"` only. What bounds a channel: `tanh(x)`, or `2 sigmoid(1.6 x) - 1`, under which a normally
-            distributed channel becomes about uniform between its bounds (iFSQ).
-        num_groups (`int`, defaults to 1):
-            Slices of a `"group"` quantizer (must divide the size of the vectors) or levels of a `"residual"` one.
-        share_codebook (`bool`, defaults to `True`):
-            Whether all groups or levels use one codebook. If not, `num_codes` is split evenly among them.
-        beta (`float`):
-            Weight of the codebook's term of the commitment loss, in [0, 1]; the encoder's term gets `1 - beta`.
-        sync_nu (`float`): Weight of the task gradient that codes receive (synchronized commitment), at least 0.
-        affine_lr (`float`): Scale of the learned affine map of the codes, at least 0; 0 turns it off.
-        affine_groups (`int`): Blocks of codes with an affine map of their own; must divide the codes of a codebook.
-        affine_mode (`"learned"` or `"running"`): Whether the affine map is learned or follows running statistics.
-        replace_freq (`int`): Training batches without use after which a code is replaced; 0 never replaces. Large
-            codebooks want more of them, enough to bring ten vectors for each code, and policy "kmeans".
-        replace_policy (`"input"`, `"kmeans"` or `"busy"`): What a replaced code becomes.
-        kmeans_init (`bool`): Whether the first training batch initializes the codes by k-means++.
-        norm (`"l2"`, `"clip"`, `"bn"`, `"gn"`, `"in"`, `"none"`, *optional*): Normalization of the vectors.
-        cb_norm (`"l2"`, `"clip"`, `"none"`, *optional*): Normalization of the codes.
-        alternating_steps (`int`): Inner steps on the commitment loss, for the codes alone, per batch; at least 0.
-        alternating_kind (`"sgd"` or `"centroid"`): Kind of the inner step.
-        alternating_lr (`float`, *optional*): Size of the inner step, above 0; the default belongs to the kind.
-        codebook_update (`"gradient"` or `"ema"`): What moves the codes between inner steps.
-        codebook_decay (`float`, defaults to 0.99): Decay of the moving averages of `"ema"`, in [0, 1).
-        gradient_estimator (`"ste"` or `"rotation"`): How the gradient passes the quantizer.
-        commitment_weight (`float`, defaults to 1.0):
-            Weight of the commitment loss in the model's loss, at least 0 (alpha in the paper).
+        quantizer_type: `"vector"`: one code per position. `"group"`: one code for each of `num_groups` slices of the
+            channels. `"residual"`: `num_groups` codes that sum up. `"fsq"`: channels rounded to `levels`, without a
+            codebook. Or the name of a kind of your own, see [`register_quantizer`].
+        quantizer_options: Arguments for the layer of a kind of your own.
+        num_codes: Codes in total, over all groups. At least 1. Of `"fsq"`, the product of `levels`.
+        levels: `"fsq"` only, and needed there. Levels of each channel, at least 2, such as `[8, 5, 5, 5]` for vectors
+            of four channels and 1,000 codes.
+        level_activation: `"tanh"` or `"sigmoid"`. `"fsq"` only. What bounds a channel: `tanh(x)`, or `2 sigmoid(1.6 x)
+            - 1`, under which a normally distributed channel becomes about uniform between its bounds (iFSQ).
+        num_groups: Slices of a `"group"` quantizer (must divide the size of the vectors) or levels of a `"residual"`
+            one.
+        share_codebook: Whether all groups or levels use one codebook. If not, `num_codes` is split evenly among them.
+        beta: Weight of the codebook's term of the commitment loss, in [0, 1]; the encoder's term gets `1 - beta`.
+        sync_nu: Weight of the task gradient that codes receive (synchronized commitment), at least 0.
+        affine_lr: Scale of the learned affine map of the codes, at least 0; 0 turns it off.
+        affine_groups: Blocks of codes with an affine map of their own; must divide the codes of a codebook.
+        affine_mode: `"learned"` or `"running"`. Whether the affine map is learned or follows running statistics.
+        replace_freq: Training batches without use after which a code is replaced; 0 never replaces. Large codebooks
+            want more of them, enough to bring ten vectors for each code, and policy "kmeans".
+        replace_policy: `"input"`, `"kmeans"` or `"busy"`. What a replaced code becomes.
+        kmeans_init: Whether the first training batch initializes the codes by k-means++.
+        norm: `"l2"`, `"clip"`, `"bn"`, `"gn"`, `"in"`, `"none"`. Normalization of the vectors.
+        cb_norm: `"l2"`, `"clip"`, `"none"`. Normalization of the codes.
+        alternating_steps: Inner steps on the commitment loss, for the codes alone, per batch; at least 0.
+        alternating_kind: `"sgd"` or `"centroid"`. Kind of the inner step.
+        alternating_lr: Size of the inner step, above 0; the default belongs to the kind.
+        codebook_update: `"gradient"` or `"ema"`. What moves the codes between inner steps.
+        codebook_decay: Decay of the moving averages of `"ema"`, in [0, 1).
+        gradient_estimator: `"ste"` or `"rotation"`. How the gradient passes the quantizer.
+        commitment_weight: Weight of the commitment loss in the model's loss, at least 0 (alpha in the paper).
 
     The fields `beta` to `gradient_estimator` are arguments of `VectorQuant` and default to `RECOMMENDED_QUANTIZER`.
     They are for the kinds with a codebook: `"vector"`, `"group"` and `"residual"`.

@@ -22,43 +22,34 @@ class VQConfig(QuantizerConfig):
     network of the SQ-VAE experiments, with 8 x 8 tokens.
 
     Args:
-        architecture (`"vqgan"` or `"sqvae"`, defaults to `"vqgan"`):
-            `"vqgan"`: residual blocks with group norm and SiLU, optional attention. `"sqvae"`: two strided
-            convolutions with batch norm, then residual blocks; the decoder ends in a sigmoid over `pixel_range`.
-        image_size (`int`, defaults to 256):
-            Side of the images that the model is made for; a multiple of `downsample_factor`. The model takes any
-            image whose sides the factor divides; this is the size to which `attn_resolutions` refer.
-        num_channels (`int`, defaults to 3): Channels of the images, at least 1.
-        pixel_range (`list[float]`, defaults to `[-1.0, 1.0]`):
-            The values of black and of white in the pixels that the model takes and gives: `[-1.0, 1.0]` or
+        architecture: `"vqgan"` or `"sqvae"`. `"vqgan"`: residual blocks with group norm and SiLU, optional attention.
+            `"sqvae"`: two strided convolutions with batch norm, then residual blocks; the decoder ends in a sigmoid
+            over `pixel_range`.
+        image_size: Side of the images that the model is made for; a multiple of `downsample_factor`. The model takes
+            any image whose sides the factor divides; this is the size to which `attn_resolutions` refer.
+        num_channels: Channels of the images, at least 1.
+        pixel_range: The values of black and of white in the pixels that the model takes and gives: `[-1.0, 1.0]` or
             `[0.0, 1.0]`.
-        base_channels (`int`, defaults to 128):
-            Width of the network. `"vqgan"` multiplies it by `channel_multiplier`; `"sqvae"` uses it throughout
-            (half of it after the first convolution, so there it must be even).
-        channel_multiplier (`list[int]`, defaults to `[1, 1, 2, 2, 4]`):
-            `"vqgan"` only. Width of each resolution in units of `base_channels`, each at least 1. Every entry after
-            the first halves the image's sides.
-        num_res_blocks (`int`, defaults to 2):
-            Residual blocks: of each resolution in a `"vqgan"` encoder (its decoder has one more), of the whole
-            encoder and of the whole decoder in `"sqvae"`. At least 1.
-        attn_resolutions (`list[int]`, *optional*):
-            `"vqgan"` only. Resolutions (sides of the feature map at `image_size`) with attention after each residual
-            block; `[]` for none. The default is the lowest resolution.
-        mid_block_add_attention (`bool`, defaults to `True`):
-            `"vqgan"` only. Whether the middle of the encoder and of the decoder has an attention block.
-        num_attention_heads (`int`, defaults to 1): `"vqgan"` only. Divides the width of each attention block.
-        latent_channels (`int`, defaults to 256):
-            `"vqgan"` only. Channels between the encoder and `quant_conv`; in `"sqvae"` they are the `base_channels`.
-        embed_dim (`int`, defaults to 8):
-            Dimension of the codes. 1 x 1 convolutions go from the latent channels to it and back; a `"sqvae"` with
-            `embed_dim` equal to `base_channels` has none.
-        norm_num_groups (`int`, defaults to 32):
-            `"vqgan"` only. Groups of each group norm; where a width has no such number of groups, their greatest
-            common divisor. At least 1.
-        dropout (`float`, defaults to 0.0): `"vqgan"` only. Dropout in the residual blocks, in [0, 1).
-        reconstruction_loss (`"l1"` or `"l2"`, defaults to `"l2"`):
-            Mean absolute or mean squared error of the model's loss, measured on pixels in [0, 1] whatever their
-            range.
+        base_channels: Width of the network. `"vqgan"` multiplies it by `channel_multiplier`; `"sqvae"` uses it
+            throughout (half of it after the first convolution, so there it must be even).
+        channel_multiplier: `"vqgan"` only. Width of each resolution in units of `base_channels`, each at least 1.
+            Every entry after the first halves the image's sides.
+        num_res_blocks: Residual blocks: of each resolution in a `"vqgan"` encoder (its decoder has one more), of the
+            whole encoder and of the whole decoder in `"sqvae"`. At least 1.
+        attn_resolutions: `"vqgan"` only. Resolutions (sides of the feature map at `image_size`) with attention after
+            each residual block; `[]` for none. The default is the lowest resolution.
+        mid_block_add_attention: `"vqgan"` only. Whether the middle of the encoder and of the decoder has an attention
+            block.
+        num_attention_heads: `"vqgan"` only. Divides the width of each attention block.
+        latent_channels: `"vqgan"` only. Channels between the encoder and `quant_conv`; in `"sqvae"` they are the
+            `base_channels`.
+        embed_dim: Dimension of the codes. 1 x 1 convolutions go from the latent channels to it and back; a `"sqvae"`
+            with `embed_dim` equal to `base_channels` has none.
+        norm_num_groups: `"vqgan"` only. Groups of each group norm; where a width has no such number of groups, their
+            greatest common divisor. At least 1.
+        dropout: `"vqgan"` only. Dropout in the residual blocks, in [0, 1).
+        reconstruction_loss: `"l1"` or `"l2"`. Mean absolute or mean squared error of the model's loss, measured on
+            pixels in [0, 1] whatever their range.
 
     The fields of the quantizer and `commitment_weight` are those of [`QuantizerConfig`].
     """

@@ -41,26 +41,22 @@ class VQImageClassificationConfig(QuantizerConfig):
     quantized after the second of its four stages.
 
     Args:
-        backbone_config (`PreTrainedConfig`, `dict` or `str`, *optional*):
-            Configuration of any model that `AutoBackbone` knows, or a `ViTConfig`. A `dict` may leave out
+        backbone_config: Configuration of any model that `AutoBackbone` knows, or a `ViTConfig`. A `dict` may leave out
             `image_size` and `num_channels`. `"resnet18"` and `"vit_tiny"` stand for these networks; the ViT has
             patches of 16 px, or of 4 px for images below 128 px. The default is this package's AlexNet.
-        image_size (`int`, defaults to 32): Side of the images, at least 8. A backbone's field must agree.
-        num_channels (`int`, defaults to 3): Channels of the images, 3 or 1. A backbone's field must agree.
-        pixel_range (`list[float]`, defaults to `[-1.0, 1.0]`):
-            The values of black and of white in the pixels that the model takes: `[-1.0, 1.0]` or `[0.0, 1.0]`.
-        base_channels (`int`, defaults to 64): AlexNet only. Width of its first layer. The original has 64.
-        dropout (`float`, defaults to 0.5): AlexNet only. Dropout before its fully connected layers, in [0, 1).
-        quantized_layer (`int` or `str`, *optional*):
-            The layer whose output is quantized. An `int` is the number of a block, from the end if negative; blocks
-            are the stages of a CNN, or the layers of a transformer or of the AlexNet. A `str` is the name of any
-            module in the backbone. The default is the block in the middle.
-        quantized_size (`int`, *optional*):
-            Channels of that layer's output, which are the dimension of the codes. By default the model runs a blank
-            image when it is made, and records here what it finds.
-        quantized_axis (`int`, *optional*):
-            Axis of these channels: 1 in feature maps (batch, channels, height, width), otherwise -1, the last. By
-            default it is found in the same way.
+        image_size: Side of the images, at least 8. A backbone's field must agree.
+        num_channels: Channels of the images, 3 or 1. A backbone's field must agree.
+        pixel_range: The values of black and of white in the pixels that the model takes: `[-1.0, 1.0]` or `[0.0,
+            1.0]`.
+        base_channels: AlexNet only. Width of its first layer. The original has 64.
+        dropout: AlexNet only. Dropout before its fully connected layers, in [0, 1).
+        quantized_layer: The layer whose output is quantized. An `int` is the number of a block, from the end if
+            negative; blocks are the stages of a CNN, or the layers of a transformer or of the AlexNet. A `str` is the
+            name of any module in the backbone. The default is the block in the middle.
+        quantized_size: Channels of that layer's output, which are the dimension of the codes. By default the model
+            runs a blank image when it is made, and records here what it finds.
+        quantized_axis: Axis of these channels: 1 in feature maps (batch, channels, height, width), otherwise -1, the
+            last. By default it is found in the same way.
         kwargs: `num_labels`, `id2label`, `label2id` and the rest of transformers' arguments.
 
     The fields of the quantizer and `commitment_weight` are those of [`QuantizerConfig`].

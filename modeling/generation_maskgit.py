@@ -38,12 +38,11 @@ class MaskGitGenerateOutput(ModelOutput):
     r"""What [`MaskGitModel.generate`] returns.
 
     Args:
-        images (`list[PIL.Image.Image]` or `torch.ByteTensor`):
-            A list of pictures, or with `output_type="pt"` a tensor (num_images, channels, height, width), 0 to 255.
-        image_tokens (`torch.LongTensor`): Their tokens, (num_images, h, w), or (..., groups) with more than one group.
-        intermediates (`torch.LongTensor`, *optional*):
-            With `return_intermediates=True` the tokens that are known after each step, -1 where there is none yet:
-            (num_steps, *shape of image_tokens). The last one is `image_tokens`.
+        images: A list of pictures, or with `output_type="pt"` a tensor (num_images, channels, height, width), 0 to
+            255.
+        image_tokens: int64. Their tokens, (num_images, h, w), or (..., groups) with more than one group.
+        intermediates: int64. With `return_intermediates=True` the tokens that are known after each step, -1 where
+            there is none yet: (num_steps, *shape of image_tokens). The last one is `image_tokens`.
     """
 
     images: Any = None
@@ -89,23 +88,18 @@ class MaskGitGenerationMixin:
         (MaskBit, TiTok, Halton-MaskGIT) mean s = 1 + w; LlamaGen and RAR mean the same s.
 
         Args:
-            class_labels (`int`, `list[int]` or `torch.LongTensor`, *optional*):
-                In [0, num_classes); -1, or no labels at all, for images of no class.
-            num_images (`int`, *optional*): By default as many as there are labels, images or masks, else 1.
-            image_tokens (`torch.LongTensor`, *optional*):
-                Given images, for inpainting, outpainting and variations; they need a mask. Their shape is
-                (batch, h, w), or (..., groups) with more than one group. Hidden tokens may have any value. With rotary
-                positions grids may have any size.
-            pixel_values (`torch.FloatTensor`, *optional*):
-                The same as images, (batch, channels, height, width) in the tokenizer's `pixel_range`.
-            mask (`torch.BoolTensor`, *optional*):
-                True where new tokens are wanted; all others stay as they are. The mask is of cells or of pixels, and
-                its shape is (h, w) for all images or (batch, h, w); a cell is renewed if any of its pixels is. It may
-                also have the shape of `image_tokens`. [`draw_mask`] makes random ones, for variations.
-            generator (`torch.Generator` or a list of them, *optional*):
-                Source of the randomness. With one for each image, an image does not depend on the others.
-            output_type (`"pil"` or `"pt"`, defaults to `"pil"`): Kind of `images`.
-            return_intermediates (`bool`, defaults to `False`): Whether to return the tokens after each step.
+            class_labels: int64. In [0, num_classes); -1, or no labels at all, for images of no class.
+            num_images: By default as many as there are labels, images or masks, else 1.
+            image_tokens: int64. Given images, for inpainting, outpainting and variations; they need a mask. Their
+                shape is (batch, h, w), or (..., groups) with more than one group. Hidden tokens may have any value.
+                With rotary positions grids may have any size.
+            pixel_values: The same as images, (batch, channels, height, width) in the tokenizer's `pixel_range`.
+            mask: Boolean. True where new tokens are wanted; all others stay as they are. The mask is of cells or of
+                pixels, and its shape is (h, w) for all images or (batch, h, w); a cell is renewed if any of its pixels
+                is. It may also have the shape of `image_tokens`. [`draw_mask`] makes random ones, for variations.
+            generator: Source of the randomness. With one for each image, an image does not depend on the others.
+            output_type: `"pil"` or `"pt"`. Kind of `images`.
+            return_intermediates: Whether to return the tokens after each step.
             sampling ([`MaskGitSampling`], *optional*): How to sample: steps, guidance, temperatures and more.
             options: The fields of [`MaskGitSampling`] by keyword, as in `generate(3, num_steps=12, top_p=0.9)`. They
                 take precedence over those of `sampling`.

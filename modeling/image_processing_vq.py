@@ -29,7 +29,7 @@ class VQImageProcessorKwargs(ImagesKwargs, total=False):
     """The arguments that all image processors share, and one more.
 
     Args:
-        num_channels (`int`): 3 converts every image to RGB, 1 to gray.
+        num_channels: 3 converts every image to RGB, 1 to gray.
     """
 
     num_channels: int | None
@@ -46,9 +46,8 @@ class VQImageProcessor(PilBackend):
     in [0, 1]; both may be (height, width, channels) or (channels, height, width).
 
     Args:
-        image_size (`int`, *optional*):
-            Short for `size={"shortest_edge": image_size}` and a square `crop_size`; 256 if neither is given.
-        num_channels (`int`, defaults to 3): 3 for RGB, 1 for gray.
+        image_size: Short for `size={"shortest_edge": image_size}` and a square `crop_size`; 256 if neither is given.
+        num_channels: 3 for RGB, 1 for gray.
         kwargs: `size`, `crop_size`, `resample`, `do_resize`, `do_center_crop`, `do_rescale`, `do_normalize`,
             `image_mean`, `image_std` and the rest of transformers' image arguments. The pixels are in [-1, 1], or in
             [0, 1] with `do_normalize=False`.
@@ -128,11 +127,11 @@ class VQImageProcessor(PilBackend):
         """One image of any kind to an array (channels, height, width), of 8-bit values if it is to be rescaled.
 
         Args:
-            image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): the image.
-            do_convert_rgb (`bool`): whether to convert to `num_channels`; if not, channels stay as they are.
-            input_data_format (`str`, *optional*): `"channels_first"` or `"channels_last"` for arrays and tensors.
-            num_channels (`int`): 3 or 1.
-            do_rescale (`bool`): if off, floating-point arrays are taken as they are.
+            image: The image.
+            do_convert_rgb: Whether to convert to `num_channels`; if not, channels stay as they are.
+            input_data_format: `"channels_first"` or `"channels_last"` for arrays and tensors.
+            num_channels: 3 or 1.
+            do_rescale: If off, floating-point arrays are taken as they are.
 
         Returns:
             `np.ndarray`: uint8, or a floating-point dtype for floating-point arrays without rescaling.
@@ -179,8 +178,8 @@ class VQImageProcessor(PilBackend):
         """Pixels of the model to 8-bit images: the inverse of the normalization, clamped and rounded.
 
         Args:
-            pixel_values (`torch.Tensor`): (batch, channels, height, width), of the range that the processor makes.
-            output_type (`"pil"`, `"np"` or `"pt"`, defaults to `"pil"`): what to return.
+            pixel_values: (batch, channels, height, width), of the range that the processor makes.
+            output_type: `"pil"`, `"np"` or `"pt"`. What to return.
 
         Returns:
             a list of PIL images, a uint8 array (batch, height, width, channels), or a uint8 tensor

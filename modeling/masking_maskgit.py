@@ -25,8 +25,8 @@ def mask_ratio(progress: torch.Tensor, schedule: MaskSchedule = "arccos") -> tor
     - "square": 1 - r^2
 
     Args:
-        progress (`torch.FloatTensor`): Any shape, values in [0, 1].
-        schedule (`"arccos"`, `"cosine"`, `"linear"` or `"square"`): The curve.
+        progress: Any shape, values in [0, 1].
+        schedule: `"arccos"`, `"cosine"`, `"linear"` or `"square"`. The curve.
 
     Returns:
         `torch.FloatTensor`: Same shape as `progress`, values in [0, 1].
@@ -55,13 +55,12 @@ def draw_mask(
     """Draws a random mask. Every image has at least one hidden token.
 
     Args:
-        shape (`tuple[int, ...]`): Shape of the tokens, (batch, ...).
-        ratio (`torch.FloatTensor` or `float`): Share to hide, in [0, 1]. One number for all images, or (batch,).
-        count (`"exact"` or `"bernoulli"`):
-            `"exact"` hides exactly that share, rounded to whole tokens. `"bernoulli"` hides each token with that
-            probability.
-        generator (`torch.Generator`, *optional*): Source of the randomness.
-        device (`torch.device`, *optional*): Device of the mask. The generator may live elsewhere.
+        shape: Shape of the tokens, (batch, ...).
+        ratio: Share to hide, in [0, 1]. One number for all images, or (batch,).
+        count: `"exact"` or `"bernoulli"`. `"exact"` hides exactly that share, rounded to whole tokens. `"bernoulli"`
+            hides each token with that probability.
+        generator: Source of the randomness.
+        device: Device of the mask. The generator may live elsewhere.
 
     Returns:
         `torch.BoolTensor`: Mask of the given shape, True where a token is hidden.
@@ -96,9 +95,9 @@ def masked_counts(num_tokens: int, num_steps: int, schedule: MaskSchedule = "arc
     long as there are any. With fewer tokens than steps, the last steps have nothing to do.
 
     Args:
-        num_tokens (`int`): Hidden tokens at the start, at least 0.
-        num_steps (`int`): Number of steps, at least 1.
-        schedule (`str`): As in [`mask_ratio`].
+        num_tokens: Hidden tokens at the start, at least 0.
+        num_steps: Number of steps, at least 1.
+        schedule: As in [`mask_ratio`].
 
     Returns:
         `tuple[int, ...]`: `num_steps` numbers. They fall strictly until they reach 0, and the last one is 0.

@@ -41,20 +41,16 @@ class MaskGitOutput(ModelOutput):
     r"""What [`MaskGitModel.forward`] returns.
 
     Args:
-        loss (`torch.FloatTensor`, *optional*):
-            Scalar. Cross entropy, in nats per token, of the hidden tokens. Visible tokens count with the weight
+        loss: Scalar. Cross entropy, in nats per token, of the hidden tokens. Visible tokens count with the weight
             `unmasked_loss_weight`. `None` with `return_loss=False`.
-        logits (`torch.FloatTensor`):
-            (batch, h, w, codebook_size), or (batch, h, w, groups, codebook_size) with more than one group. There is
-            no logit for the mask, because it cannot be drawn. With separate codebooks, the first logit of group g is
-            for the id g * codebook_size.
-        image_tokens (`torch.LongTensor`): The tokens to guess, (batch, h, w) or (batch, h, w, groups).
-        mask (`torch.BoolTensor`): True where a token was hidden. Same shape as `image_tokens`.
-        hidden_states (`tuple[torch.FloatTensor, ...]`, *optional*):
-            With `output_hidden_states=True`: the input of each layer and the last output, each
-            (batch, 1 + h * w, hidden_size). The first position is the class or register token.
-        attentions (`tuple[torch.FloatTensor, ...]`, *optional*):
-            With `output_attentions=True` and eager attention: weights (batch, heads, 1 + h * w, 1 + h * w).
+        logits: (batch, h, w, codebook_size), or (batch, h, w, groups, codebook_size) with more than one group. There
+            is no logit for the mask, because it cannot be drawn. With separate codebooks, the first logit of group g
+            is for the id g * codebook_size.
+        image_tokens: int64. The tokens to guess, (batch, h, w) or (batch, h, w, groups).
+        mask: Boolean. True where a token was hidden. Same shape as `image_tokens`.
+        hidden_states: With `output_hidden_states=True`: the input of each layer and the last output, each (batch, 1 +
+            h * w, hidden_size). The first position is the class or register token.
+        attentions: With `output_attentions=True` and eager attention: weights (batch, heads, 1 + h * w, 1 + h * w).
     """
 
     loss: torch.Tensor | None = None
@@ -183,18 +179,16 @@ class MaskGitModel(MaskGitPreTrainedModel):
         is the plain cross entropy.
 
         Args:
-            image_tokens (`torch.LongTensor`, *optional*):
-                Ids of the tokenizer, in any integer dtype: (batch, h, w), or (batch, h, w, groups) with more than one
-                group. h and w are the config's `grid_size`. With rotary positions they can be anything.
-            pixel_values (`torch.FloatTensor`, *optional*): Images for the tokenizer, as for [`VQModel.encode`].
-            class_labels (`torch.LongTensor`, *optional*):
-                (batch,), values in [0, num_classes), or -1 for an image of no class. Without labels no image has a
-                class.
-            mask (`torch.BoolTensor`, *optional*):
-                True where a token is hidden: (batch, h, w), or (batch, h, w, groups) with more than one group.
-                Without it, the model draws one as `mask_schedule` and `mask_count` say, in eval mode too.
-            generator (`torch.Generator`, *optional*): Source of the random mask and of the dropped classes.
-            return_loss (`bool`, defaults to `True`): Whether to compute `loss`.
+            image_tokens: Ids of the tokenizer, in any integer dtype: (batch, h, w), or (batch, h, w, groups)
+                with more than one group. h and w are the config's `grid_size`. With rotary positions they can be
+                anything.
+            pixel_values: Images for the tokenizer, as for [`VQModel.encode`].
+            class_labels: int64 (batch,), values in [0, num_classes), or -1 for an image of no class. Without labels
+                no image has a class.
+            mask: Boolean. True where a token is hidden: (batch, h, w), or (batch, h, w, groups) with more than one
+                group. Without it, the model draws one as `mask_schedule` and `mask_count` say, in eval mode too.
+            generator: Source of the random mask and of the dropped classes.
+            return_loss: Whether to compute `loss`.
 
         Returns:
             [`MaskGitOutput`]: The loss, the logits, and what was hidden.
@@ -244,7 +238,7 @@ class MaskGitModel(MaskGitPreTrainedModel):
         """Turns images into the tokenizer's tokens, without gradients.
 
         Args:
-            pixel_values (`torch.FloatTensor`): Images, as for [`VQModel.encode`].
+            pixel_values: Images, as for [`VQModel.encode`].
 
         Returns:
             `torch.LongTensor`: (batch, h, w), or (batch, h, w, groups) with more than one group.

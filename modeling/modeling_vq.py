@@ -161,9 +161,8 @@ class VQModel(VQPreTrainedModel):
         """Images to tokens.
 
         Args:
-            pixel_values (`torch.FloatTensor`):
-                (batch, num_channels, height, width) in the configuration's `pixel_range`, any floating dtype; the
-                downsample factor must divide height and width.
+            pixel_values: (batch, num_channels, height, width) in the configuration's `pixel_range`, any floating
+                dtype; the downsample factor must divide height and width.
 
         Returns:
             [`VQEncoderOutput`]: tokens, the codes they stand for, and statistics of the quantizer.
@@ -183,10 +182,9 @@ class VQModel(VQPreTrainedModel):
         """Tokens, or codes, to images. Exactly one of the two must be given.
 
         Args:
-            image_tokens (`torch.LongTensor`, *optional*):
-                Ids in [0, num_codes), any integer dtype: (batch, h, w), or (batch, h, w, groups) for a quantizer with
-                more than one group.
-            quantized_states (`torch.FloatTensor`, *optional*): (batch, embed_dim, h, w).
+            image_tokens: Ids in [0, num_codes), any integer dtype: (batch, h, w), or (batch, h, w, groups) for
+                a quantizer with more than one group.
+            quantized_states: (batch, embed_dim, h, w).
 
         Returns:
             [`VQDecoderOutput`]: pixels (batch, num_channels, f * h, f * w), f being the downsample factor. They may
@@ -210,7 +208,7 @@ class VQModel(VQPreTrainedModel):
         """The codes that tokens stand for.
 
         Args:
-            image_tokens (`torch.LongTensor`): As for [`~VQModel.decode`].
+            image_tokens: int64. As for [`~VQModel.decode`].
 
         Returns:
             `torch.FloatTensor`: (batch, embed_dim, h, w) in float32.
@@ -246,8 +244,8 @@ class VQModel(VQPreTrainedModel):
         """Images to tokens and back, with the loss.
 
         Args:
-            pixel_values (`torch.FloatTensor`): As for [`~VQModel.encode`].
-            return_loss (`bool`, defaults to `True`): Whether to compute `loss` and `reconstruction_loss`.
+            pixel_values: As for [`~VQModel.encode`].
+            return_loss: Whether to compute `loss` and `reconstruction_loss`.
 
         Returns:
             [`VQModelOutput`]: losses, reconstruction, tokens and statistics of the quantizer.

@@ -42,27 +42,22 @@ class VQImageClassifierOutput(ModelOutput):
     that a forward returns.
 
     Args:
-        loss (`torch.FloatTensor`, *optional*):
-            Scalar. `classification_loss + commitment_weight * commitment_loss`. `None` without labels.
-        logits (`torch.FloatTensor`): (batch, num_labels).
-        classification_loss (`torch.FloatTensor`, *optional*): Scalar. Cross entropy. `None` without labels.
-        commitment_loss (`torch.FloatTensor`, *optional*): Scalar. It is 0 under `no_vq`.
-        image_tokens (`torch.LongTensor`, *optional*):
-            Ids of the codes in [0, num_codes). (batch, h, w) for feature maps, (batch, tokens) for sequences, (batch,)
-            for features without position. There is a last axis of groups if there is more than one. Some backbones put
-            windows in the place of images; then the tokens of all windows of an image form its sequence. `None` while
-            quantization is off (`no_vq`).
-        perplexity (`torch.FloatTensor`, *optional*): Scalar in [1, num_codes]. Exponential of the ids' entropy.
-        usage (`torch.FloatTensor`, *optional*): Scalar in [0, 1]. Share of the codes that the batch uses.
-        quantization_error (`torch.FloatTensor`, *optional*):
-            Scalar without gradient. Mean squared difference, per dimension, of the (normalized) vectors and their
-            codes.
-        replaced (`torch.BoolTensor`, *optional*):
-            (num_codes,). Codes that were initialized or replaced at the start of this training forward. `None` if
-            there were none.
-        hidden_states (`tuple[torch.FloatTensor, ...]`, *optional*):
-            With `output_hidden_states=True`: the backbone's, quantized from the chosen layer on.
-        attentions (`tuple[torch.FloatTensor, ...]`, *optional*): With `output_attentions=True`: the backbone's.
+        loss: Scalar. `classification_loss + commitment_weight * commitment_loss`. `None` without labels.
+        logits: (batch, num_labels).
+        classification_loss: Scalar. Cross entropy. `None` without labels.
+        commitment_loss: Scalar. It is 0 under `no_vq`.
+        image_tokens: int64. Ids of the codes in [0, num_codes). (batch, h, w) for feature maps, (batch, tokens) for
+            sequences, (batch,) for features without position. There is a last axis of groups if there is more than
+            one. Some backbones put windows in the place of images; then the tokens of all windows of an image form its
+            sequence. `None` while quantization is off (`no_vq`).
+        perplexity: Scalar in [1, num_codes]. Exponential of the ids' entropy.
+        usage: Scalar in [0, 1]. Share of the codes that the batch uses.
+        quantization_error: Scalar without gradient. Mean squared difference, per dimension, of the (normalized)
+            vectors and their codes.
+        replaced: Boolean (num_codes,). Codes that were initialized or replaced at the start of this training forward.
+            `None` if there were none.
+        hidden_states: With `output_hidden_states=True`: the backbone's, quantized from the chosen layer on.
+        attentions: With `output_attentions=True`: the backbone's.
     """
 
     loss: torch.Tensor | None = None
@@ -163,12 +158,10 @@ class VQModelForImageClassification(VQPreTrainedModel):
         """Maps images to logits. With labels it computes the loss, too.
 
         Args:
-            pixel_values (`torch.FloatTensor`):
-                (batch, num_channels, height, width) in the configuration's `pixel_range`, in any floating dtype and in
-                the size that the backbone takes.
-            labels (`torch.LongTensor`, *optional*):
-                (batch,), in [0, num_labels). `config.problem_type` allows other kinds of labels, such as several for
-                an image.
+            pixel_values: (batch, num_channels, height, width) in the configuration's `pixel_range`, in any floating
+                dtype and in the size that the backbone takes.
+            labels: int64 (batch,), in [0, num_labels). `config.problem_type` allows other kinds of labels, such as
+                several for an image.
 
         Returns:
             [`VQImageClassifierOutput`]: The loss, the logits, and tokens and statistics of the quantized layer.

@@ -53,8 +53,8 @@ class ImageGenerationPipeline(Pipeline):
         Args:
             inputs: A class or a list of classes. A class is a number, a name from the config's `id2label`, or `None`
                 for an image of no class. `None` cannot be mixed with others.
-            batch_size (`int`, *optional*): Images at a time. By default that of the pipeline, or all images.
-            generator (`torch.Generator` or a list, *optional*): One, or one for each image.
+            batch_size: Images at a time. By default that of the pipeline, or all images.
+            generator: One, or one for each image.
             kwargs: The options of [`MaskGitSampling`], such as `num_steps=12`, or `sampling=MaskGitSampling(...)`.
 
         Returns:

@@ -111,13 +111,12 @@ class ImageTokenizationPipeline(Pipeline):
                 are (height, width, channels) or (channels, height, width), of 8-bit integers or of floating-point
                 numbers in [0, 1]. Many images are a list or a tuple, a batch array or tensor with four axes, a column
                 of a data set, a [`~transformers.pipelines.pt_utils.KeyDataset`], a generator or any other iterable.
-            return_reconstruction (`bool`, defaults to `False`): Whether to decode the tokens, too.
-            return_latents (`bool`, defaults to `False`): Whether to return the vectors before quantization, too.
-            on_error (`"raise"` or `"skip"`, defaults to `"raise"`):
-                What to do with an image that cannot be read. `"skip"` puts a record with the single key `"error"` in
-                its place, and warns at the end with the count and the names.
-            batch_size (`int`, *optional*): Images per forward. The default is the pipeline's, or 1.
-            num_workers (`int`, *optional*): Processes that read images. The default is the pipeline's, or 0.
+            return_reconstruction: Whether to decode the tokens, too.
+            return_latents: Whether to return the vectors before quantization, too.
+            on_error: `"raise"` or `"skip"`. What to do with an image that cannot be read. `"skip"` puts a record with
+                the single key `"error"` in its place, and warns at the end with the count and the names.
+            batch_size: Images per forward. The default is the pipeline's, or 1.
+            num_workers: Processes that read images. The default is the pipeline's, or 0.
 
         Returns:
             A dictionary for one image. A list of dictionaries for a list, a tuple or a batch. For anything else, an
@@ -147,7 +146,7 @@ class ImageTokenizationPipeline(Pipeline):
             image_tokens: One grid or many. A grid is (h, w), or (h, w, groups) with more than one group: a tensor, an
                 array, nested lists, or what the pipeline returned for an image. Many grids are a list, an iterator, or
                 a batch with one more axis. Grids may differ in size.
-            batch_size (`int`, *optional*): Grids per forward. The default is the pipeline's, or 1.
+            batch_size: Grids per forward. The default is the pipeline's, or 1.
 
         Returns:
             A PIL image for one grid, a list of PIL images for many.

@@ -23,7 +23,7 @@ def check_pixel_range(pixel_range: Sequence[float]) -> None:
     """Makes sure that a range is one of the two that there are.
 
     Args:
-        pixel_range (`Sequence[float]`): The values of black and of white.
+        pixel_range: The values of black and of white.
 
     Raises:
         `ValueError`: for any other range.
@@ -46,9 +46,9 @@ def convert_pixels(pixel_values: torch.Tensor, source: Sequence[float], target: 
     """Pixels of one range to the same pixels in another; values beyond the range stay beyond it.
 
     Args:
-        pixel_values (`torch.FloatTensor`): Any shape, in `source`.
-        source (`Sequence[float]`): Their range.
-        target (`Sequence[float]`): The range that is wanted.
+        pixel_values: Any shape, in `source`.
+        source: Their range.
+        target: The range that is wanted.
 
     Returns:
         `torch.FloatTensor`: the same shape and dtype; the very same tensor if the two ranges are equal.
@@ -85,7 +85,7 @@ def require_pixel_range(image_processor: Any, config: Any, name: Any = None) -> 
     Args:
         image_processor ([`VQImageProcessor`]): The processor.
         config ([`VQConfig`], [`VQImageClassificationConfig`] or [`MaskGitConfig`]): The model's configuration.
-        name (`str`, *optional*): What to call the model in the message.
+        name: What to call the model in the message.
 
     Raises:
         `ValueError`: if the configuration says the other range.

@@ -22,10 +22,10 @@ def guidance_scales(
     "linear". For "power_cosine" it is `(1 - cos(pi r^power)) / 2`, as in MaskBit.
 
     Args:
-        scale (`torch.FloatTensor`): Guidance scale of each image, (batch,).
-        num_steps (`int`): Number of steps, at least 1.
-        schedule (`"constant"`, `"linear"` or `"power_cosine"`): The function f.
-        power (`float`): Power of `"power_cosine"`, above 0.
+        scale: Guidance scale of each image, (batch,).
+        num_steps: Number of steps, at least 1.
+        schedule: `"constant"`, `"linear"` or `"power_cosine"`. The function f.
+        power: Power of `"power_cosine"`, above 0.
 
     Returns:
         `torch.FloatTensor`: (num_steps, batch).
@@ -51,10 +51,10 @@ def sampling_probabilities(
     """Computes the softmax of `logits / temperature` and keeps only the likeliest codes.
 
     Args:
-        logits (`torch.FloatTensor`): (..., codes).
-        temperature (`float`): Above 0. Less than 1 sharpens the distribution.
-        top_k (`int`, *optional*): Keeps this many codes, and those as likely as the last of them.
-        top_p (`float`, *optional*): Of these, keeps the likeliest until their probabilities reach `top_p`.
+        logits: (..., codes).
+        temperature: Above 0. Less than 1 sharpens the distribution.
+        top_k: Keeps this many codes, and those as likely as the last of them.
+        top_p: Of these, keeps the likeliest until their probabilities reach `top_p`.
 
     Returns:
         `torch.FloatTensor`: Probabilities (..., codes) in float32. They sum to 1.
@@ -79,8 +79,8 @@ def draw_tokens(probabilities: torch.Tensor, uniform: torch.Tensor) -> torch.Ten
     This takes one random number for each distribution, instead of one for each code.
 
     Args:
-        probabilities (`torch.FloatTensor`): (..., codes), at least 0. Codes of probability 0 are never drawn.
-        uniform (`torch.FloatTensor`): (...), in [0, 1).
+        probabilities: (..., codes), at least 0. Codes of probability 0 are never drawn.
+        uniform: (...), in [0, 1).
 
     Returns:
         `torch.LongTensor`: Indices of codes, (...).
@@ -135,7 +135,7 @@ def halton_ranks(mask: torch.Tensor) -> torch.Tensor:
     """Ranks the hidden tokens of each image: cells in Halton order, one group after the other.
 
     Args:
-        mask (`torch.BoolTensor`): (batch, h, w, groups), True where a token is hidden.
+        mask: Boolean (batch, h, w, groups), True where a token is hidden.
 
     Returns:
         `torch.LongTensor`: Same shape. 0, 1, ... for the hidden tokens, larger numbers for the others.

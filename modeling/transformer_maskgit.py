@@ -188,10 +188,9 @@ class MaskGitTransformer(nn.Module):
         """Computes hidden states for the head.
 
         Args:
-            tokens (`torch.LongTensor`):
-                (batch, h, w, groups). Ids count from 0 in each group. Hidden ones are ignored.
-            mask (`torch.BoolTensor`): (batch, h, w, groups), True where a token is hidden.
-            class_labels (`torch.LongTensor`): (batch,). `num_classes` is the null class.
+            tokens: int64 (batch, h, w, groups). Ids count from 0 in each group. Hidden ones are ignored.
+            mask: Boolean (batch, h, w, groups), True where a token is hidden.
+            class_labels: int64 (batch,). `num_classes` is the null class.
 
         Returns:
             `torch.FloatTensor`: (batch, h * w, hidden_size).

@@ -16,7 +16,7 @@ def check_version(recorded: str | None) -> None:
     """Refuses what a newer version has saved. The third number does not count: a patch release changes no format.
 
     Args:
-        recorded (`str`, *optional*): What `config.json` says. `None` for checkpoints older than the record.
+        recorded: What `config.json` says. `None` for checkpoints older than the record.
 
     Raises:
         ValueError: If the recorded version is newer than this code, or is not a version.
