@@ -23,7 +23,7 @@ def eager_attention_forward(
 
     Args:
         module: The calling module. transformers' attention interface passes it; only its `training` flag is read.
-        query, key, value (`torch.Tensor`): (batch, heads, positions, head_dim).
+        query, key, value: (batch, heads, positions, head_dim).
         attention_mask: Added to the scores. It must broadcast to (batch, heads, positions, positions).
         scaling: Factor of the scores.
         dropout: Dropout rate of the weights.

@@ -106,7 +106,7 @@ def halton_order(height: int, width: int) -> tuple[int, ...]:
     computation uses whole numbers only, because rounding would move points that lie on a border.
 
     Args:
-        height, width (`int`): Size of the grid, at least 1.
+        height, width: Size of the grid, at least 1.
 
     Returns:
         `tuple[int, ...]`: The numbers row * width + column, each once.
