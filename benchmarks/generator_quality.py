@@ -2,7 +2,7 @@
 
     make demo && python benchmarks/generator_quality.py
 
-Trains the recipe scripts/configs/noto_emoji_32_maskgit.yaml once for each row, on tokens of the demo's two tokenizers.
+Trains the recipe noto_emoji_32_maskgit once for each row, on tokens of the demo's two tokenizers.
 The generated images are compared with the real held-out emoji, never with a tokenizer's reconstructions. The cross
 entropy is that of hidden held-out tokens. It compares only rows of one tokenizer, because six codes are easier to
 guess than a thousand. A run that `--work_dir` already holds in full is not trained again.
@@ -22,7 +22,7 @@ from hf_vq.evaluation.evaluator import evaluate
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
-RECIPE = "scripts/configs/noto_emoji_32_maskgit.yaml"
+RECIPE = "noto_emoji_32_maskgit"
 DATASET = "noto-emoji-32"
 ROWS: dict[str, tuple[str, list[str]]] = {
     "full method, adaLN-zero": ("full", []),
@@ -38,9 +38,9 @@ SAMPLING: dict[str, Any] = {
 }
 
 
-def run(script: str, *words: str | Path) -> None:
-    """Runs one of the scripts in its own process."""
-    subprocess.run([sys.executable, f"scripts/{script}", *map(str, words)], check=True, cwd=ROOT)
+def run(command: str, *words: str | Path) -> None:
+    """Runs one of the commands in its own process."""
+    subprocess.run([sys.executable, "-m", f"hf_vq.commands.{command}", *map(str, words)], check=True, cwd=ROOT)
 
 
 def train(name: str, demo: Path, work: Path) -> Path:
@@ -50,9 +50,9 @@ def train(name: str, demo: Path, work: Path) -> Path:
     if not (output / "final").is_dir():
         tokens = work / f"tokens-{tokenizer}"
         words: list[str | Path] = ["--tokenizer", demo / tokenizer, "--dataset", DATASET, "--output_dir", tokens]
-        run("tokenize_dataset.py", *words)
+        run("tokenize_dataset", *words)
         words = ["--config", RECIPE, "--tokens", tokens, "--tokenizer", demo / tokenizer, "--output_dir", output]
-        run("train_generator.py", *words, "--overwrite_output_dir", "true", *overrides)
+        run("train_generator", *words, "--overwrite_output_dir", "true", *overrides)
     return output
 
 
@@ -85,7 +85,8 @@ def main() -> None:
     distances = [key for key in report.results[0]["metrics"] if not key.startswith("num_")]
     sampling = ", ".join(f"{name} {value}" for name, value in SAMPLING.items())
     caption = (
-        f"{RECIPE}, {rows[0]['step']:.0f} steps, seed 0, {rows[0]['num_images']:.0f} held-out emoji; {sampling}. "
+        f"recipe {RECIPE}, {rows[0]['step']:.0f} steps, seed 0, {rows[0]['num_images']:.0f} held-out emoji; "
+        f"{sampling}. "
         "Features of distances, precision and recall: images shrunk to 8 x 8 pixels, so no FID."
     )
     columns = ["masked_cross_entropy", "masked_accuracy", *distances]

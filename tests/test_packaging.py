@@ -37,10 +37,10 @@ def test_the_tests_run_against_the_installed_package():
 
 
 def test_package_data_is_shipped():
-    """The sample images, the cards' template and the marker for type checkers come with the package."""
+    """The sample images, the cards' template, the recipes and the marker for type checkers come with the package."""
     package = resources.files("hf_vq")
     names = ("py.typed", "data/noto_emoji_32/train.parquet", "data/noto_emoji_32/test.parquet")
-    for name in (*names, "cards/template.md"):
+    for name in (*names, "cards/template.md", "recipes/noto_emoji_32.yaml"):
         assert (package / name).is_file()
 
 

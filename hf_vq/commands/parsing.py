@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 from transformers import HfArgumentParser, PreTrainedConfig
 
+from hf_vq.commands.recipes import find_recipe
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -60,8 +62,7 @@ def parse_command_line(
         allow_abbrev=False,
         conflict_handler="resolve",
     )
-    under_model = ", and the model's under 'model:'" if config_class else ""
-    parser.add_argument("--config", help=f"YAML file with these fields{under_model}.")
+    parser.add_argument("--config", help="A YAML file with these fields, or the name of a shipped recipe.")
 
     recipe_path, words = _take_config(list(argv))
     recipe, model = read_recipe(recipe_path, training_names, model_names) if recipe_path else ({}, {})
@@ -86,9 +87,7 @@ def read_recipe(
     Returns:
         The training fields and the model fields.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"The recipe {path} does not exist.")
+    path = find_recipe(path)
     recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     if not isinstance(recipe, dict):
         raise ValueError(f"The recipe {path} must be a mapping of field names to values.")

@@ -179,13 +179,13 @@ print(len(KINDS))
 
 
 def test_nobody_else_tells_kinds_apart() -> None:
-    """Hub, data, cards, evaluation and scripts ask the table, not the class of a model."""
+    """Hub, data, cards, evaluation and commands ask the table, not the class of a model."""
     package = Path(hf_vq.__file__).parent
-    folders = [package / name for name in ("hub", "data", "cards", "evaluation")]
+    folders = [package / name for name in ("hub", "data", "cards", "evaluation", "commands")]
     classes = ("VQModel", "MaskGit", "VQConfig", "Classification")
     lines = [
         f"{path.name}: {line.strip()}"
-        for folder in [*folders, package.parent / "scripts"]
+        for folder in folders
         for path in folder.glob("*.py")
         for line in path.read_text(encoding="utf-8").splitlines()
         if "isinstance(" in line and any(name in line for name in classes)

@@ -17,7 +17,7 @@ from hf_vq.utils.files import TEMPORARY_PREFIX
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = (
-    "--config scripts/configs/noto_emoji_32.yaml --max_steps 40 --train_batch_size 8 --save_steps 2 --eval_steps 10 "
+    "--config noto_emoji_32 --max_steps 40 --train_batch_size 8 --save_steps 2 --eval_steps 10 "
     "--logging_steps 3 --max_eval_images 16 --use_ema --ema_decay 0.95 --use_cpu --disable_tqdm "
     "--adversarial_weight 0.1 --adversarial_start 5 --discriminator_layers 2 --discriminator_channels 8 "
     "--base_channels 16 --num_res_blocks 1 --num_codes 64 --replace_freq 3 --kmeans_init true "

@@ -107,7 +107,7 @@ def test_the_script_trains_with_torchrun(tmp_path: Path) -> None:
     """torchrun with the training script makes one run of two processes and leaves a model that loads."""
     launch(
         *("torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()),
-        *("scripts/train_tokenizer.py", "--config", "scripts/configs/noto_emoji_32.yaml"),
+        *("scripts/train_tokenizer.py", "--config", "noto_emoji_32"),
         *(
             "--output_dir",
             str(tmp_path / "out"),

@@ -9,13 +9,12 @@ import pytest
 
 from hf_vq import MaskGitConfig, VQConfig, VQImageClassificationConfig
 from hf_vq.commands.parsing import parse_command_line
+from hf_vq.commands.recipes import recipe_names
 from hf_vq.training.arguments import (
     ClassifierTrainingArguments,
     GeneratorTrainingArguments,
     TokenizerTrainingArguments,
 )
-
-RECIPES = Path(__file__).parents[3] / "scripts" / "configs"
 
 
 def parse(*words: str) -> tuple[TokenizerTrainingArguments, dict[str, Any]]:
@@ -102,7 +101,7 @@ def test_an_unknown_recipe_field_names_the_nearest_field(tmp_path: Path, text: s
         (("--adam_beta2", "1.5"), r"adam_beta2 must be in \[0, 1\), got 1.5"),
         (("--lr_scheduler", "cosinus"), "invalid choice: 'cosinus'"),
         (("--warmup_steps", "10", "--max_steps", "10"), "warmup_steps .* must be smaller than max_steps"),
-        (("--config", "nowhere.yaml"), "nowhere.yaml does not exist"),
+        (("--config", "nowhere.yaml"), "There is no recipe 'nowhere.yaml'"),
         (("stray",), "Expected --field value, got 'stray'"),
     ],
 )
@@ -118,15 +117,13 @@ def test_the_output_folder_is_required() -> None:
         parse("--max_steps", "3")
 
 
-@pytest.mark.parametrize(
-    "path", sorted(Path(__file__).parents[3].glob("scripts/configs/*.yaml")), ids=lambda p: p.name
-)
-def test_every_shipped_recipe_is_valid(path: Path) -> None:
-    """The recipes in scripts/configs parse into arguments and a configuration: of what their names say."""
-    words = ("--config", str(path), "--output_dir", "out")
-    if path.stem.endswith("_maskgit"):
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_is_valid(name: str) -> None:
+    """The recipes of the package parse into arguments and a configuration: of what their names say."""
+    words = ("--config", name, "--output_dir", "out")
+    if name.endswith("_maskgit"):
         MaskGitConfig(**parse_command_line(GeneratorTrainingArguments, MaskGitConfig, words)[1])
-    elif path.stem.endswith("_classifier"):
+    elif name.endswith("_classifier"):
         fields = parse_command_line(ClassifierTrainingArguments, VQImageClassificationConfig, words)[1]
         VQImageClassificationConfig(**fields)
     else:

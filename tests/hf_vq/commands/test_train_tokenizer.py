@@ -1,9 +1,8 @@
-"""The training script as people start it: their own images, good and bad, and their slips on the command line."""
+"""The training command as people start it: their own images, good and bad, and their slips on the command line."""
 
 from __future__ import annotations
 
 import logging
-import runpy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +12,8 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 from transformers import AutoModel
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "train_tokenizer.py"
+from hf_vq.commands import train_tokenizer
+
 TINY = (
     "--architecture sqvae --image_size 16 --base_channels 8 --num_res_blocks 1 --embed_dim 4 --num_codes 8 "
     "--max_steps 2 --train_batch_size 4 --use_cpu --disable_tqdm"
@@ -22,8 +22,8 @@ TINY = (
 
 @pytest.fixture
 def main() -> Iterator[Callable[[list[str]], None]]:
-    """The script's main function, in this process."""
-    yield runpy.run_path(str(SCRIPT))["main"]
+    """The command's main function, in this process."""
+    yield train_tokenizer.main
     AcceleratorState._reset_state(True)
     PartialState._reset_state()
     GradientState._reset_state()

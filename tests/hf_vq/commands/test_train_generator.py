@@ -1,10 +1,9 @@
-"""The generator's training script as people start it: from images to a repository, killed, and with slips."""
+"""The generator's training command as people start it: from images to a repository, killed, and with slips."""
 
 from __future__ import annotations
 
 import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -21,13 +20,13 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 from hf_vq import MaskGitConfig, MaskGitModel, VQConfig, VQImageProcessor, VQModel
+from hf_vq.commands import train_generator
 from hf_vq.data.tokenize import TokenizationArguments, tokenize_dataset
 from hf_vq.training import generator_data
 from hf_vq.training.arguments import GeneratorTrainingArguments
 from hf_vq.training.checkpoints import list_checkpoints
 from hf_vq.utils.hashes import weights_sha256
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "train_generator.py"
 TINY = (
     "--hidden_size 32 --num_hidden_layers 1 --num_attention_heads 2 --max_steps 2 --train_batch_size 4 --use_cpu "
     "--disable_tqdm --num_sample_images 2 --sample_steps 2"
@@ -37,8 +36,8 @@ Main = Callable[[list[str]], None]
 
 @pytest.fixture
 def main() -> Iterator[Main]:
-    """The script's main function, in this process."""
-    yield runpy.run_path(str(SCRIPT))["main"]
+    """The command's main function, in this process."""
+    yield train_generator.main
     AcceleratorState._reset_state(True)
     PartialState._reset_state()
     GradientState._reset_state()
@@ -124,7 +123,7 @@ def test_a_killed_run_ends_bit_equal_to_an_uninterrupted_one(
     settings = ["--max_steps", "12", "--save_steps", "2", "--eval_steps", "4", "--logging_steps", "3", "--use_ema"]
     killed = words(tokens, tokenizer, tmp_path / "killed", *settings)
     process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), *killed],
+        [sys.executable, "-m", "hf_vq.commands.train_generator", *killed],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -1,9 +1,9 @@
-"""The scripts with tokenizers whose pixels are in [0, 1]: the same pictures as those of their twins in [-1, 1]."""
+"""The commands with tokenizers whose pixels are in [0, 1]: the same pictures as those of their twins in [-1, 1]."""
 
 from __future__ import annotations
 
+import importlib
 import json
-import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,8 @@ from safetensors.torch import save_file
 
 from hf_vq import MaskGitConfig, MaskGitModel, VQImageProcessor, VQModel
 
-from ..tiny_tokens import picture
-from ..twin_tokenizers import TINY, twin_tokenizers
-
-SCRIPTS = Path(__file__).parents[2] / "scripts"
+from ...tiny_tokens import picture
+from ...twin_tokenizers import TINY, twin_tokenizers
 
 
 @pytest.fixture(autouse=True)
@@ -32,10 +30,10 @@ def fresh_accelerate_state() -> Iterator[None]:
     GradientState._reset_state()
 
 
-def run(script: str, **options: Any) -> None:
-    """A script's main function, in this process."""
+def run(command: str, **options: Any) -> None:
+    """A command's main function, in this process."""
     words = [word for name, value in options.items() for word in (f"--{name}", *str(value).split())]
-    runpy.run_path(str(SCRIPTS / f"{script}.py"))["main"](words)
+    importlib.import_module(f"hf_vq.commands.{command}").main(words)
 
 
 @pytest.fixture(scope="module")

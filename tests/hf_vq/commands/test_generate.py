@@ -1,8 +1,7 @@
-"""The generation script as people start it: grids, single files, animations, inpainting, and slips."""
+"""The generation command as people start it: grids, single files, animations, inpainting, and slips."""
 
 from __future__ import annotations
 
-import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,14 @@ import torch
 from PIL import Image, ImageSequence
 
 from hf_vq import MaskGitConfig, MaskGitModel, VQConfig, VQModel
+from hf_vq.commands import generate
 from hf_vq.modeling.autoencoder_vq import SQVAEDecoder
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "generate.py"
 
 
 @pytest.fixture(scope="module")
 def main() -> Callable[[list[str]], None]:
-    """The script's main function, in this process."""
-    return runpy.run_path(str(SCRIPT))["main"]
+    """The command's main function, in this process."""
+    return generate.main
 
 
 @pytest.fixture(scope="module")

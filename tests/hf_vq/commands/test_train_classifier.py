@@ -1,8 +1,7 @@
-"""The classifier script as people start it: a folder for each class, the shipped recipe, and slips."""
+"""The classifier command as people start it: a folder for each class, the shipped recipe, and slips."""
 
 from __future__ import annotations
 
-import runpy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,12 +12,11 @@ from PIL import Image
 from transformers import AutoModelForImageClassification, pipeline
 
 from hf_vq import VQImageClassificationConfig
+from hf_vq.commands import train_classifier
 from hf_vq.commands.parsing import parse_command_line
 from hf_vq.training.arguments import ClassifierTrainingArguments
 from hf_vq.training.snapshots import load_snapshots
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "train_classifier.py"
-RECIPE = SCRIPT.parent / "configs" / "noto_emoji_32_classifier.yaml"
 TINY = (
     "--image_size 16 --base_channels 4 --num_codes 8 --max_steps 2 --train_batch_size 4 --use_cpu --disable_tqdm"
 ).split()
@@ -27,8 +25,8 @@ Main = Callable[[list[str]], None]
 
 @pytest.fixture
 def main() -> Iterator[Main]:
-    """The script's main function, in this process."""
-    yield runpy.run_path(str(SCRIPT))["main"]
+    """The command's main function, in this process."""
+    yield train_classifier.main
     AcceleratorState._reset_state(True)
     PartialState._reset_state()
     GradientState._reset_state()
@@ -64,7 +62,9 @@ def test_a_folder_becomes_a_classifier(main: Main, folder: Path, tmp_path: Path)
 def test_the_recipe_is_whole() -> None:
     """The shipped recipe names fields that exist and makes the network that it describes."""
     args, fields = parse_command_line(
-        ClassifierTrainingArguments, VQImageClassificationConfig, ["--config", str(RECIPE), "--output_dir", "out"]
+        ClassifierTrainingArguments,
+        VQImageClassificationConfig,
+        ["--config", "noto_emoji_32_classifier", "--output_dir", "out"],
     )
     config = VQImageClassificationConfig(**fields)
     assert args.dataset == "noto-emoji-32" and config.backbone_config.hidden_sizes == [64, 128, 256, 512]

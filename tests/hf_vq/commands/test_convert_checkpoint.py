@@ -1,9 +1,8 @@
-"""The conversion script as people start it: there, back, and refused."""
+"""The conversion command as people start it: there, back, and refused."""
 
 from __future__ import annotations
 
 import json
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,8 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "convert_checkpoint.py"
+from hf_vq.commands import convert_checkpoint
+
 LOAD = """
 import json, sys, torch
 from transformers import AutoImageProcessor, AutoModel
@@ -27,8 +27,8 @@ print(json.dumps([tokens, processor.do_normalize, processor.size["shortest_edge"
 
 
 def run(*words: object) -> None:
-    """The script's main function, in this process."""
-    runpy.run_path(str(SCRIPT))["main"](list(map(str, words)))
+    """The command's main function, in this process."""
+    convert_checkpoint.main(list(map(str, words)))
 
 
 @pytest.fixture

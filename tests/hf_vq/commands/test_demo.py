@@ -6,12 +6,10 @@ from pathlib import Path
 
 from PIL import Image
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "demo.py"
-
 
 def test_the_demo_writes_what_it_promises(tmp_path: Path) -> None:
     """Three checkpoints, a table, four pictures, and identical tokens after reloading in a new process."""
-    command = [sys.executable, str(SCRIPT), "--output_dir", str(tmp_path), "--max_steps", "2"]
+    command = [sys.executable, "-m", "hf_vq.commands.demo", "--output_dir", str(tmp_path), "--max_steps", "2"]
     command += ["--generator_steps", "1"]
     result = subprocess.run(command, capture_output=True, text=True)
 
@@ -28,8 +26,8 @@ def test_the_demo_writes_what_it_promises(tmp_path: Path) -> None:
 
 def test_the_quick_demo_is_the_tokenizers_alone(tmp_path: Path) -> None:
     """It ends before the generator."""
-    command = [sys.executable, str(SCRIPT), "--output_dir", str(tmp_path), "--max_steps", "1", "--quick"]
-    result = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "hf_vq.commands.demo", "--output_dir", str(tmp_path), "--max_steps", "1"]
+    result = subprocess.run([*command, "--quick"], capture_output=True, text=True)
 
     assert result.returncode == 0, result.stderr[-2000:]
     assert (tmp_path / "full").is_dir() and not (tmp_path / "generator").exists()

@@ -1,10 +1,9 @@
-"""The evaluation script as people start it: a table, slips, and two processes that find the numbers of one."""
+"""The evaluation command as people start it: a table, slips, and two processes that find the numbers of one."""
 
 from __future__ import annotations
 
 import json
 import os
-import runpy
 import socket
 import subprocess
 import sys
@@ -18,17 +17,17 @@ import torch
 from accelerate.state import PartialState
 
 from hf_vq import MaskGitConfig, MaskGitModel, VQConfig, VQImageProcessor, VQModel
+from hf_vq.commands import evaluate
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
 WORDS = "--dataset noto-emoji-32 --max_images 45 --batch_size 8 --use_cpu --disable_tqdm --num_steps 2".split()
 
 
 @pytest.fixture
 def main() -> Iterator[Callable[[list[str]], None]]:
-    """The script's main function, in this process, in one thread."""
+    """The command's main function, in this process, in one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield runpy.run_path(str(SCRIPT))["main"]
+    yield evaluate.main
     torch.set_num_threads(threads)
     PartialState._reset_state()
 
@@ -100,7 +99,7 @@ def launch_two(*words: str) -> subprocess.CompletedProcess[str]:
         port = str(listener.getsockname()[1])
     launcher = f"torch.distributed.run --nproc_per_node 2 --master_port {port}".split()
     return subprocess.run(
-        [sys.executable, "-m", *launcher, str(SCRIPT), *words],
+        [sys.executable, "-m", *launcher, "-m", "hf_vq.commands.evaluate", *words],
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,

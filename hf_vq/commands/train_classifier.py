@@ -1,6 +1,6 @@
 """Train an image classifier with a quantized layer.
 
-    accelerate launch scripts/train_classifier.py --config scripts/configs/noto_emoji_32_classifier.yaml \\
+    accelerate launch scripts/train_classifier.py --config noto_emoji_32_classifier \\
         --output_dir out
 
 The command line can override every field of the recipe, including the model's (`--backbone_config vit_tiny`,
@@ -19,8 +19,9 @@ from collections.abc import Sequence
 from huggingface_hub.errors import StrictDataclassError
 from transformers import set_seed
 
-from hf_vq import VQImageClassificationConfig, VQModelForImageClassification
 from hf_vq.commands.parsing import parse_command_line
+from hf_vq.modeling.configuration_vq_classifier import VQImageClassificationConfig
+from hf_vq.modeling.modeling_vq_classifier import VQModelForImageClassification
 from hf_vq.training.arguments import ClassifierTrainingArguments
 from hf_vq.training.classifier import ClassifierTrainer
 from hf_vq.training.classifier_data import classifier_config

@@ -20,18 +20,24 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
-from hf_vq import MaskGitModel, TokenizerTrainer, TokenizerTrainingArguments, VQConfig, VQImageProcessor, VQModel
 from hf_vq.data.images import ImageDataset
 from hf_vq.data.reading import decode_image
 from hf_vq.data.sources import load_images
+from hf_vq.modeling.configuration_vq import VQConfig
+from hf_vq.modeling.image_processing_vq import VQImageProcessor
+from hf_vq.modeling.modeling_maskgit import MaskGitModel
+from hf_vq.modeling.modeling_vq import VQModel
 from hf_vq.plots.codebook import projection, usage_curves
 from hf_vq.plots.images import reconstruction_grid, sample_sheet
+from hf_vq.training.arguments import TokenizerTrainingArguments
+from hf_vq.training.tokenizer import TokenizerTrainer
 
 BACKBONE: dict[str, Any] = {"architecture": "sqvae", "image_size": 32, "base_channels": 64, "num_codes": 1024}
 # Plain VQ at its best here: a straight-through gradient, one loss for encoder and codebook, and the dimension of the
@@ -48,7 +54,6 @@ PLAIN: dict[str, Any] = {
 }
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {"plain VQ": ("plain", PLAIN), "full method": ("full", {"embed_dim": 4})}
 
-SCRIPTS = Path(__file__).parent
 REAL, GENERATED = 4, 8  # columns of the sheet of samples
 SAMPLING: dict[str, Any] = {"num_steps": 12, "guidance_scale": 2.0, "temperature": 0.9, "choice_temperature": 3.0}
 
@@ -70,14 +75,15 @@ json.dump(tokens.tolist(), sys.stdout)
 """
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def main(argv: Sequence[str] | None = None) -> None:
+    """Trains, compares, reloads and draws."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("demo"))
     parser.add_argument("--max_steps", type=int, default=1200, help="optimizer steps of each of the two runs")
     parser.add_argument("--quick", action="store_true", help="train only the tokenizers")
     parser.add_argument("--generator_steps", type=int, help="optimizer steps of the generator (default: its recipe's)")
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     output = options.output_dir
     output.mkdir(parents=True, exist_ok=True)
 
@@ -186,21 +192,19 @@ def train_generator(output: Path, max_steps: int | None, seed: int) -> None:
     for folder in (tokens, work):
         shutil.rmtree(folder, ignore_errors=True)
     tokenizer = str(output / "full")
-    run("tokenize_dataset.py", tokenizer=tokenizer, dataset="noto-emoji-32", output_dir=tokens)
+    run("tokenize_dataset", tokenizer=tokenizer, dataset="noto-emoji-32", output_dir=tokens)
     settings = {} if max_steps is None else {"max_steps": max_steps, "warmup_steps": max_steps // 15}
-    recipe = SCRIPTS / "configs" / "noto_emoji_32_maskgit.yaml"
-    run(
-        "train_generator.py", config=recipe, tokens=tokens, tokenizer=tokenizer, output_dir=work, seed=seed, **settings
-    )
+    places = {"tokens": tokens, "tokenizer": tokenizer, "output_dir": work}
+    run("train_generator", config="noto_emoji_32_maskgit", **places, seed=seed, **settings)
     replace_folder(work / "final", output / "generator")
     shutil.rmtree(work)
 
 
-def run(script: str, **options: Any) -> None:
-    """Runs one of the other scripts in a process of its own."""
+def run(command: str, **options: Any) -> None:
+    """Runs one of the other commands in a process of its own."""
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    print("\n" + " ".join(["python", f"scripts/{script}", *words]), flush=True)
-    subprocess.run([sys.executable, str(SCRIPTS / script), *words], check=True)
+    print("\n" + " ".join(["python", "-m", f"hf_vq.commands.{command}", *words]), flush=True)
+    subprocess.run([sys.executable, "-m", f"hf_vq.commands.{command}", *words], check=True)
 
 
 def draw_samples(model: MaskGitModel) -> Image.Image:

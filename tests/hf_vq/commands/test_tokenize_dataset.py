@@ -1,9 +1,8 @@
-"""The tokenizing script as people start it: the sample, two processes that are killed, slips on the command line."""
+"""The tokenizing command as people start it: the sample, two processes that are killed, slips on the command line."""
 
 from __future__ import annotations
 
 import os
-import runpy
 import socket
 import subprocess
 import sys
@@ -18,9 +17,8 @@ import torch
 from accelerate.state import PartialState
 
 from hf_vq import VQConfig, VQImageProcessor, VQModel, load_token_dataset
+from hf_vq.commands import tokenize_dataset
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "scripts" / "tokenize_dataset.py"
 # Views that do not fill batches, batches that do not fill shards.
 WORDS = (
     "--dataset noto-emoji-32 --splits test --images_per_shard 5 --batch_size 8 --num_crops 1 --flip --use_cpu"
@@ -30,10 +28,10 @@ SHARDS = 42  # of 206 images
 
 @pytest.fixture
 def main() -> Iterator[Callable[[list[str]], None]]:
-    """The script's main function, in this process, in one thread."""
+    """The command's main function, in this process, in one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield runpy.run_path(str(SCRIPT))["main"]
+    yield tokenize_dataset.main
     torch.set_num_threads(threads)
     PartialState._reset_state()
 
@@ -51,8 +49,8 @@ def tokenizer(tmp_path: Path) -> str:
     return str(tmp_path / "tokenizer")
 
 
-def start(tokenizer: str, output_dir: Path, *words: str, script: Path = SCRIPT) -> subprocess.Popen[str]:
-    """Starts the script, or another with its arguments, in two processes on CPUs."""
+def start(tokenizer: str, output_dir: Path, *words: str, script: Path | None = None) -> subprocess.Popen[str]:
+    """Starts the command, or a script with its arguments, in two processes on CPUs."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])
@@ -60,7 +58,8 @@ def start(tokenizer: str, output_dir: Path, *words: str, script: Path = SCRIPT) 
     return subprocess.Popen(
         [
             *(sys.executable, "-m", "accelerate.commands.launch", *launcher, "--main_process_port", port),
-            *(str(script), "--tokenizer", tokenizer, "--output_dir", str(output_dir), *WORDS, *words),
+            *([str(script)] if script else ["-m", "hf_vq.commands.tokenize_dataset"]),
+            *("--tokenizer", tokenizer, "--output_dir", str(output_dir), *WORDS, *words),
         ],
         env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"},
         stdout=subprocess.DEVNULL,
@@ -123,7 +122,7 @@ def test_two_killed_processes_end_with_the_files_of_one(
     assert len(load_token_dataset(killed, "test", tokenizer=tokenizer)) == 4 * 206
 
 
-LATE = f"""
+LATE = """
 import runpy
 import time
 
@@ -145,7 +144,7 @@ def look_late(folder, *rest):
 
 
 tokenization._continue = look_late
-runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
+runpy.run_module("hf_vq.commands.tokenize_dataset", run_name="__main__")
 """
 
 

@@ -19,9 +19,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from hf_vq import MaskGitConfig, MaskGitModel, MaskGitSampling, VQImageProcessor
 from hf_vq.commands.parsing import parse_command_line
 from hf_vq.hub.loading import load_model
+from hf_vq.modeling.configuration_maskgit import MaskGitConfig
+from hf_vq.modeling.image_processing_vq import VQImageProcessor
+from hf_vq.modeling.modeling_maskgit import MaskGitModel
+from hf_vq.modeling.options_maskgit import MaskGitSampling
 from hf_vq.utils.fields import RepeatedFields
 
 SAMPLING = RepeatedFields(MaskGitSampling)

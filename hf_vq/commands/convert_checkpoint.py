@@ -16,12 +16,12 @@ from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
 
-from hf_vq import VQImageProcessor
 from hf_vq.cards.merging import fill_card
 from hf_vq.cards.tokenizer import tokenizer_card
 from hf_vq.convert.checkpoints import convert_checkpoint, save_for_diffusers
 from hf_vq.convert.layouts import LAYOUTS
 from hf_vq.hub.loading import load_tokenizer
+from hf_vq.modeling.image_processing_vq import VQImageProcessor
 from hf_vq.modeling.pixel_range_vq import UNIT
 from hf_vq.utils.files import write_text
 

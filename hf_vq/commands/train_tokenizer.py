@@ -1,6 +1,6 @@
 """Train an image tokenizer.
 
-    accelerate launch scripts/train_tokenizer.py --config scripts/configs/noto_emoji_32.yaml --output_dir out
+    accelerate launch scripts/train_tokenizer.py --config noto_emoji_32 --output_dir out
 
 The command line can override every field of the recipe, including the model's (`--num_codes 512`). To train on your
 own images: `--dataset path/to/folder`. To continue a stopped run: `--resume_from_checkpoint latest`. To start two
@@ -17,8 +17,10 @@ from collections.abc import Sequence
 from huggingface_hub.errors import StrictDataclassError
 from transformers import set_seed
 
-from hf_vq import VQConfig, VQImageProcessor, VQModel
 from hf_vq.commands.parsing import parse_command_line
+from hf_vq.modeling.configuration_vq import VQConfig
+from hf_vq.modeling.image_processing_vq import VQImageProcessor
+from hf_vq.modeling.modeling_vq import VQModel
 from hf_vq.training.arguments import TokenizerTrainingArguments
 from hf_vq.training.image_data import build_image_datasets
 from hf_vq.training.tokenizer import TokenizerTrainer

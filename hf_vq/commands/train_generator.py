@@ -1,8 +1,8 @@
 """Train a generator of images, a MaskGIT, on image tokens.
 
-    accelerate launch scripts/train_tokenizer.py --config scripts/configs/noto_emoji_32.yaml --output_dir vq
+    accelerate launch scripts/train_tokenizer.py --config noto_emoji_32 --output_dir vq
     accelerate launch scripts/tokenize_dataset.py --tokenizer vq/final --dataset noto-emoji-32 --output_dir tokens
-    accelerate launch scripts/train_generator.py --config scripts/configs/noto_emoji_32_maskgit.yaml \\
+    accelerate launch scripts/train_generator.py --config noto_emoji_32_maskgit \\
         --tokens tokens --tokenizer vq/final --output_dir out
 
 Tokens and tokenizer are folders or Hub ids. The tokens must have been made by that tokenizer. The command line can
@@ -22,8 +22,9 @@ from collections.abc import Sequence
 from huggingface_hub.errors import StrictDataclassError
 from transformers import set_seed
 
-from hf_vq import MaskGitConfig, MaskGitModel
 from hf_vq.commands.parsing import parse_command_line
+from hf_vq.modeling.configuration_maskgit import MaskGitConfig
+from hf_vq.modeling.modeling_maskgit import MaskGitModel
 from hf_vq.training.arguments import GeneratorTrainingArguments
 from hf_vq.training.generator import GeneratorTrainer
 from hf_vq.training.generator_data import build_token_datasets, generator_config, load_run_tokenizer
