@@ -1,0 +1,4 @@
+from hf_vq.commands.train_tokenizer import main
+
+if __name__ == "__main__":
+    main()
