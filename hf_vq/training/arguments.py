@@ -26,6 +26,10 @@ class BaseTrainingArguments:
             "help": "'latest', or the path of a checkpoint folder, to continue from with the settings of its run."
         },
     )
+    allow_changes: bool = field(
+        default=False,
+        metadata={"help": "Let a resumed run change learning rate, batch size and the like; it writes down what."},
+    )
 
     # Data
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
@@ -100,12 +104,14 @@ class BaseTrainingArguments:
     # These have no influence on the weights, so a resumed run may change them.
     free_on_resume: ClassVar[frozenset[str]] = frozenset(
         {
-            "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "dataloader_num_workers",
+            "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "allow_changes", "dataloader_num_workers",
             "eval_batch_size", "max_eval_images", "use_cpu", "logging_steps", "eval_steps", "save_steps",
             "save_total_limit", "report_to", "run_name", "disable_tqdm", "push_to_hub", "hub_model_id",
             "hub_private_repo",
         }
     )  # fmt: skip
+    # What decides which images are held out stays, or held-out images would have been trained on.
+    never_changes: ClassVar[frozenset[str]] = frozenset({"seed", "eval_fraction"})
 
     def __post_init__(self) -> None:
         self.report_to = [name for name in self.report_to if name != "none"]
@@ -139,11 +145,13 @@ class BaseTrainingArguments:
         return dataclasses.asdict(self)
 
     def fixed_on_resume(self) -> dict[str, Any]:
-        """The fields that a resumed run must share with the run it continues."""
-        fixed = {name: value for name, value in self.to_dict().items() if name not in self.free_on_resume}
-        if self.lr_scheduler == "constant":
-            fixed.pop("max_steps")  # a constant rate does not depend on the length: such a run can be prolonged
-        return fixed
+        """The fields that a resumed run shares with the run it continues, unless it is told to change them."""
+        return {name: value for name, value in self.to_dict().items() if name not in self.free_on_resume}
+
+    @property
+    def images_per_step(self) -> int:
+        """Images of an optimizer step of one process."""
+        return self.train_batch_size * self.gradient_accumulation_steps
 
     def recipe(self) -> dict[str, Any]:
         """The rows of a model card on how the weights were made; a row that is None is left out."""
@@ -194,6 +202,7 @@ class ImageTrainingArguments(BaseTrainingArguments):
     free_on_resume: ClassVar[frozenset[str]] = BaseTrainingArguments.free_on_resume | {
         "check_images_up_to", "monitor_steps",
     }  # fmt: skip
+    never_changes: ClassVar[frozenset[str]] = BaseTrainingArguments.never_changes | {"streaming"}
 
     def __post_init__(self) -> None:
         super().__post_init__()

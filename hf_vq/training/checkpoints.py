@@ -100,7 +100,7 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]
         "model": _read(load_file, folder / WEIGHTS_FILE),
         "ema": _read(load_file, folder / EMA_FILE) if (folder / EMA_FILE).exists() else None,
         "training": _read(load_object, folder / TRAINING_STATE_FILE),
-        "progress": {name: progress[name] for name in ("step", "epoch", "eval_metrics")},
+        "progress": {name: progress[name] for name in ("step", "epoch", "eval_metrics", "place") if name in progress},
     }
     return state, _read(load_object, folder / RANK_STATES_FILE)
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from hf_vq.training.arguments import BaseTrainingArguments
 from hf_vq.training.checkpoints import list_checkpoints
-from hf_vq.training.optimization import build_schedule
+from hf_vq.training.optimization import build_schedule, learning_rate_factor
 
 MODEL = "model"
 """The name of the model itself; a discriminator, for example, has another."""
+_OPTIONS = ("initial_lr", "betas", "eps", "weight_decay")  # of a group of an optimizer, as the settings say them
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -118,16 +119,32 @@ class TrainedNetworks:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
+        """Restores what `state_dict` returned.
+
+        Learning rates, betas and the like are those of this run's settings. A network whose loss was off, or whose
+        sizes were changed, begins as new.
+        """
         for name, network in self.modules.items():
             if name != MODEL:
-                network.load_state_dict(state["networks"][name])
-            self.optimizers[name].load_state_dict(state["optimizers"][name])
-            self.schedules[name].load_state_dict(state["schedules"][name])
-        if self.accelerator.scaler is not None:
+                weights = state["networks"].get(name, {})
+                if _shapes(weights) != _shapes(network.state_dict()):
+                    continue
+                network.load_state_dict(weights)
+            optimizer, schedule = self.optimizers[name], self.schedules[name]
+            options = [{key: group[key] for key in _OPTIONS} for group in optimizer.param_groups]
+            optimizer.load_state_dict(state["optimizers"][name])
+            schedule.load_state_dict({**state["schedules"][name], "base_lrs": schedule.base_lrs})
+            for group, own in zip(optimizer.param_groups, options, strict=True):
+                group.update(own, lr=own["initial_lr"] * learning_rate_factor(schedule.last_epoch, self.args))
+            schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
     def clear(self) -> None:
         """Forgets all networks. A process that leaves with live DDP objects can hang the others."""
         for part in (self.wrapped, self.optimizers, self.schedules, self.modules):
             part.clear()
+
+
+def _shapes(weights: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: weight.shape for name, weight in weights.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ class DataOrder:
 
     One shuffled epoch follows the other, and batches are cut from that endless stream. So no sample is dropped, no
     batch is short, a data set smaller than a batch fills it with several epochs, and a place in the data is one
-    number: the batches taken.
+    number: the samples taken.
 
     Args:
         num_samples: Length of the data set.
@@ -27,9 +28,12 @@ class DataOrder:
         seed: Seed of the shuffling.
         rank: This process.
         world_size: Number of processes.
+        first: Place of the first sample of batch 0.
     """
 
-    def __init__(self, num_samples: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, num_samples: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, first: int = 0
+    ) -> None:
         if num_samples < 1:
             raise ValueError("The training set is empty: there is nothing to train on.")
         self.num_samples = num_samples
@@ -37,6 +41,7 @@ class DataOrder:
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.first = first
 
     def permutation(self, epoch: int) -> list[int]:
         """The order of one epoch, the same on every process."""
@@ -46,25 +51,46 @@ class DataOrder:
 
     def epoch_of(self, batch: int) -> int:
         """The epoch in which a batch begins."""
-        return batch * self.batch_size * self.world_size // self.num_samples
+        return (self.first + batch * self.batch_size * self.world_size) // self.num_samples
 
     def batches_of_epoch(self, epoch: int, start: int = 0) -> list[list[int]]:
         """This process's batches that begin in `epoch`, without those before number `start`; maybe none."""
         whole = self.batch_size * self.world_size
-        first = max(start, -(-epoch * self.num_samples // whole))
-        end = -(-(epoch + 1) * self.num_samples // whole)
+        first = max(start, -((self.first - epoch * self.num_samples) // whole))
+        end = -((self.first - (epoch + 1) * self.num_samples) // whole)
         permutations: dict[int, list[int]] = {}
         batches = []
         for batch in range(first, end):
             indices = []
             for position in range(self.batch_size):
                 # Dealt out like cards: the order of samples over all processes does not depend on their number.
-                past, place = divmod(batch * whole + position * self.world_size + self.rank, self.num_samples)
+                place = self.first + batch * whole + position * self.world_size + self.rank
+                past, place = divmod(place, self.num_samples)
                 if past not in permutations:
                     permutations[past] = self.permutation(past)
                 indices.append(permutations[past][place])
             batches.append(indices)
         return batches
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run was when its steps got the size that they have, by a new batch size for example.
+
+    Attributes:
+        step: The steps taken by then.
+        images: The images that all processes had seen.
+        position: The samples taken of the data, as `DataOrder` counts them. Another data set begins at 0.
+    """
+
+    step: int = 0
+    images: int = 0
+    position: int = 0
+
+    def after(self, step: int, images_per_step: int) -> Place:
+        """The place after `step` steps of a run that was here and took steps of one size since."""
+        taken = (step - self.step) * images_per_step
+        return Place(step, self.images + taken, self.position + taken)
 
 
 class TrainingData:
@@ -86,7 +112,8 @@ class TrainingData:
         self.rank = rank
         self.world_size = world_size
         self.num_images = None if is_stream(dataset) else len(dataset)
-        self.images_per_step = args.train_batch_size * args.gradient_accumulation_steps * world_size
+        self.images_per_step = args.images_per_step * world_size
+        self.place = Place()
         self.stream_epoch = 0
         self.stream_state: dict[str, Any] | None = None
         if self.num_images == 0:
@@ -102,15 +129,21 @@ class TrainingData:
                 self.stream_epoch = epoch
                 yield batch
             return
-        order = DataOrder(self.num_images, args.train_batch_size, args.seed, self.rank, self.world_size)
-        start = step * args.gradient_accumulation_steps
+        order = DataOrder(
+            self.num_images, args.train_batch_size, args.seed, self.rank, self.world_size, self.place.position
+        )
+        start = (step - self.place.step) * args.gradient_accumulation_steps
         yield from training_batches(self.dataset, order, start, args.dataloader_num_workers)
 
     def epoch(self, step: int) -> float:
         """Epochs that all processes have seen after `step` optimizer steps; of a stream, the one it is in."""
         if self.num_images is None:
             return float(self.stream_epoch)
-        return step * self.images_per_step / self.num_images
+        return self.place.after(step, self.images_per_step).position / self.num_images
+
+    def images_seen(self, step: int) -> int:
+        """Images that all processes have seen after `step` optimizer steps, repeated ones counted again."""
+        return self.place.after(step, self.images_per_step).images
 
     def state_dict(self) -> dict[str, Any]:
         """This process's place in a stream; a map-style data set has none, since the step says it."""

@@ -1,9 +1,10 @@
-"""The settings of a run, and whether a run that resumes has those of the run that it continues."""
+"""The settings of a run, and what of them a run that resumes changes."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from transformers import PreTrainedConfig
 from hf_vq.modeling.version_vq import VERSION_KEY
 from hf_vq.training.arguments import BaseTrainingArguments
 from hf_vq.training.checkpoints import CheckpointError
-from hf_vq.utils.settings import differences
+from hf_vq.utils.settings import differing_values
 
 # Written by save_pretrained or by the version at hand, without any meaning for a run.
 _IGNORED_CONFIG = {
@@ -20,9 +21,24 @@ _IGNORED_CONFIG = {
     "custom_pipelines",
 }  # fmt: skip
 
+CHANGEABLE_MODEL_FIELDS = frozenset(
+    {
+        # of quantizers
+        "beta", "sync_nu", "replace_freq", "replace_policy", "alternating_steps", "alternating_kind", "alternating_lr",
+        "codebook_decay", "gradient_estimator", "commitment_weight",
+        # of autoencoders, classifiers and generators
+        "reconstruction_loss", "dropout", "label_smoothing", "class_dropout", "mask_schedule", "mask_count",
+    }
+)  # fmt: skip
+"""The fields of models that say how they are trained; all others say what the weights are weights of."""
+
 
 def run_settings(
-    args: BaseTrainingArguments, config: PreTrainedConfig, num_processes: int, num_train_images: int | None
+    args: BaseTrainingArguments,
+    config: PreTrainedConfig,
+    num_processes: int,
+    num_train_images: int | None,
+    changes: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """All settings of a run, as they read back from JSON.
 
@@ -31,24 +47,29 @@ def run_settings(
         config: The model's configuration.
         num_processes: Processes of the run.
         num_train_images: Length of the training set; None for a stream.
+        changes: What was changed when the run was resumed, see `changed_settings`.
     """
     settings = {
         "num_train_images": num_train_images,
         "arguments": args.to_dict(),
         "model": config.to_dict(),
         "num_processes": num_processes,
+        "changes": list(changes),
     }
     return json.loads(json.dumps(settings))
 
 
-def require_same_settings(
+def changed_settings(
     folder: Path,
     saved: dict[str, Any],
     current: dict[str, Any],
     args: BaseTrainingArguments,
     config: PreTrainedConfig,
-) -> None:
-    """Refuses a checkpoint whose run had other settings. A setting that it does not know counts as its default.
+) -> dict[str, list[Any]]:
+    """Compares the settings of a checkpoint with those of the run that continues it.
+
+    A larger `max_steps` may be given as it is, other changes only with `allow_changes`. What the weights are weights
+    of never changes. A setting that the checkpoint does not know counts as its default.
 
     Args:
         folder: The checkpoint, for the message.
@@ -57,36 +78,94 @@ def require_same_settings(
         args: The training arguments of this run.
         config: The model's configuration.
 
+    Returns:
+        Old and new value of each setting that changes; settings of the model are named `model.NAME`.
+
     Raises:
-        CheckpointError: The settings differ; the message lists all differences. Or the checkpoint lies after the
-            last step of this run.
+        CheckpointError: A setting differs that may not; the message lists all differences. Or the checkpoint lies
+            after the last step of this run.
     """
-    saved_arguments = _argument_defaults(args) | saved["arguments"]
-    saved_model = _with_defaults(saved["model"], config)
     counts = ("num_processes", "num_train_images")
     fixed = args.fixed_on_resume()
-    first = {name: saved_arguments.get(name) for name in fixed} | {name: saved[name] for name in counts}
+    arguments = saved_arguments(saved, args)
+    first = {name: arguments.get(name) for name in fixed} | {name: saved[name] for name in counts}
     second = fixed | {name: current[name] for name in counts}
-    lines = differences(
-        {**first, "model": _meaningful(saved_model)},
+    differing = differing_values(
+        {**first, "model": _meaningful(_with_defaults(saved["model"], config))},
         {**second, "model": _meaningful(current["model"])},
-        "in the checkpoint",
-        "now",
     )
-    if lines:
+    require_allowed(folder, saved["step"], differing, args)
+    return {name: list(values) for name, values in differing.items()}
+
+
+def require_allowed(
+    folder: Path, step: int, differing: Mapping[str, tuple[Any, Any]], args: BaseTrainingArguments
+) -> None:
+    """Refuses what a run may not change when it goes on from a checkpoint.
+
+    Args:
+        folder: The checkpoint, for the message.
+        step: Its step.
+        differing: Old and new value of each setting that differs; settings of the model are named `model.NAME`.
+        args: The training arguments of the run that continues it.
+
+    Raises:
+        CheckpointError: A setting differs that may not, or the checkpoint lies after the last step of this run.
+    """
+    old, new = differing.get("max_steps", (0, 0))
+    free = new > old or args.lr_scheduler == "constant"
+    asked = {name: values for name, values in differing.items() if name != "max_steps" or not free}
+    never = {name for name in asked if never_changes(name, args)}
+    if never or (asked and not args.allow_changes):
+        lines = [
+            f"  {name}: {before!r} in the checkpoint, {now!r} now" + " (never changes in a run)" * (name in never)
+            for name, (before, now) in asked.items()
+        ]
+        advice = []
+        if len(asked) > len(never) and not args.allow_changes:
+            advice.append(
+                "Leave them out to go on with the settings of the run, or give allow_changes: it changes them from "
+                f"step {step} on, and writes down what changed."
+            )
+        if never:
+            advice.append(
+                "What never changes takes a new run, in another output_dir, which can start from these weights: "
+                f"init_from '{folder}'."
+            )
+        raise CheckpointError("\n".join([f"'{folder}' belongs to a run with other settings:", *lines, *advice]))
+    if step > args.max_steps:
         raise CheckpointError(
-            f"'{folder}' belongs to a run with other settings:\n  "
-            + "\n  ".join(lines)
-            + "\nGive the same settings to continue it, or start a new run in another output_dir."
-        )
-    if saved["step"] > args.max_steps:
-        raise CheckpointError(
-            f"'{folder}' is at step {saved['step']}, after the last step of this run: max_steps is {args.max_steps}. "
-            f"Give max_steps of at least {saved['step']}, or continue from an earlier checkpoint."
+            f"'{folder}' is at step {step}, after the last step of this run: max_steps is {args.max_steps}. "
+            f"Give max_steps of at least {step}, or continue from an earlier checkpoint."
         )
 
 
-def _argument_defaults(args: BaseTrainingArguments) -> dict[str, Any]:
+def never_changes(name: str, args: BaseTrainingArguments) -> bool:
+    """Whether a setting stays what it is for as long as a run lasts, also with `allow_changes`."""
+    field = name.removeprefix("model.")
+    return name in args.never_changes or (field != name and field not in CHANGEABLE_MODEL_FIELDS)
+
+
+def described(changes: Sequence[Mapping[str, Any]]) -> str | None:
+    """What was changed in a run, in words for its log and its card; None if nothing was."""
+    words = []
+    for change in changes:
+        fields = [f"{name} from {old} to {new}" for name, (old, new) in change["settings"].items()]
+        words.append(f"at step {change['step']:,}: {', '.join(fields)}")
+    return "; ".join(words) or None
+
+
+def saved_arguments(saved: dict[str, Any], args: Any) -> dict[str, Any]:
+    """The training arguments in a checkpoint, with the defaults of those that it does not know.
+
+    Args:
+        saved: The settings in the checkpoint.
+        args: Training arguments, or their class.
+    """
+    return _argument_defaults(args) | saved["arguments"]
+
+
+def _argument_defaults(args: Any) -> dict[str, Any]:
     """The defaults of all arguments that have one."""
     defaults: dict[str, Any] = {}
     for field in dataclasses.fields(args):

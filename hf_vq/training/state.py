@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, set_seed
 from transformers import PreTrainedModel
 
 from hf_vq.modeling.base_quantizer_vq import get_vq_layers
 from hf_vq.training import checkpoints as ckpt
 from hf_vq.training.ema import WeightEMA
 from hf_vq.training.networks import TrainedNetworks
-from hf_vq.training.order import TrainingData
+from hf_vq.training.order import Place, TrainingData
 from hf_vq.training.random_state import random_state, set_random_state
 from hf_vq.training.reporting import LogWindow
-from hf_vq.training.settings import run_settings
+from hf_vq.training.settings import described, run_settings, saved_arguments
 from hf_vq.utils.processes import on_main_process
+
+logger = logging.getLogger(__name__)
+
+# Changes after which the place of a process in a stream means nothing.
+_OF_STREAMS = {"dataset", "dataset_revision", "image_column", "train_split", "shuffle_buffer", "num_processes"}
 
 
 class TrainerState:
@@ -33,6 +40,7 @@ class TrainerState:
     window: LogWindow
     step: int
     eval_metrics: dict[str, float] | None
+    changes: list[dict[str, Any]]
 
     def extra_state(self) -> dict[str, Any]:
         """What else changes in training, equal on all ranks: tensors in plain containers."""
@@ -47,7 +55,8 @@ class TrainerState:
 
     def settings(self) -> dict[str, Any]:
         """All settings of the run, as they read back from JSON."""
-        return run_settings(self.args, self.model.config, self.accelerator.num_processes, self.data.num_images)
+        num_processes, num_images = self.accelerator.num_processes, self.data.num_images
+        return run_settings(self.args, self.model.config, num_processes, num_images, self.changes)
 
     def save_checkpoint(self) -> None:
         """Writes `checkpoint-N` of the current step.
@@ -77,7 +86,12 @@ class TrainerState:
                 "ema_updates": 0 if self.ema is None else self.ema.updates,
                 "extra": self.extra_state(),
             },
-            "progress": {"step": self.step, "epoch": self.data.epoch(self.step), "eval_metrics": self.eval_metrics},
+            "progress": {
+                "step": self.step,
+                "epoch": self.data.epoch(self.step),
+                "eval_metrics": self.eval_metrics,
+                "place": dataclasses.asdict(self.data.place),
+            },
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -85,14 +99,43 @@ class TrainerState:
         training, progress = state["training"], state["progress"]
         ckpt.load_weights(self.model, state["model"])
         self.networks.load_state_dict(training)
-        for layer, layer_state in zip(get_vq_layers(self.model), training["quantizers"], strict=True):
-            layer.load_training_state(layer_state)
+        for layer, saved in zip(get_vq_layers(self.model), training["quantizers"], strict=True):
+            own = layer.training_state()  # an option that was turned on meanwhile begins as new
+            layer.load_training_state(own | {name: value for name, value in saved.items() if name in own})
         if self.ema is not None:
-            ckpt.load_weights(self.ema.module, state["ema"])
+            ckpt.load_weights(self.ema.module, state["model"] if state["ema"] is None else state["ema"])
             self.ema.updates = training["ema_updates"]
             self.ema.copy_buffers(self.model)
         self.load_extra_state(training["extra"])
         self.step, self.eval_metrics = progress["step"], progress["eval_metrics"]
+        self.data.place = Place(**progress.get("place", {}))  # version 0.1.0 had none: its runs never changed
+
+    def change(self, saved: dict[str, Any], changed: dict[str, list[Any]], rank_states: list[dict[str, Any]]) -> None:
+        """Makes the changes of a run that has been put into the state of a checkpoint.
+
+        With another number of images per step, or of processes, no image of an epoch is skipped or repeated. A
+        training set of another length begins its first epoch, and so does a stream of other data or processes.
+
+        Args:
+            saved: The checkpoint's description of the run.
+            changed: Old and new value of each setting that changes.
+            rank_states: The states of the checkpoint's processes; those of further ones are added.
+        """
+        self.changes = saved.get("changes", [])
+        rank_states += [{**rank_states[0], "random": None}] * (self.accelerator.num_processes - len(rank_states))
+        if not changed:
+            return
+        arguments = saved_arguments(saved, self.args)
+        per_step = arguments["train_batch_size"] * arguments["gradient_accumulation_steps"] * saved["num_processes"]
+        place = self.data.place.after(self.step, per_step)
+        self.data.place = dataclasses.replace(place, position=0) if "num_train_images" in changed else place
+        if self.data.num_images is None and changed.keys() & _OF_STREAMS:
+            for state in rank_states:
+                state |= {"stream": None, "stream_epoch": 0}
+        self.changes = [*self.changes, {"step": self.step, "settings": changed}]
+        logger.info("changed %s", described(self.changes[-1:]))
+        if "max_steps" in changed:
+            logger.info("from step %d on, the learning rate follows the schedule of the new length", self.step)
 
     def rank_state_dict(self) -> dict[str, Any]:
         """Everything that changes in training and that each rank has for itself."""
@@ -102,4 +145,7 @@ class TrainerState:
         """Restores what `rank_state_dict` returned on this rank."""
         self.data.load_state_dict(state)
         self.window.load_state_dict(state["window"], self.accelerator.device)
-        set_random_state(state["random"])
+        if state["random"] is not None:
+            set_random_state(state["random"])
+        else:  # a process that the run did not have before
+            set_seed(self.args.seed + self.step, device_specific=True)

@@ -32,7 +32,7 @@ from hf_vq.training.publishing import open_repository, publish_model
 from hf_vq.training.random_state import preserved_random_state
 from hf_vq.training.reporting import LOGGING_FOLDER, LogWindow, Reporter
 from hf_vq.training.run_folder import FINAL_FOLDER, OutputFolderInUseError, choose_start, locked, take_back_later_steps
-from hf_vq.training.settings import require_same_settings
+from hf_vq.training.settings import changed_settings, described
 from hf_vq.training.state import TrainerState
 from hf_vq.utils.files import atomic_folder
 from hf_vq.utils.processes import average_over_processes, on_main_process
@@ -96,6 +96,7 @@ class BaseTrainer(TrainerState):
         self.last_learning_rate: float = 0.0
         self.eval_metrics: dict[str, float] | None = None
         self.eval_pictures: dict[str, Image.Image] | None = None
+        self.changes: list[dict[str, Any]] = []  # of settings, each with the step at which the run was resumed
         self.hub_repository: str | None = None
         self.window = LogWindow(self.summed_metrics)
         self.reporter = Reporter(self.accelerator, self.output_dir, args)
@@ -209,8 +210,10 @@ class BaseTrainer(TrainerState):
         if start is not None:
             state, rank_states = ckpt.read_checkpoint(start)
             with ckpt.must_fit(start):
-                require_same_settings(start, ckpt.read_state(start), self.settings(), args, self.model.config)
+                saved = ckpt.read_state(start)
+                changed = changed_settings(start, saved, self.settings(), args, self.model.config)
                 self.load_state_dict(state)
+                self.change(saved, changed, rank_states)
             logger.info("continuing from '%s'", start)
         if accelerator.is_main_process:
             take_back_later_steps(self.output_dir, self.step)
@@ -307,7 +310,8 @@ class BaseTrainer(TrainerState):
             "training images": self.data.num_images,
             "steps": self.step,
             "images per step": self.data.images_per_step,
-            "images seen": self.step * self.data.images_per_step,
+            "images seen": self.data.images_seen(self.step),
+            "changed": described(self.changes),
             "processes": f"{self.accelerator.num_processes} x {self.accelerator.device.type}",
             **self.args.recipe(),
         }

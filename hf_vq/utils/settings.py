@@ -28,9 +28,11 @@ def differences(
         first_place: Says where the first ones are, as in "seed: 0 there, 1 here".
         second_place: Says where the second ones are.
     """
+    differing = differing_values(first, second)
+    return [f"{name}: {one!r} {first_place}, {other!r} {second_place}" for name, (one, other) in differing.items()]
+
+
+def differing_values(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Both values of each setting that is not the same in two settings, nested as you like; a missing one is None."""
     one, other = flatten(first), flatten(second)
-    return [
-        f"{name}: {one.get(name)!r} {first_place}, {other.get(name)!r} {second_place}"
-        for name in {**one, **other}
-        if one.get(name) != other.get(name)
-    ]
+    return {name: (one.get(name), other.get(name)) for name in {**one, **other} if one.get(name) != other.get(name)}

@@ -12,11 +12,22 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from transformers import AutoModel
 
 import hf_vq
+from hf_vq.training.checkpoints import CheckpointError
+
+from .two_processes import make_trainer
 
 ROOT = Path(__file__).parents[2]
+
+
+def forget_accelerate() -> None:
+    """The next trainer of this process begins without the state of the last one."""
+    AcceleratorState._reset_state(True)
+    PartialState._reset_state()
+    GradientState._reset_state()
 
 
 def free_port() -> str:
@@ -45,6 +56,8 @@ def launch(*command: str, **environment: str) -> subprocess.CompletedProcess[str
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What the two processes of `two_processes.py` saw."""
     folder = tmp_path_factory.mktemp("two")
+    make_trainer(folder / "one", max_steps=2, use_cpu=True).train()
+    forget_accelerate()
     launch(
         *("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", free_port()),
         *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
@@ -74,6 +87,21 @@ def test_a_run_of_two_processes_resumes_bit_equal(ranks: list[dict[str, Any]]) -
     """Each rank goes on with its own random numbers and data: the state is that of the uninterrupted run."""
     for rank in ranks:
         assert rank["resumed"] == rank["state"]
+
+
+def test_the_number_of_processes_changes_where_it_is_asked_for(ranks: list[dict[str, Any]]) -> None:
+    """Two go on with the run of one, in one state, and one goes on with theirs; no image is lost in between."""
+    assert ranks[0]["changed"] == ranks[1]["changed"]
+    assert [rank["images_seen"] for rank in ranks] == [2 * 4 + 2 * 8] * 2
+
+    folder, fields = ranks[0]["folder"] / "one", {"max_steps": 5, "use_cpu": True, "resume_from_checkpoint": "latest"}
+    with pytest.raises(CheckpointError, match="num_processes: 2 in the checkpoint, 1 now\n.*allow_changes"):
+        make_trainer(folder, **fields).train()
+    trainer = make_trainer(folder, **fields, allow_changes=True)
+    trainer.train()
+    forget_accelerate()
+    assert trainer.data.images_seen(5) == 24 + 4
+    assert [change["settings"]["num_processes"] for change in trainer.changes] == [[1, 2], [2, 1]]
 
 
 def test_metrics_are_those_of_all_images(ranks: list[dict[str, Any]]) -> None:

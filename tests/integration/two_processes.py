@@ -130,6 +130,11 @@ def main(folder: Path) -> None:
     resumed.train()
     result["resumed"] = fingerprint(resumed)
 
+    changed = make_trainer(folder / "one", max_steps=4, allow_changes=True, resume_from_checkpoint="latest")
+    changed.train()
+    result["changed"] = fingerprint(changed)
+    result["images_seen"] = changed.data.images_seen(4)
+
     broken = make_trainer(folder / "broken")
     poison(broken)
     try:
@@ -142,9 +147,9 @@ def main(folder: Path) -> None:
     result["lone_is_finite"] = trainer.networks.are_finite(lone, {"model": torch.tensor(1.0)})
 
     (folder / f"rank-{rank}.json").write_text(json.dumps(result))
-    for used in (stopped, resumed, broken):
+    for used in (stopped, resumed, changed, broken):
         used.networks.wrapped.clear()
-    del stopped, resumed, broken, used
+    del stopped, resumed, changed, broken, used
     trainer.close()
 
 

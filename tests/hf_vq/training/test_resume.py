@@ -144,7 +144,7 @@ def test_a_run_with_a_constant_rate_can_be_prolonged(make_trainer: MakeTrainer, 
     ("change", "message"),
     [
         ({"learning_rate": 0.5}, "learning_rate: 0.001 in the checkpoint, 0.5 now"),
-        ({"max_steps": 9}, "max_steps: 8 in the checkpoint, 9 now"),
+        ({"train_batch_size": 9}, "train_batch_size: 4 in the checkpoint, 9 now"),
         ({"use_ema": True}, "use_ema: False in the checkpoint, True now"),
         ({"model": {"num_codes": 32}}, "model.num_codes: 16 in the checkpoint, 32 now"),
         ({"model": {"sync_nu": 0.0}}, "model.sync_nu: 0.2 in the checkpoint, 0.0 now"),
