@@ -22,14 +22,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.utils import ModelOutput
 
 from .batch_norm_vq import in_backward
 from .distributed_vq import sum_over_ranks
+from .outputs_vq import ShortOutput
 
 
-@dataclass
-class QuantizerOutput(ModelOutput):
+@dataclass(repr=False)
+class QuantizerOutput(ShortOutput):
     """What a quantizer layer returns beside the quantized tensor. `...` are the axes of the input without `dim`.
 
     A layer of your own has to give `q`; what it leaves at None, `Quantizer` fills in.

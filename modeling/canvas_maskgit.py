@@ -8,9 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
+from transformers.utils import logging
 
+from .class_names_maskgit import class_numbers
+from .inpainting_maskgit import mask_of_pictures
 from .masking_maskgit import draw_uniform
+
+logger = logging.get_logger(__name__)
+
+ClassLabels = int | str | Sequence[int | str] | torch.Tensor
+Mask = torch.Tensor | np.ndarray | Image.Image | Sequence[Image.Image]
 
 
 @dataclass
@@ -22,6 +32,7 @@ class Canvas:
         mask: Boolean. Same shape as `tokens`, True where a token is hidden.
         class_labels: int64 (batch,). `num_classes` is the null class.
         guidance_scale: (batch,), on the CPU.
+        pixel_mask: Boolean (batch, height, width), True where pixels are made anew; None without given images.
         generators: One for each image, or one for all.
     """
 
@@ -29,6 +40,7 @@ class Canvas:
     mask: torch.Tensor
     class_labels: torch.Tensor
     guidance_scale: torch.Tensor
+    pixel_mask: torch.Tensor | None
     generators: list[torch.Generator] | torch.Generator | None
 
     def draw_uniform(self) -> torch.Tensor:
@@ -44,12 +56,12 @@ class Canvas:
 
 def prepare_canvas(
     model: Any,
-    class_labels: int | Sequence[int] | torch.Tensor | None,
+    class_labels: ClassLabels | None,
     num_images: int | None,
     guidance_scale: float | Sequence[float] | torch.Tensor,
     image_tokens: torch.Tensor | None,
     pixel_values: torch.Tensor | None,
-    mask: torch.Tensor | None,
+    mask: Mask | None,
     generator: torch.Generator | Sequence[torch.Generator] | None,
 ) -> Canvas:
     """Checks the arguments of `generate` and expands each to all images.
@@ -75,7 +87,7 @@ def prepare_canvas(
             "neither. The mask is True where you want new tokens; `draw_mask(image_tokens.shape, 0.5)` makes a random "
             "one."
         )
-    labels = None if class_labels is None else torch.as_tensor(class_labels).reshape(-1)
+    labels = None if class_labels is None else _to_tensor(class_labels, model.config)
     scale = torch.as_tensor(guidance_scale, dtype=torch.float32, device="cpu").reshape(-1)
     if labels is None and (scale != 1).any():
         raise ValueError(
@@ -85,10 +97,16 @@ def prepare_canvas(
     given: dict[str, torch.Tensor] = {"guidance_scale": scale}
     if labels is not None:
         given["class_labels"] = labels
+    pixel_mask = None
     if image_tokens is not None and mask is not None:
-        image_tokens = image_tokens.to(device)
-        given["mask"] = _to_token_mask(mask.to(device), image_tokens, model.config.vq_config.downsample_factor)
+        image_tokens, factor = image_tokens.to(device), model.config.vq_config.downsample_factor
+        pixels = [side * factor for side in image_tokens.shape[1:3]]
+        boolean = _to_boolean(mask, pixels).to(device)
+        given["mask"] = _to_token_mask(boolean, image_tokens, factor)
+        pixel_mask = _to_pixel_mask(boolean, given["mask"], pixels, factor)
         given["image_tokens"] = image_tokens
+        if not given["mask"].any():
+            logger.warning("`mask` is False everywhere, so nothing is made anew. Set it to True where you want that.")
     batch = _batch_size(num_images, {name: len(value) for name, value in given.items()})
     given = {name: value.expand(batch, *value.shape[1:]) for name, value in given.items()}
     if image_tokens is not None:
@@ -111,8 +129,28 @@ def prepare_canvas(
         mask=hidden.reshape(tokens.shape),
         class_labels=model._to_labels(given["class_labels"].to(device) if labels is not None else None, batch, device),
         guidance_scale=given["guidance_scale"],
+        pixel_mask=None if pixel_mask is None else pixel_mask.expand(batch, -1, -1),
         generators=generator,
     )
+
+
+def _to_tensor(class_labels: ClassLabels, config: Any) -> torch.Tensor:
+    """Class labels of any form as a tensor (batch,)."""
+    if isinstance(class_labels, np.ndarray):
+        class_labels = class_labels.tolist()
+    if isinstance(class_labels, str):
+        class_labels = [class_labels]
+    if isinstance(class_labels, Sequence) and any(isinstance(label, str) for label in class_labels):
+        class_labels = class_numbers(class_labels, config)
+    return torch.as_tensor(class_labels).reshape(-1)
+
+
+def _to_boolean(mask: Mask, pixels: Sequence[int]) -> torch.Tensor:
+    """A mask as a tensor of booleans. Pictures are brought to the size of the images, height and width."""
+    pictures = [mask] if isinstance(mask, Image.Image) else mask
+    if isinstance(pictures, Sequence) and pictures and all(isinstance(each, Image.Image) for each in pictures):
+        return mask_of_pictures(pictures, *pixels)
+    return torch.as_tensor(mask)
 
 
 def _batch_size(num_images: int | None, sizes: dict[str, int]) -> int:
@@ -149,6 +187,14 @@ def _to_token_mask(mask: torch.Tensor, image_tokens: torch.Tensor, factor: int) 
     return mask.unsqueeze(-1).expand(*mask.shape, *groups) if groups else mask
 
 
+def _to_pixel_mask(mask: torch.Tensor, token_mask: torch.Tensor, pixels: Sequence[int], factor: int) -> torch.Tensor:
+    """Turns a mask of cells, tokens or pixels into a mask of pixels, (batch, height, width)."""
+    if [*mask.shape[-2:]] == [*pixels] and mask.ndim <= 3:
+        return mask.reshape(-1, *pixels)
+    cells = token_mask if token_mask.ndim == 3 else token_mask.any(-1)
+    return cells.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+
+
 def _execution_device(model: Any) -> torch.device:
     """Where the model computes. The weights that accelerate has offloaded say "meta", but their hooks know."""
     for module in model.modules():
@@ -158,4 +204,4 @@ def _execution_device(model: Any) -> torch.device:
     return model.device
 
 
-__all__ = ["Canvas", "prepare_canvas"]
+__all__ = ["Canvas", "ClassLabels", "Mask", "prepare_canvas"]

@@ -14,12 +14,13 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from transformers.utils import ModelOutput
 
-from .canvas_maskgit import Canvas, prepare_canvas
+from .canvas_maskgit import Canvas, ClassLabels, Mask, prepare_canvas
 from .image_processing_vq import VQImageProcessor
+from .inpainting_maskgit import keep_outside
 from .masking_maskgit import masked_counts
 from .options_maskgit import MaskGitSampling, takes_sampling_options
+from .outputs_vq import ShortOutput
 from .sampling_maskgit import (
     draw_tokens,
     guidance_scales,
@@ -33,8 +34,8 @@ _CHOICE_TEMPERATURE = 4.5  # MaskGIT's
 _GUIDANCE_POWER = 3.0  # MaskBit's
 
 
-@dataclass
-class MaskGitGenerateOutput(ModelOutput):
+@dataclass(repr=False)
+class MaskGitGenerateOutput(ShortOutput):
     r"""What [`MaskGitModel.generate`] returns.
 
     Args:
@@ -46,7 +47,7 @@ class MaskGitGenerateOutput(ModelOutput):
     """
 
     images: Any = None
-    image_tokens: torch.Tensor | None = None
+    image_tokens: torch.Tensor = None  # type: ignore[assignment]
     intermediates: torch.Tensor | None = None
 
 
@@ -67,12 +68,13 @@ class MaskGitGenerationMixin:
     @torch.no_grad()
     def generate(
         self,
-        class_labels: int | Sequence[int] | torch.Tensor | None = None,
+        class_labels: ClassLabels | None = None,
         num_images: int | None = None,
         *,
         image_tokens: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
-        mask: torch.Tensor | None = None,
+        mask: Mask | None = None,
+        keep_pixels: bool = False,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         output_type: Literal["pil", "pt"] = "pil",
         return_intermediates: bool = False,
@@ -88,7 +90,8 @@ class MaskGitGenerationMixin:
         (MaskBit, TiTok, Halton-MaskGIT) mean s = 1 + w; LlamaGen and RAR mean the same s.
 
         Args:
-            class_labels: int64. In [0, num_classes); -1, or no labels at all, for images of no class.
+            class_labels: Numbers in [0, num_classes) or names of the configuration's `id2label`; -1, or no labels at
+                all, for images of no class. A tensor is int64.
             num_images: By default as many as there are labels, images or masks, else 1.
             image_tokens: int64. Given images, for inpainting, outpainting and variations; they need a mask. Their
                 shape is (batch, h, w), or (..., groups) with more than one group. Hidden tokens may have any value.
@@ -96,7 +99,10 @@ class MaskGitGenerationMixin:
             pixel_values: The same as images, (batch, channels, height, width) in the tokenizer's `pixel_range`.
             mask: Boolean. True where new tokens are wanted; all others stay as they are. The mask is of cells or of
                 pixels, and its shape is (h, w) for all images or (batch, h, w); a cell is renewed if any of its pixels
-                is. It may also have the shape of `image_tokens`. [`draw_mask`] makes random ones, for variations.
+                is. It may also have the shape of `image_tokens`. [`draw_mask`] makes random ones, for variations. A
+                picture, or a list of them, is white where new tokens are wanted, and has the images' aspect ratio.
+            keep_pixels: Whether pixels outside the mask come back as they are in `pixel_values`, and not as the
+                tokenizer paints them. Inside the mask, colors near its border are adapted to those on the other side.
             generator: Source of the randomness. With one for each image, an image does not depend on the others.
             output_type: `"pil"` or `"pt"`. Kind of `images`.
             return_intermediates: Whether to return the tokens after each step.
@@ -108,13 +114,16 @@ class MaskGitGenerationMixin:
             [`MaskGitGenerateOutput`]: images and tokens.
 
         Raises:
-            `ValueError`: for labels out of range, wrong shapes, numbers of images that disagree, `num_steps` out of
-                range, unknown names, and for options that would have no effect.
+            `ValueError`: for labels out of range, names that no class has, wrong shapes, a picture of a mask with
+                another aspect ratio or nothing white, numbers of images that disagree, `num_steps` out of range,
+                unknown names, and for options that would have no effect.
             `TypeError`: for an argument that does not exist.
         """
         sampling = (sampling or MaskGitSampling()).with_options(options, known=signature(self.generate).parameters)
         if output_type not in ("pil", "pt"):
             raise ValueError(f'`output_type` must be "pil" or "pt", got {output_type!r}.')
+        if keep_pixels and (pixel_values is None or mask is None):
+            raise ValueError("`keep_pixels` needs the pixels that are kept: pass `pixel_values`, and a `mask`.")
         was_training = self.training
         self.eval()
         try:
@@ -123,12 +132,15 @@ class MaskGitGenerationMixin:
             )
             intermediates = self._fill(canvas, sampling, return_intermediates)
             image_tokens = self._to_global(canvas.tokens)
-            pixel_values = self.tokenizer.decode(image_tokens).decoded_pixel_values
+            decoded = self.tokenizer.decode(image_tokens).decoded_pixel_values
+            if keep_pixels and pixel_values is not None and canvas.pixel_mask is not None:
+                given = pixel_values.to(decoded.device).expand_as(decoded)
+                decoded = keep_outside(given, decoded, canvas.pixel_mask, self.config.vq_config.downsample_factor)
         finally:
             self.train(was_training)
         processor = VQImageProcessor.for_config(self.config)
         return MaskGitGenerateOutput(
-            images=processor.postprocess(pixel_values, output_type),
+            images=processor.postprocess(decoded, output_type),
             image_tokens=image_tokens,
             intermediates=torch.stack(intermediates) if return_intermediates else None,
         )

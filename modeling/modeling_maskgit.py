@@ -20,9 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils import TransformersKwargs
 
 from .configuration_maskgit import MaskGitConfig
 from .configuration_quantizer_vq import QuantizerConfig
@@ -32,12 +30,13 @@ from .limits_vq import WeightsFirstMixin
 from .masking_maskgit import draw_mask, draw_uniform, mask_ratio
 from .modeling_vq import VQModel
 from .old_checkpoints_vq import OldCheckpointMixin
+from .outputs_vq import ShortOutput, captures_outputs
 from .pipeline_maskgit import CUSTOM_PIPELINES
 from .transformer_maskgit import MaskGitAttention, MaskGitLayer, MaskGitModulation, MaskGitTransformer
 
 
-@dataclass
-class MaskGitOutput(ModelOutput):
+@dataclass(repr=False)
+class MaskGitOutput(ShortOutput):
     r"""What [`MaskGitModel.forward`] returns.
 
     Args:
@@ -54,9 +53,9 @@ class MaskGitOutput(ModelOutput):
     """
 
     loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    image_tokens: torch.Tensor | None = None
-    mask: torch.Tensor | None = None
+    logits: torch.Tensor = None  # type: ignore[assignment]
+    image_tokens: torch.Tensor = None  # type: ignore[assignment]
+    mask: torch.Tensor = None  # type: ignore[assignment]
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
 
@@ -161,8 +160,7 @@ class MaskGitModel(MaskGitPreTrainedModel):
         self.config.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)  # transformers writes into it
         super().save_pretrained(*args, **kwargs)
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
+    @captures_outputs
     def forward(
         self,
         image_tokens: torch.Tensor | None = None,

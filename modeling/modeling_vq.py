@@ -21,8 +21,6 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from .autoencoder_vq import (
     SQVAEDecoder,
@@ -39,9 +37,9 @@ from .codebook_vq import Codebook
 from .configuration_vq import VQConfig
 from .limits_vq import WeightsFirstMixin
 from .old_checkpoints_vq import OldCheckpointMixin
-from .outputs_vq import VQDecoderOutput, VQEncoderOutput, VQModelOutput
+from .outputs_vq import VQDecoderOutput, VQEncoderOutput, VQModelOutput, captures_outputs, returns_tuples
 from .pipeline_vq import CUSTOM_PIPELINES
-from .pixel_range_vq import require_floating_point
+from .pixel_range_vq import refuse_8_bit_values, require_floating_point
 from .quantizers_vq import build_quantizer
 
 
@@ -155,8 +153,7 @@ class VQModel(VQPreTrainedModel):
         self.config.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)  # transformers writes into it
         super().save_pretrained(*args, **kwargs)
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
+    @captures_outputs
     def encode(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> VQEncoderOutput:
         """Images to tokens.
 
@@ -168,11 +165,11 @@ class VQModel(VQPreTrainedModel):
             [`VQEncoderOutput`]: tokens, the codes they stand for, and statistics of the quantizer.
 
         Raises:
-            `ValueError`: if the dtype or the shape is another.
+            `ValueError`: if the dtype or the shape is another, or for values of 0 to 255.
         """
         return self._encode(pixel_values, **kwargs)
 
-    @can_return_tuple
+    @returns_tuples
     def decode(
         self,
         image_tokens: torch.Tensor | None = None,
@@ -233,8 +230,7 @@ class VQModel(VQPreTrainedModel):
         image_tokens = image_tokens.long()
         return self.quantize.lookup(image_tokens.unsqueeze(-1) if groups == 1 else image_tokens)
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
+    @captures_outputs
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -251,10 +247,9 @@ class VQModel(VQPreTrainedModel):
             [`VQModelOutput`]: losses, reconstruction, tokens and statistics of the quantizer.
 
         Raises:
-            `ValueError`: if the dtype or the shape of the pixels is another.
+            `ValueError`: if the dtype or the shape of the pixels is another, or for values of 0 to 255.
         """
         encoded = self._encode(pixel_values, **kwargs)
-        assert encoded.quantized_last_hidden_state is not None and encoded.commitment_loss is not None
         decoded = self._decode(encoded.quantized_last_hidden_state, **kwargs)
         loss = reconstruction_loss = None
         if return_loss:
@@ -323,6 +318,7 @@ class VQModel(VQPreTrainedModel):
                 f"got {height} x {width}. Crop or resize the images, to {max(height // factor, 1) * factor} x "
                 f"{max(width // factor, 1) * factor} for example."
             )
+        refuse_8_bit_values(pixel_values, self.config.pixel_range, self.training)
 
 
 def _in_fast_layout(images: torch.Tensor) -> torch.Tensor:

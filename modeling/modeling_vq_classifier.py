@@ -22,20 +22,20 @@ from transformers import AutoBackbone, AutoModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs
-from transformers.utils.generic import can_return_tuple
+from transformers.utils import TransformersKwargs
 
 from .alexnet_vq import AlexNet
 from .base_quantizer_vq import QuantizerOutput
 from .batch_norm_vq import in_backward
 from .configuration_vq_classifier import VQImageClassificationConfig
 from .modeling_vq import VQPreTrainedModel
-from .pixel_range_vq import require_floating_point
+from .outputs_vq import ShortOutput, returns_tuples
+from .pixel_range_vq import refuse_8_bit_values, require_floating_point
 from .quantizers_vq import build_quantizer
 
 
-@dataclass
-class VQImageClassifierOutput(ModelOutput):
+@dataclass(repr=False)
+class VQImageClassifierOutput(ShortOutput):
     r"""What [`VQModelForImageClassification.forward`] returns.
 
     What is one number for the batch is returned only in training or with labels, because pipelines slice everything
@@ -61,7 +61,7 @@ class VQImageClassifierOutput(ModelOutput):
     """
 
     loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
+    logits: torch.Tensor = None  # type: ignore[assignment]
     classification_loss: torch.Tensor | None = None
     commitment_loss: torch.Tensor | None = None
     image_tokens: torch.Tensor | None = None
@@ -148,7 +148,7 @@ class VQModelForImageClassification(VQPreTrainedModel):
             self._quantized, self._with_gradients = out, torch.is_grad_enabled()
         return _with_states(output, quantized.movedim(-1, axis))
 
-    @can_return_tuple
+    @returns_tuples
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -167,8 +167,8 @@ class VQModelForImageClassification(VQPreTrainedModel):
             [`VQImageClassifierOutput`]: The loss, the logits, and tokens and statistics of the quantized layer.
 
         Raises:
-            ValueError: If the pixels have a wrong dtype or shape. Also if the quantized layer is a part of a layer
-                that is checkpointed with `use_reentrant=True`, which would lose the commitment loss.
+            ValueError: If the pixels have a wrong dtype, shape or range. Also if the quantized layer is a part of a
+                layer that is checkpointed with `use_reentrant=True`, which would lose the commitment loss.
         """
         self._check_pixel_values(pixel_values)
         extras: Any = kwargs
@@ -229,6 +229,7 @@ class VQModelForImageClassification(VQPreTrainedModel):
                 f"`pixel_values` must have the shape (batch, {channels}, height, width), "
                 f"got {tuple(pixel_values.shape)}. VQImageProcessor(num_channels={channels}) converts images."
             )
+        refuse_8_bit_values(pixel_values, self.config.pixel_range, self.training)
 
 
 def _build_backbone(config: VQImageClassificationConfig) -> nn.Module:

@@ -2,16 +2,72 @@
 #
 # Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
 # the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0
-"""What the methods of `VQModel` return."""
+"""What the methods of models return: short to print, and known to type checkers."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 import torch
+from PIL import Image
 from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
-@dataclass
-class VQEncoderOutput(ModelOutput):
+def captures_outputs(method: Method) -> Method:
+    """Lets a method take `output_hidden_states`, `output_attentions` and `return_dict`.
+
+    These are transformers' decorators, but type checkers still see the method's own type.
+    """
+    return cast(Method, merge_with_config_defaults(capture_outputs(tie_last_hidden_states=False)(method)))
+
+
+def returns_tuples(method: Method) -> Method:
+    """Lets a method take `return_dict`: transformers' decorator, but type checkers still see the method's own type."""
+    return cast(Method, can_return_tuple(method))
+
+
+class ShortOutput(ModelOutput):
+    """A `ModelOutput` that prints the kind, the shape and the range of its tensors in place of their values.
+
+    Subclasses are a `@dataclass(repr=False)`.
+    """
+
+    def __repr__(self) -> str:
+        lines = [f"    {name}: {in_short(value)}\n" for name, value in self.items()]
+        return f"{type(self).__name__}(\n{''.join(lines)})"
+
+
+def in_short(value: Any) -> str:
+    """What a value is, on one line: a number as it is, a tensor by its dtype, shape, range and device."""
+    if isinstance(value, torch.Tensor):
+        return _tensor_in_short(value.detach())
+    if isinstance(value, (list, tuple)) and value:
+        rest = f" and {len(value) - 1} more" if len(value) > 1 else ""
+        return in_short(value[0]) + rest
+    if isinstance(value, Image.Image):
+        return f"image of {value.width} x {value.height} pixels"
+    return repr(value)
+
+
+def _tensor_in_short(tensor: torch.Tensor) -> str:
+    kind = f"{tensor.dtype}".removeprefix("torch.")
+    place = "" if tensor.device.type == "cpu" else f" on {tensor.device}"
+    if tensor.is_meta or not tensor.numel() or tensor.is_complex():
+        return f"{kind} {tuple(tensor.shape)}{place}"
+    if tensor.ndim == 0:
+        return f"{tensor.item():.6g}{place}"
+    if tensor.dtype == torch.bool:
+        return f"{kind} {tuple(tensor.shape)}, {int(tensor.sum()):,} of {tensor.numel():,} True{place}"
+    low, high = (end.item() for end in tensor.aminmax())
+    return f"{kind} {tuple(tensor.shape)}, {low:.6g} to {high:.6g}{place}"
+
+
+@dataclass(repr=False)
+class VQEncoderOutput(ShortOutput):
     r"""What [`VQModel.encode`] returns.
 
     Args:
@@ -31,10 +87,12 @@ class VQEncoderOutput(ModelOutput):
         attentions: With `output_attentions=True` and eager attention: weights (batch, heads, positions, positions).
     """
 
-    image_tokens: torch.Tensor | None = None
-    quantized_last_hidden_state: torch.Tensor | None = None
-    last_hidden_state: torch.Tensor | None = None
-    commitment_loss: torch.Tensor | None = None
+    # What is there always, or always but under `no_vq`, has no None in its type: every use would have to ask for it.
+    # ModelOutput wants None as the default.
+    image_tokens: torch.Tensor = None  # type: ignore[assignment]
+    quantized_last_hidden_state: torch.Tensor = None  # type: ignore[assignment]
+    last_hidden_state: torch.Tensor = None  # type: ignore[assignment]
+    commitment_loss: torch.Tensor = None  # type: ignore[assignment]
     perplexity: torch.Tensor | None = None
     usage: torch.Tensor | None = None
     quantization_error: torch.Tensor | None = None
@@ -43,19 +101,19 @@ class VQEncoderOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
-@dataclass
-class VQDecoderOutput(ModelOutput):
+@dataclass(repr=False)
+class VQDecoderOutput(ShortOutput):
     r"""What [`VQModel.decode`] returns.
 
     Args:
         decoded_pixel_values: (batch, num_channels, height, width), roughly in `pixel_range`.
     """
 
-    decoded_pixel_values: torch.Tensor | None = None
+    decoded_pixel_values: torch.Tensor = None  # type: ignore[assignment]
 
 
-@dataclass
-class VQModelOutput(ModelOutput):
+@dataclass(repr=False)
+class VQModelOutput(ShortOutput):
     r"""What [`VQModel.forward`] returns.
 
     Args:
@@ -70,9 +128,9 @@ class VQModelOutput(ModelOutput):
 
     loss: torch.Tensor | None = None
     reconstruction_loss: torch.Tensor | None = None
-    commitment_loss: torch.Tensor | None = None
-    decoded_pixel_values: torch.Tensor | None = None
-    image_tokens: torch.Tensor | None = None
+    commitment_loss: torch.Tensor = None  # type: ignore[assignment]
+    decoded_pixel_values: torch.Tensor = None  # type: ignore[assignment]
+    image_tokens: torch.Tensor = None  # type: ignore[assignment]
     perplexity: torch.Tensor | None = None
     usage: torch.Tensor | None = None
     quantization_error: torch.Tensor | None = None
@@ -81,4 +139,12 @@ class VQModelOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
-__all__ = ["VQDecoderOutput", "VQEncoderOutput", "VQModelOutput"]
+__all__ = [
+    "ShortOutput",
+    "VQDecoderOutput",
+    "VQEncoderOutput",
+    "VQModelOutput",
+    "captures_outputs",
+    "in_short",
+    "returns_tuples",
+]

@@ -17,6 +17,7 @@ SIGNED = (-1.0, 1.0)
 """The default: black is -1, white is 1."""
 UNIT = (0.0, 1.0)
 """The range of errors and metrics, whatever that of the model: black is 0, white is 1."""
+_MAX_SCALED = 16  # no pixels of any usual scale are above, and only nearly black 8-bit images are below
 
 
 def check_pixel_range(pixel_range: Sequence[float]) -> None:
@@ -39,6 +40,30 @@ def require_floating_point(pixel_values: torch.Tensor, pixel_range: Sequence[flo
         raise ValueError(
             f"`pixel_values` must be floating-point numbers in [{low:g}, {high:g}], got {pixel_values.dtype}. "
             "VQImageProcessor converts images."
+        )
+
+
+def refuse_8_bit_values(pixel_values: torch.Tensor, pixel_range: Sequence[float], training: bool) -> None:
+    """Raises a `ValueError` if floating-point pixels have the values 0 to 255 of an image that was not scaled.
+
+    No other pixels are that far on one side of zero: those with ImageNet's mean and deviation end at 2.7. Training on
+    an accelerator does not check, because reading the values would make it wait in every step; neither do graphs.
+
+    Args:
+        pixel_values: Any shape.
+        pixel_range: The range that is expected.
+        training: Whether the model is in training mode.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or pixel_values.is_meta or not pixel_values.numel():
+        return
+    if pixel_values.device.type != "cpu" and (training or torch.cuda.is_current_stream_capturing()):
+        return
+    smallest, largest = (end.item() for end in pixel_values.detach().aminmax())
+    if smallest >= 0 and _MAX_SCALED < largest <= 255:
+        low, high = pixel_range
+        raise ValueError(
+            f"`pixel_values` must be in [{low:g}, {high:g}], got values of {smallest:g} to {largest:g}, as of 8-bit "
+            "images. VQImageProcessor scales images."
         )
 
 
@@ -112,6 +137,7 @@ __all__ = [
     "check_pixel_range",
     "convert_pixels",
     "pixel_range_of",
+    "refuse_8_bit_values",
     "require_floating_point",
     "require_pixel_range",
 ]

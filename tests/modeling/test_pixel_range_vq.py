@@ -186,6 +186,23 @@ def test_wrong_pixels_are_told_the_range(pixel_range: list[float]) -> None:
             model(pixels)
 
 
+@pytest.mark.parametrize("pixel_range", RANGES)
+def test_floats_of_an_unscaled_image_are_refused(pixel_range: list[float]) -> None:
+    """0 to 255 in any floating dtype, even when most of it is dark; outliers of a scaled image are none of these."""
+    unscaled = torch.from_numpy(np.array(photograph())).permute(2, 0, 1).unsqueeze(0).float()
+    tokenizer = VQModel(VQConfig(**SQVAE, pixel_range=pixel_range)).eval()
+    classifier = VQModelForImageClassification(VQImageClassificationConfig(**CLASSIFIER, pixel_range=pixel_range))
+    generator = MaskGitModel(
+        MaskGitConfig(vq_config=tokenizer.config, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    )
+    for take in (tokenizer.encode, tokenizer, classifier, classifier.eval(), generator.encode):
+        for pixels in (unscaled, unscaled.half(), unscaled / 10, torch.full_like(unscaled, 255)):
+            with pytest.raises(ValueError, match=rf"must be in \[{pixel_range[0]:g}, 1\], got values of .* 8-bit"):
+                take(pixels)
+    for pixels in (unscaled / 255, (unscaled / 255 - 0.45) / 0.22, unscaled * 1e4, unscaled - 128):
+        assert tokenizer.encode(pixels).image_tokens.shape == (1, 4, 4)
+
+
 @pytest.mark.parametrize("output_type", ["pil", "pt"])
 def test_generators_paint_the_same(output_type: str) -> None:
     """New images, and images with a part made anew."""

@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import pytest
@@ -345,7 +345,7 @@ def test_janus(unit_norm: bool, tmp_path: Path) -> None:
     assert conversion.layout == "janus" and config.image_size == 32
     assert (config.embed_dim, len(conversion.notes)) == ((6, 0) if unit_norm else (12, 1))
     assert len(tokens.unique()) > 10 and torch.equal(tokens.flatten(), theirs.encode(images).image_tokens)
-    expected = theirs.decode(tokens.flatten(1))
+    expected = theirs.decode(cast(torch.LongTensor, tokens.flatten(1)))
     torch.testing.assert_close(model.decode(tokens).decoded_pixel_values, expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(model(images).decoded_pixel_values, expected, rtol=0, atol=1e-5)
 
