@@ -21,7 +21,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/ready  ## Train tokenizers and a generator on the shipped emoji, write demo/ (DEMO=quick: tokenizers only)
-	$(VENV)/bin/python scripts/demo.py --output_dir demo $(if $(filter quick,$(DEMO)),--quick)
+	$(VENV)/bin/hf-vq demo --output_dir demo $(if $(filter quick,$(DEMO)),--quick)
 
 test:  ## Build the wheel, install it in a fresh environment, run all tests against it
 	rm -rf build dist $(TEST_VENV)

@@ -24,7 +24,7 @@ LAYERS = (
     {"data", "convert"},
     {"training", "evaluation"},
     {"commands"},
-    {"scripts"},
+    {"scripts", "__main__"},
 )
 LEVEL = {package: level for level, packages in enumerate(LAYERS) for package in packages}
 # What `modeling/` may use besides its own files, since it travels with the weights.

@@ -33,6 +33,7 @@ def test_the_tests_run_against_the_installed_package():
     if installed and Path("hf_vq/__init__.py") in files:  # a wheel, not an editable install
         assert Path(hf_vq.__file__) == Path(str(distribution.locate_file("hf_vq/__init__.py")))
         assert Path("hf_vq/modeling/quantizer_vq.py") in files
+        assert Path("hf_vq_cli.py") in files and Path(sys.executable).with_name("hf-vq").is_file()
     assert distribution.version == hf_vq.__version__
 
 

@@ -1,23 +1,21 @@
 """Convert a tokenizer of another project: diffusers' VQModel, taming-transformers, LlamaGen, Janus.
 
-    python scripts/convert_checkpoint.py --checkpoint vq_ds16_c2i.pt --output_dir tokenizer --image_size 256
+    hf-vq convert --checkpoint vq_ds16_c2i.pt --output_dir tokenizer --image_size 256
 
 The output is a complete folder for the Hub, with configuration, safetensors, image processor, card and code. The way
 back turns such a folder into one that `diffusers.VQModel.from_pretrained` loads:
 
-    python scripts/convert_checkpoint.py --checkpoint tokenizer --output_dir for_diffusers --to diffusers
+    hf-vq convert --checkpoint tokenizer --output_dir for_diffusers --to diffusers
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
-
-from huggingface_hub.errors import StrictDataclassError
 
 from hf_vq.cards.merging import fill_card
 from hf_vq.cards.tokenizer import tokenizer_card
+from hf_vq.commands.running import command, errors_in_a_line
 from hf_vq.convert.checkpoints import convert_checkpoint, save_for_diffusers
 from hf_vq.convert.layouts import LAYOUTS
 from hf_vq.hub.loading import load_tokenizer
@@ -26,9 +24,11 @@ from hf_vq.modeling.pixel_range_vq import UNIT
 from hf_vq.utils.files import write_text
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse(words: list[str]) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="hf-vq convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--checkpoint", required=True, help="a .safetensors, .ckpt, .pth, .pt or .bin file, or a folder with one"
     )
@@ -41,7 +41,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--no_normalize", action="store_true", help="the network takes pixels in [0, 1], like aMUSEd's, not in [-1, 1]"
     )
     parser.add_argument("--license", help="the license of the weights, as its identifier on the Hub, for the card")
-    return parser.parse_args(argv)
+    return parser.parse_args(words)
 
 
 def convert(args: argparse.Namespace) -> None:
@@ -86,20 +86,19 @@ def export(args: argparse.Namespace) -> None:
     print(f"{args.output_dir}: load it with diffusers.VQModel.from_pretrained")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+@command
+def main(words: list[str]) -> None:
     """Converts one checkpoint, one way or the other."""
-    args = parse(argv)
+    args = parse(words)
     source = Path(args.checkpoint)
     source = source.parent if source.is_file() else source
     if source.is_dir() and source.resolve() == args.output_dir.resolve():
         raise SystemExit(f"error: {args.output_dir} holds the checkpoint. Choose another --output_dir.")
-    try:
+    with errors_in_a_line():
         if args.to == "diffusers":
             export(args)
         else:
             convert(args)
-    except (ValueError, OSError, StrictDataclassError) as error:
-        raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Train plain vector quantization and the full method, side by side, on the shipped emoji; then a generator of emoji.
+"""Train plain vector quantization and the full method on the shipped emoji, then a generator.
 
-    python scripts/demo.py --output_dir demo
+    hf-vq demo --output_dir demo
 
 The demo has three parts:
 
-1. It trains the same small autoencoder twice, with the same seed and budget. It writes two checkpoints,
+1. It trains the same small autoencoder twice, side by side, with the same seed and budget. It writes two checkpoints,
    `comparison.md`, reconstructions, the codebook's use over training, and a projection of embeddings and codes.
 2. It loads the better checkpoint in a new process with `AutoModel.from_pretrained` and compares tokens.
 3. It trains a MaskGIT on the tokens of the full method, and draws emoji of every class beside real ones.
@@ -20,13 +20,13 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
+from hf_vq.commands.running import command
 from hf_vq.data.images import ImageDataset
 from hf_vq.data.reading import decode_image
 from hf_vq.data.sources import load_images
@@ -75,15 +75,18 @@ json.dump(tokens.tolist(), sys.stdout)
 """
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+@command
+def main(words: list[str]) -> None:
     """Trains, compares, reloads and draws."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="hf-vq demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output_dir", type=Path, default=Path("demo"))
     parser.add_argument("--max_steps", type=int, default=1200, help="optimizer steps of each of the two runs")
     parser.add_argument("--quick", action="store_true", help="train only the tokenizers")
     parser.add_argument("--generator_steps", type=int, help="optimizer steps of the generator (default: its recipe's)")
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(argv)
+    options = parser.parse_args(words)
     output = options.output_dir
     output.mkdir(parents=True, exist_ok=True)
 
@@ -192,10 +195,10 @@ def train_generator(output: Path, max_steps: int | None, seed: int) -> None:
     for folder in (tokens, work):
         shutil.rmtree(folder, ignore_errors=True)
     tokenizer = str(output / "full")
-    run("tokenize_dataset", tokenizer=tokenizer, dataset="noto-emoji-32", output_dir=tokens)
+    run("tokenize", tokenizer=tokenizer, dataset="noto-emoji-32", output_dir=tokens)
     settings = {} if max_steps is None else {"max_steps": max_steps, "warmup_steps": max_steps // 15}
     places = {"tokens": tokens, "tokenizer": tokenizer, "output_dir": work}
-    run("train_generator", config="noto_emoji_32_maskgit", **places, seed=seed, **settings)
+    run("train-generator", config="noto_emoji_32_maskgit", **places, seed=seed, **settings)
     replace_folder(work / "final", output / "generator")
     shutil.rmtree(work)
 
@@ -203,8 +206,8 @@ def train_generator(output: Path, max_steps: int | None, seed: int) -> None:
 def run(command: str, **options: Any) -> None:
     """Runs one of the other commands in a process of its own."""
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    print("\n" + " ".join(["python", "-m", f"hf_vq.commands.{command}", *words]), flush=True)
-    subprocess.run([sys.executable, "-m", f"hf_vq.commands.{command}", *words], check=True)
+    print("\n" + " ".join(["hf-vq", command, *words]), flush=True)
+    subprocess.run([sys.executable, "-m", "hf_vq", command, *words], check=True)
 
 
 def draw_samples(model: MaskGitModel) -> Image.Image:

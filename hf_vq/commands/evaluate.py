@@ -1,37 +1,28 @@
 """Measure tokenizers or generators on a data set of images. Several models are shown side by side.
 
-    python scripts/evaluate.py --compare user/vq-a user/vq-b --dataset noto-emoji-32 --split test
+    hf-vq evaluate --compare user/vq-a user/vq-b --dataset noto-emoji-32 --split test
 
 Models are folders or Hub ids (`user/name@revision` works, too). `--output_dir` gets three files: evaluation.md has a
 table with the protocol of its numbers, evaluation.json has the same for programs, and evaluation.png has
 reconstructions or samples. FID, KID and the Inception Score need `--features inception` and
-`pip install 'hf_vq[inception]'`. Several processes, started by `accelerate launch` or torchrun, give the same numbers.
+`pip install 'hf_vq[inception]'`. Several processes (`--num_processes 8`) give the same numbers.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
-from collections.abc import Sequence
-
-from hf_vq.commands.parsing import parse_command_line
+from hf_vq.commands.launching import read_or_launch
+from hf_vq.commands.running import command, errors_in_a_line, is_main_process
 from hf_vq.evaluation.arguments import EvaluationArguments
 from hf_vq.evaluation.evaluator import evaluate
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+@command
+def main(words: list[str]) -> None:
     """Parses the command line, measures, and prints the table."""
-    words = sys.argv[1:] if argv is None else argv
-    is_main = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(format="%(message)s", level=logging.INFO if is_main else logging.ERROR)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    try:
-        args, _ = parse_command_line(EvaluationArguments, None, words, __doc__)
+    with errors_in_a_line():
+        args, _ = read_or_launch("evaluate", EvaluationArguments, None, words, __doc__)
         report = evaluate(args)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        raise SystemExit(f"error: {error}") from None
-    if is_main:
+    if is_main_process():
         print(f"{report.to_markdown()}\nWritten to {args.output_dir}")
 
 

@@ -1,6 +1,6 @@
 """Generate images with a MaskGIT model.
 
-    python scripts/generate.py --model user/maskgit-emoji --class_labels 3 3 7 --guidance_scale 3 --output grid.png
+    hf-vq generate --model user/maskgit-emoji --class_labels 3 3 7 --guidance_scale 3 --output grid.png
 
 The name of `--output` decides what is written. A `.png` is a grid of all images. A `.gif` shows the grid filling up
 step by step, gray where there are no tokens yet. Anything else is a folder of single PNGs.
@@ -10,8 +10,6 @@ parts of an image anew; the mask is white there.
 """
 
 import math
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import torch
 from PIL import Image
 
 from hf_vq.commands.parsing import parse_command_line
+from hf_vq.commands.running import command, errors_in_a_line
 from hf_vq.hub.loading import load_model
 from hf_vq.modeling.configuration_maskgit import MaskGitConfig
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
@@ -58,10 +57,11 @@ class GenerateArguments:
             raise ValueError(f"--batch_size must be at least 1, got {self.batch_size}.")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+@command
+def main(words: list[str]) -> None:
     """Parses the command line, generates images, and writes them."""
-    try:
-        options, _ = parse_command_line(GenerateArguments, None, sys.argv[1:] if argv is None else argv, __doc__)
+    with errors_in_a_line():
+        options, _ = parse_command_line(GenerateArguments, None, words, __doc__, prog="hf-vq generate")
         model, _ = load_model(options.model, options.revision, noun="generator")
         model.to(options.device)
         labels = to_numbers(options.class_labels, model.config)
@@ -71,8 +71,6 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"There are {len(labels)} labels for {count} images. Give one label, or one for each image."
             )
         images, frames = generate(model, labels, count, options)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
     write(images, frames, options.output, options.duration)
 
 

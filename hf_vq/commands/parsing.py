@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 from transformers import HfArgumentParser, PreTrainedConfig
 
+from hf_vq.commands.help import SECTIONS, HelpFormatter, is_required, model_field_help, model_field_names, type_name
 from hf_vq.commands.recipes import find_recipe
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ def parse_command_line(
     config_class: type[PreTrainedConfig] | None,
     argv: Sequence[str],
     description: str | None = None,
+    prog: str | None = None,
+    other_fields: type | None = None,
 ) -> tuple[Arguments, dict[str, Any]]:
     """Reads `[--config recipe.yaml] [--field value ...]`; what is given on the command line wins.
 
@@ -40,10 +43,12 @@ def parse_command_line(
 
     Args:
         arguments_class: The dataclass of the trainer.
-        config_class: The model's configuration class, which says the names of its fields. None for scripts that take
-            no such fields.
-        argv: The words after the script's name.
+        config_class: The model's configuration class, which says the names of its fields. None for commands that
+            take no such fields.
+        argv: The words after the command's name.
         description: Shown by `--help`.
+        prog: The command's name, for `--help`.
+        other_fields: A dataclass of fields that somebody else has taken off the words. They are explained here.
 
     Returns:
         The training arguments, and the keyword arguments for `config_class`.
@@ -53,30 +58,20 @@ def parse_command_line(
     """
     training_names = {field.name for field in dataclasses.fields(arguments_class)}
     model_names = model_field_names(config_class) if config_class else set()
-    model_help = f"Model fields ({config_class.__name__}), also as --model.FIELD: " if config_class else ""
-    parser = _ArgumentParser(
-        arguments_class,
-        description=description,
-        epilog=f"{model_help}{', '.join(sorted(model_names))}." if model_help else None,
-        formatter_class=_HelpFormatter,
-        allow_abbrev=False,
-        conflict_handler="resolve",
-    )
-    parser.add_argument("--config", help="A YAML file with these fields, or the name of a shipped recipe.")
-
+    other_names = {field.name for field in dataclasses.fields(other_fields)} if other_fields else set()
+    parser = _ArgumentParser(arguments_class, description=description, prog=prog)
     recipe_path, words = _take_config(list(argv))
     recipe, model = read_recipe(recipe_path, training_names, model_names) if recipe_path else ({}, {})
-    training_words, model_overrides = _split_words(words, training_names, model_names)
+    training_words, model_overrides = _split_words(words, training_names, model_names, other_names)
+    if "--help" in training_words:
+        if config_class:
+            parser.explain_model(config_class, leave_out=training_names)
+        if other_fields:
+            parser.explain(other_fields)
     types = {field.name: field.type for field in dataclasses.fields(config_class)} if config_class else {}
     model = {name: _as_field(value, types[name]) for name, value in {**model, **model_overrides}.items()}
     arguments = parser.parse_args_into_dataclasses(_as_words(recipe) + training_words)[0]
     return arguments, model
-
-
-def model_field_names(config_class: type[PreTrainedConfig]) -> set[str]:
-    """The fields that a configuration class declares itself, without those every configuration inherits."""
-    inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)}
-    return {field.name for field in dataclasses.fields(config_class)} - inherited
 
 
 def read_recipe(
@@ -128,7 +123,7 @@ def _take_config(words: list[str]) -> tuple[str | None, list[str]]:
 
 
 def _split_words(
-    words: list[str], training_names: set[str], model_names: set[str]
+    words: list[str], training_names: set[str], model_names: set[str], other_names: set[str]
 ) -> tuple[list[str], dict[str, Any]]:
     """Sorts command-line words into those of the training arguments and the values of model fields."""
     training: list[str] = []
@@ -154,7 +149,7 @@ def _split_words(
             parsed = [_number_if_written_so(yaml.safe_load(text)) for text in values]
             model[bare] = parsed[0] if len(parsed) == 1 else parsed
         else:
-            known = training_names | {f"{MODEL_SECTION}.{field}" for field in model_names}
+            known = training_names | other_names | _prefixed(model_names)
             raise ValueError(unknown_field(name, known, where="the command line"))
         position = end
     return training, model
@@ -201,23 +196,59 @@ def _number_if_written_so(value: Any) -> Any:
     return value
 
 
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Descriptions as they are written, and the default of every field."""
-
-
 class _ArgumentParser(HfArgumentParser):
-    """`HfArgumentParser` whose optional fields can be set to nothing with the word `none`, and that raises."""
+    """`HfArgumentParser` with sections, that raises, and whose optional fields the word `none` sets to nothing."""
 
-    def __init__(self, arguments_class: Any, **options: Any) -> None:
+    def __init__(self, arguments_class: Any, description: str | None = None, prog: str | None = None) -> None:
+        self.hints: dict[str, Any] = {}
+        self.section: Any = None
+        self.sections: dict[str, Any] = {}
+        super().__init__(
+            description=description,
+            prog=prog,
+            formatter_class=HelpFormatter,
+            allow_abbrev=False,
+            conflict_handler="resolve",
+        )
+        super().add_argument("--config", metavar="RECIPE", help="Name of a recipe, or a YAML file with these fields.")
+        required = [field.name for field in dataclasses.fields(arguments_class) if is_required(field)]
+        words = "".join(f" --{name} VALUE" for name in required)
+        self.usage = f"{self.prog} [--config RECIPE]{words} [--FIELD VALUE ...]"
+        self.dataclass_types = [arguments_class]
+        self._add_dataclass_arguments(arguments_class)
+
+    def _add_dataclass_arguments(self, dtype: Any) -> None:
         # From the class: HfArgumentParser takes None out of the types of the fields themselves.
-        hints = typing.get_type_hints(arguments_class)
-        self.optional = {f"--{name}" for name, hint in hints.items() if type(None) in typing.get_args(hint)}
-        super().__init__(arguments_class, **options)
+        self.hints |= typing.get_type_hints(dtype)
+        super()._add_dataclass_arguments(dtype)
 
     def add_argument(self, *names: str, **options: Any) -> argparse.Action:  # type: ignore[override]
-        if names[0] in self.optional:
+        name = names[0].removeprefix("--")
+        if name not in self.hints:  # --no_flip says the same as --flip false
+            hidden = {"help": argparse.SUPPRESS} if name.startswith("no_") else {}
+            return super().add_argument(*names, **{**options, **hidden})
+        if name in SECTIONS:
+            self.section = self.sections.get(SECTIONS[name]) or self.add_argument_group(SECTIONS[name])
+            self.sections[SECTIONS[name]] = self.section
+        if type(None) in typing.get_args(self.hints[name]):
             options["type"] = _optional(options["type"])
-        return super().add_argument(*names, **options)
+        add = self.section.add_argument if self.section else super().add_argument
+        return add(*names, metavar=type_name(self.hints[name]), **options)
+
+    def explain(self, arguments_class: Any) -> None:
+        """Adds the fields of another dataclass to what `--help` shows."""
+        self._add_dataclass_arguments(arguments_class)
+
+    def explain_model(self, config_class: type[PreTrainedConfig], leave_out: set[str]) -> None:
+        """Adds the fields of a model to what `--help` shows."""
+        fields = {field.name: field for field in dataclasses.fields(config_class)}
+        for owner, described in model_field_help(config_class).items():
+            group = self.add_argument_group(f"Model: {owner} (in a recipe under `{MODEL_SECTION}:`)")
+            for name in (name for name in described if name not in leave_out):
+                default, metavar = fields[name].default, type_name(fields[name].type)
+                note = "" if default in (None, dataclasses.MISSING) else f" (default: {default})"
+                text = (described[name] + note).replace("%", "%%")
+                group.add_argument(f"--{name}", metavar=metavar, default=argparse.SUPPRESS, help=text)
 
     def error(self, message: str) -> Any:
         raise ValueError(message)

@@ -1,34 +1,25 @@
-"""Tokenize an image data set. Writes parquet files of image tokens, with a manifest that says what made them.
+"""Tokenize an image data set: parquet files of image tokens, with a manifest that says what made them.
 
-    accelerate launch scripts/tokenize_dataset.py --tokenizer out/final --dataset noto-emoji-32 --output_dir tokens
+    hf-vq tokenize --tokenizer out/final --dataset noto-emoji-32 --output_dir tokens
 
 The data set is a folder of images, parquet files, a Hub id, or the sample. All its splits are tokenized. If a run was
-stopped, give the same command again, and it continues. Any number of processes write the same files. To start two on a
-machine without GPUs: `ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes 2 ...`, or torchrun.
+stopped, give the same command again, and it continues. Any number of processes (`--num_processes 8`) write the same
+files. `accelerate launch -m hf_vq.commands.tokenize_dataset` works as well.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
-from collections.abc import Sequence
-
-from hf_vq.commands.parsing import parse_command_line
+from hf_vq.commands.launching import read_or_launch
+from hf_vq.commands.running import command, errors_in_a_line
 from hf_vq.data.tokenize import TokenizationArguments, tokenize_dataset
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+@command
+def main(words: list[str]) -> None:
     """Parses the command line and tokenizes the data set."""
-    words = sys.argv[1:] if argv is None else argv
-    logging.basicConfig(
-        format="%(message)s", level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
-    )
-    try:
-        args, _ = parse_command_line(TokenizationArguments, None, words, __doc__)
+    with errors_in_a_line():
+        args, _ = read_or_launch("tokenize", TokenizationArguments, None, words, __doc__)
         tokenize_dataset(args)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":

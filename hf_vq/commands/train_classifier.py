@@ -1,25 +1,19 @@
 """Train an image classifier with a quantized layer.
 
-    accelerate launch scripts/train_classifier.py --config noto_emoji_32_classifier \\
-        --output_dir out
+    hf-vq train-classifier --config noto_emoji_32_classifier --output_dir out
 
 The command line can override every field of the recipe, including the model's (`--backbone_config vit_tiny`,
 `--quantized_layer 3`). To train on your own images: `--dataset path/to/folder`, with a sub-folder for each class. To
-continue a stopped run: `--resume_from_checkpoint latest`. To start two processes on a machine without GPUs:
-`ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes 2 ...`, or torchrun.
+continue a stopped run: `--resume_from_checkpoint latest`. To train on eight GPUs: `--num_processes 8`. `accelerate
+launch -m hf_vq.commands.train_classifier` works as well.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
-from collections.abc import Sequence
-
-from huggingface_hub.errors import StrictDataclassError
 from transformers import set_seed
 
-from hf_vq.commands.parsing import parse_command_line
+from hf_vq.commands.launching import read_or_launch
+from hf_vq.commands.running import command, errors_in_a_line
 from hf_vq.modeling.configuration_vq_classifier import VQImageClassificationConfig
 from hf_vq.modeling.modeling_vq_classifier import VQModelForImageClassification
 from hf_vq.training.arguments import ClassifierTrainingArguments
@@ -29,15 +23,12 @@ from hf_vq.training.image_data import build_image_datasets
 from hf_vq.training.trainer import train_to_the_end
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+@command
+def main(words: list[str]) -> None:
     """Parses the command line, builds data and model, and trains."""
-    words = sys.argv[1:] if argv is None else argv
-    logging.basicConfig(
-        format="%(message)s", level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
-    )
-    try:
-        args, model_fields = parse_command_line(
-            ClassifierTrainingArguments, VQImageClassificationConfig, words, __doc__
+    with errors_in_a_line():
+        args, model_fields = read_or_launch(
+            "train-classifier", ClassifierTrainingArguments, VQImageClassificationConfig, words, __doc__
         )
         config = VQImageClassificationConfig(**model_fields)
         train_images, eval_images = build_image_datasets(args, config)
@@ -45,8 +36,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         set_seed(args.seed)
         model = VQModelForImageClassification(config)
         trainer = ClassifierTrainer(model, args, train_images, eval_images)
-    except (ValueError, OSError, ImportError, StrictDataclassError) as error:
-        raise SystemExit(f"error: {error}") from None
     train_to_the_end(trainer)
 
 

@@ -64,9 +64,7 @@ def build_token_datasets(args: GeneratorTrainingArguments, tokenizer: VQModel) -
         HubError: The Hub does not give it.
     """
     if args.tokens is None:
-        raise ValueError(
-            "No token data set is named. Give --tokens: a folder that scripts/tokenize_dataset.py wrote, or a Hub id."
-        )
+        raise ValueError("No token data set is named. Give --tokens: a folder that hf-vq tokenize wrote, or a Hub id.")
     with processes_of_run(
         args.use_cpu
     ).main_process_first():  # one process downloads and converts, the others read its cache
