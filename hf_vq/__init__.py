@@ -11,8 +11,9 @@ trainers and `load_token_dataset` need the extra `hf_vq[train]`.
 
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
-from transformers.models.auto.video_processing_auto import AutoVideoProcessor
+from transformers import AutoConfig, AutoModel
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_vq.kinds import KINDS
@@ -69,7 +70,7 @@ for _kind in KINDS.values():
     if _kind.has_processor:
         AutoImageProcessor.register(_kind.config, image_processor_classes={"pil": VQImageProcessor}, exist_ok=True)
         # There is none. Pipelines look for one, and would ask whether to run a repository's code.
-        AutoVideoProcessor.register(_kind.config, video_processor_classes={}, exist_ok=True)
+        VIDEO_PROCESSOR_MAPPING.register(_kind.config, {}, exist_ok=True)
     # transformers' own method would write its generic card, and no image processor.
     _kind.model.push_to_hub = _push_to_hub  # type: ignore[assignment, method-assign]
 PIPELINE_REGISTRY.register_pipeline("image-tokenization", ImageTokenizationPipeline, pt_model=AutoModel)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .distributed_vq import is_distributed, sum_over_ranks
+from .precision_vq import at_least_float32
 
 
 def in_backward() -> bool:
@@ -52,7 +53,7 @@ class BatchNorm1d(_CountsOnce, nn.BatchNorm1d):
     """Batch norm of vectors (batch, num_features, length). Ranks can average its running statistics."""
 
     def __init__(self, num_features: int):
-        super().__init__(num_features)
+        super().__init__(num_features, dtype=at_least_float32())
         # Not needed, and it would differ after an empty batch. No buffer at all, since accelerate stops at empty ones.
         del self.num_batches_tracked
         self.num_batches_tracked = None

@@ -19,6 +19,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .base_quantizer_vq import AveragedParameter
+from .precision_vq import at_least_float32
 
 MAX_NORM = 10.0
 _MIN_SCALE = 1e-4
@@ -96,15 +97,16 @@ class Codebook(nn.Module):
         self.alternating_lr = _DEFAULT_STEP[alternating_kind] if alternating_lr is None else alternating_lr
         self.limits_steps = alternating_lr is None  # a size that was asked for is taken as it is
 
-        self.weight = nn.Parameter(torch.empty(num_codes, code_dim))
+        dtype = at_least_float32()
+        self.weight = nn.Parameter(torch.empty(num_codes, code_dim, dtype=dtype))
         self.learned_affine = affine_mode == "learned" and affine_lr > 0
         if self.learned_affine:
-            self.affine_scale = nn.Parameter(torch.empty(self.num_maps, code_dim))
-            self.affine_bias = nn.Parameter(torch.empty(self.num_maps, code_dim))
+            self.affine_scale = nn.Parameter(torch.empty(self.num_maps, code_dim, dtype=dtype))
+            self.affine_bias = nn.Parameter(torch.empty(self.num_maps, code_dim, dtype=dtype))
         self.running_affine = affine_mode == "running"
         if self.running_affine:
             for name in ("running_z_mean", "running_z_var", "running_c_mean", "running_c_var"):
-                self.register_buffer(name, torch.empty(num_books, code_dim))
+                self.register_buffer(name, torch.empty(num_books, code_dim, dtype=dtype))
             self.register_buffer("running_initialized", torch.empty(num_books, dtype=torch.bool))
         self.register_buffer("unused_steps", torch.empty(num_codes, dtype=torch.long))
         self.register_buffer("initialized", torch.empty((), dtype=torch.bool))
@@ -114,13 +116,14 @@ class Codebook(nn.Module):
             ("momentum", "ema_count", "ema_sum", "last_counts", "samples", "num_samples")
         )
         if alternating_steps and alternating_kind == "sgd":
-            wanted["momentum"] = torch.empty(num_codes, code_dim)
+            wanted["momentum"] = torch.empty(num_codes, code_dim, dtype=dtype)
         if codebook_update == "ema":
-            wanted["ema_count"], wanted["ema_sum"] = torch.empty(num_codes), torch.empty(num_codes, code_dim)
+            wanted["ema_count"] = torch.empty(num_codes, dtype=dtype)
+            wanted["ema_sum"] = torch.empty(num_codes, code_dim, dtype=dtype)
         if replace_freq and replace_policy == "busy":
-            wanted["last_counts"] = torch.empty(num_codes)
+            wanted["last_counts"] = torch.empty(num_codes, dtype=dtype)
         if kmeans_init:
-            wanted["samples"] = torch.empty(num_codes, code_dim)
+            wanted["samples"] = torch.empty(num_codes, code_dim, dtype=dtype)
             wanted["num_samples"] = torch.empty((), dtype=torch.long)
         self._training_only = [name for name, buffer in wanted.items() if buffer is not None]
         for name, buffer in wanted.items():

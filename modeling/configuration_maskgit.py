@@ -57,7 +57,8 @@ class MaskGitConfig(HubConfig):
     """
 
     model_type = "hf_maskgit"
-    sub_configs_defaults = {"vq_config": VQConfig}  # type: ignore[dict-item]
+    sub_configs = {"vq_config": VQConfig}  # type: ignore[assignment]
+    sub_configs_defaults = {"vq_config": VQConfig}  # type: ignore[dict-item]  # its name since transformers 5.20
 
     # Not `VQConfig`, because code from the Hub and this package each have a class of that name.
     vq_config: Any = None
@@ -100,6 +101,8 @@ class MaskGitConfig(HubConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         refuse_impossible({"num_classes": self.num_classes})  # transformers makes a name for each
+        if self.vq_config is None or isinstance(self.vq_config, dict):
+            self.vq_config = VQConfig(**(self.vq_config or {}))
         if self.intermediate_size is None:
             self.intermediate_size = -(-self.hidden_size * 8 // (3 * 64)) * 64
         kwargs.setdefault("num_labels", self.num_classes)

@@ -8,7 +8,6 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_quantizer_vq import QuantizerConfig
 from .pixel_range_vq import SIGNED, check_pixel_range
@@ -68,9 +67,7 @@ class VQImageClassificationConfig(QuantizerConfig):
         "classification_loss", "commitment_loss", "image_tokens", "perplexity", "usage", "quantization_error",
         "replaced", "hidden_states", "attentions",
     ]  # fmt: skip
-    sub_configs_defaults = {
-        "backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="resnet", optional=True)
-    }
+    sub_configs = {"backbone_config": AutoConfig}  # type: ignore[assignment]
 
     backbone_config: Any = None
     image_size: int = 32
@@ -97,13 +94,14 @@ class VQImageClassificationConfig(QuantizerConfig):
                     "`backbone_config` needs a 'model_type' that names one of transformers' models, such as 'resnet', "
                     f"got {self.backbone_config}."
                 )
-            defaults = CONFIG_MAPPING[self.backbone_config["model_type"]]()
+            config_class = CONFIG_MAPPING[self.backbone_config["model_type"]]
+            defaults = config_class()
             ours: dict[str, Any] = {}
             for name in ("image_size", "num_channels"):
                 if hasattr(defaults, name):
                     default, value = getattr(defaults, name), getattr(self, name)  # some have a list of sides
                     ours[name] = [value] * len(default) if isinstance(default, (list, tuple)) else value
-            self.backbone_config = ours | self.backbone_config
+            self.backbone_config = config_class(**ours | self.backbone_config)
         super().__post_init__(**kwargs)
 
     def quantizer_kwargs(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ the loss. In eval mode `decode(encode(x).image_tokens)` equals the reconstructio
 
 import copy
 import math
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,8 @@ from .outputs_vq import VQDecoderOutput, VQEncoderOutput, VQModelOutput, capture
 from .pipeline_vq import CUSTOM_PIPELINES
 from .pixel_range_vq import refuse_8_bit_values, require_floating_point
 from .quantizers_vq import build_quantizer
+
+_Model = TypeVar("_Model", bound="VQPreTrainedModel")
 
 
 class VQPreTrainedModel(OldCheckpointMixin, WeightsFirstMixin, PreTrainedModel):
@@ -90,7 +92,7 @@ class VQPreTrainedModel(OldCheckpointMixin, WeightsFirstMixin, PreTrainedModel):
         for layer in get_vq_layers(self):
             layer.freeze()
 
-    def requires_grad_(self, requires_grad: bool = True) -> Self:
+    def requires_grad_(self: _Model, requires_grad: bool = True) -> _Model:
         """As of every module; freezes or thaws quantizer layers without parameters as well."""
         super().requires_grad_(requires_grad)
         for layer in get_vq_layers(self):

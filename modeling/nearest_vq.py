@@ -20,6 +20,15 @@ import torch.nn.functional as F
 
 from .precision_vq import ieee_matmul, is_reduced_when_traced
 
+if hasattr(torch.compiler, "is_exporting"):
+    _is_exporting = torch.compiler.is_exporting
+else:  # torch 2.6
+    from torch.export import _trace
+
+    def _is_exporting() -> bool:
+        return _trace._EXPORT_FLAGS is not None
+
+
 _BLOCK = 32
 _MAX_ROWS = 1024
 # Number of scores held at once. 16 MiB stay in a CPU's last-level cache; an accelerator wants fewer, larger launches.
@@ -52,7 +61,7 @@ def nearest_code(vectors: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     if padding:  # whole blocks; the padding never wins, because its scores are infinite
         codes = F.pad(codes, (0, 0, 0, padding))
         half_norms = F.pad(half_norms, (0, padding), value=torch.inf)
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+    if _is_exporting() or torch.jit.is_tracing():
         # A graph for any number of vectors has neither a number of chunks nor a case for none.
         index = _search_traced(vectors, codes, half_norms)
         return index.clamp_max(num_codes - 1) if padding else index

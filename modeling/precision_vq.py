@@ -7,6 +7,8 @@
 torch keeps a setting for the products of each backend, one for each backend as a whole, and one for all backends. A
 setting of "none" inherits that of the next larger group. Reading a setting gives what holds, not what was set, so
 writing it back would turn an inherited value into one of its own, which no later setting of the group changes.
+
+Before version 2.9 torch had a single setting for all of this, "highest", "high" (TF32) or "medium" (also bfloat16).
 """
 
 from __future__ import annotations
@@ -18,10 +20,21 @@ import torch
 
 _BACKENDS = {"cuda": "cuda", "cpu": "mkldnn"}  # of the devices whose float32 products can be rounded
 _LOW = ("tf32", "bf16")
+_HAS_ONE_SETTING = not hasattr(torch._C, "_get_fp32_precision_getter")
+_REDUCED_BY = {"cuda": ("high", "medium"), "cpu": ("medium",)}  # what the one setting means for a device
+
+
+def at_least_float32() -> torch.dtype:
+    """The dtype of what a quantizer makes, also inside a model that is made in half precision."""
+    return torch.promote_types(torch.get_default_dtype(), torch.float32)
 
 
 def is_reduced(device_type: str) -> bool:
     """Whether float32 matrix products on such a device may run in TF32 or bfloat16."""
+    if _HAS_ONE_SETTING:
+        return torch.get_float32_matmul_precision() in {"cuda": ("high", "medium"), "cpu": ("medium",)}.get(
+            device_type, ()
+        )
     backend = _BACKENDS.get(device_type)
     return backend is not None and _get(backend, "matmul") in _LOW
 
@@ -38,6 +51,14 @@ def ieee_matmul() -> Iterator[None]:
 
     All settings are afterwards as they were, and inherited ones are still inherited. Autocast is left to the caller.
     """
+    if _HAS_ONE_SETTING:
+        precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(precision)
+        return
     before = {
         backend: _own_setting(backend) for kind, backend in _BACKENDS.items() if is_reduced(kind)
     }  # usually empty, so usually nothing is written

@@ -40,6 +40,7 @@ from .configuration_quantizer_vq import check_quantizer
 from .distributed_vq import sum_over_ranks
 from .gradient_vq import pass_gradient
 from .nearest_vq import nearest_code
+from .precision_vq import at_least_float32
 
 # Forwards before their backward whose ids are kept, in case activation checkpointing runs them again.
 _REMEMBERED_FORWARDS = 16
@@ -145,7 +146,7 @@ class VectorQuant(Quantizer):
         if norm == "bn":
             self.norm_layer = BatchNorm1d(feature_size)
         elif norm == "gn":
-            self.norm_layer = nn.GroupNorm(math.gcd(32, feature_size), feature_size, eps=1e-6)
+            self.norm_layer = nn.GroupNorm(math.gcd(32, feature_size), feature_size, 1e-6, dtype=at_least_float32())
         elif norm == "in":
             self.norm_layer = nn.InstanceNorm1d(feature_size)
         self.codebook = Codebook(num_codes, self.code_dim, num_books, kmeans_init=kmeans_init, **codebook)

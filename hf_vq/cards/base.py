@@ -9,9 +9,10 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypedDict, TypeVar, Unpack
+from typing import Any, NamedTuple, Protocol, TypedDict, TypeVar
 
 from huggingface_hub import CardData, EvalResult, ModelCard, ModelCardData, RepoCard
+from typing_extensions import Unpack
 
 from hf_vq.cards.citations import CITATIONS
 from hf_vq.cards.merging import LICENSE_SECTION, metadata_record

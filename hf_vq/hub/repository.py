@@ -34,6 +34,7 @@ from hf_vq.cards.merging import fill_card
 from hf_vq.hub.lost_answers import find_commit
 from hf_vq.modeling.version_vq import __version__
 from hf_vq.utils.files import atomic_file
+from hf_vq.utils.hashes import file_sha256
 
 _VERIFIED = "hf_vq_verified"  # a folder of the cache's repository, for the hashes that came from the Hub
 _HASH = r"[0-9a-f]{40}|[0-9a-f]{64}"
@@ -316,7 +317,7 @@ def _verify(
                 raise not_verified(repo_id, [name]) from error
             unverified.append(name)
             return
-    found = _sha256(path) if len(expected) == 64 else _git_hash(path)
+    found = file_sha256(path) if len(expected) == 64 else _git_hash(path)
     if found != expected:
         raise HubError(
             f"'{name}' of '{repo_id}' is damaged in the cache: its hash is {found}, on the Hub it is {expected}. "
@@ -327,11 +328,6 @@ def _verify(
             record.parent.mkdir(parents=True, exist_ok=True)
             with atomic_file(record) as temporary:
                 Path(temporary).write_text(expected, encoding="ascii")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _git_hash(path: Path) -> str:

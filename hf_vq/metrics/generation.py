@@ -142,7 +142,7 @@ class FeatureSample:
         """
         for index, row in zip(indices.tolist(), features.cpu().float(), strict=True):
             digest = hashlib.blake2b(f"{self.seed} {index}".encode(), digest_size=8).digest()
-            key = int.from_bytes(digest) >> 2  # fits an int64, with room for the mark of an empty place
+            key = int.from_bytes(digest, "big") >> 2  # fits an int64, with room for the mark of an empty place
             if len(self._heap) < self.size:
                 heapq.heappush(self._heap, (-key, -index, row.clone()))
             elif -key > self._heap[0][0]:
