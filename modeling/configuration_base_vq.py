@@ -44,6 +44,7 @@ class HubConfig(PreTrainedConfig):
             kwargs.pop("custom_pipelines", None)
         if not _is_reading.get():
             self._refuse_misspelled(kwargs)
+        self._build_nested()
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -69,6 +70,9 @@ class HubConfig(PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """All fields, and the version of this code."""
         return super().to_dict() | {VERSION_KEY: __version__}
+
+    def _build_nested(self) -> None:
+        """Makes configurations of the fields of nested ones, which have been checked by then."""
 
     def _refuse_misspelled(self, unknown: dict[str, Any]) -> None:
         theirs = {field.name for field in fields(PreTrainedConfig)}

@@ -101,12 +101,14 @@ class MaskGitConfig(HubConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         refuse_impossible({"num_classes": self.num_classes})  # transformers makes a name for each
-        if self.vq_config is None or isinstance(self.vq_config, dict):
-            self.vq_config = VQConfig(**(self.vq_config or {}))
         if self.intermediate_size is None:
             self.intermediate_size = -(-self.hidden_size * 8 // (3 * 64)) * 64
         kwargs.setdefault("num_labels", self.num_classes)
         super().__post_init__(**kwargs)
+
+    def _build_nested(self) -> None:
+        if self.vq_config is None or isinstance(self.vq_config, dict):
+            self.vq_config = VQConfig(**(self.vq_config or {}))
 
     @property
     def num_groups(self) -> int:

@@ -94,15 +94,18 @@ class VQImageClassificationConfig(QuantizerConfig):
                     "`backbone_config` needs a 'model_type' that names one of transformers' models, such as 'resnet', "
                     f"got {self.backbone_config}."
                 )
-            config_class = CONFIG_MAPPING[self.backbone_config["model_type"]]
-            defaults = config_class()
+            defaults = CONFIG_MAPPING[self.backbone_config["model_type"]]()
             ours: dict[str, Any] = {}
             for name in ("image_size", "num_channels"):
                 if hasattr(defaults, name):
                     default, value = getattr(defaults, name), getattr(self, name)  # some have a list of sides
                     ours[name] = [value] * len(default) if isinstance(default, (list, tuple)) else value
-            self.backbone_config = config_class(**ours | self.backbone_config)
+            self.backbone_config = ours | self.backbone_config
         super().__post_init__(**kwargs)
+
+    def _build_nested(self) -> None:
+        if isinstance(self.backbone_config, dict):
+            self.backbone_config = CONFIG_MAPPING[self.backbone_config["model_type"]](**self.backbone_config)
 
     def quantizer_kwargs(self) -> dict[str, Any]:
         """Returns the keyword arguments for the quantizer layer that `quantizer_type` names.

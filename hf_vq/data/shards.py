@@ -22,7 +22,7 @@ from hf_vq.data.manifest import DamagedShardError
 from hf_vq.data.reading import ImageReader, Row, row_path
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
 from hf_vq.modeling.modeling_vq import VQModel
-from hf_vq.utils.files import atomic_file
+from hf_vq.utils.files import atomic_file, writing
 from hf_vq.utils.hashes import json_sha256
 from hf_vq.utils.text import first_line
 
@@ -153,6 +153,7 @@ class ShardWriter:
 
         Raises:
             ValueError: An image cannot be read, under `strict`.
+            OSError: The file cannot be written.
         """
         columns: dict[str, list] = {name: [] for name in self.features}
         skipped: dict[str, str] = {}
@@ -191,7 +192,7 @@ class ShardWriter:
         info["sha256"] = json_sha256(info)
         schema = schema.with_metadata({**schema.metadata, _INFO_KEY: json.dumps(info)})
         table = pa.Table.from_arrays([arrays[name] for name in schema.names], schema=schema)
-        with atomic_file(path) as temporary, temporary.open("wb") as file:
+        with writing(path), atomic_file(path) as temporary, temporary.open("wb") as file:
             pq.write_table(table, file, compression="zstd", use_dictionary=["label", "view"], write_page_checksum=True)
 
     @torch.no_grad()

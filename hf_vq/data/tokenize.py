@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import platform
 import re
 from collections.abc import Iterator
@@ -32,13 +31,13 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
-from hf_vq.data.manifest import DamagedShardError, verify_shard, warn_if_unverified
-from hf_vq.data.reading import split_rows, unreadable, with_reasons
-from hf_vq.data.shards import ShardWriter, Views, read_shard_info
+from hf_vq.data.manifest import warn_if_unverified
+from hf_vq.data.reading import split_rows
+from hf_vq.data.shards import ShardWriter, Views
 from hf_vq.data.sources import AnyDataset, image_splits, load_images, pinned_revision
+from hf_vq.data.token_folder import begin, finish, go_on, locked, set_damaged_shards_aside, shard_path
 from hf_vq.data.tokens import (
     FORMAT,
-    MANIFEST_FILE,
     Manifest,
     push_token_dataset,
     read_manifest,
@@ -49,11 +48,9 @@ from hf_vq.hub.loading import load_tokenizer
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
 from hf_vq.modeling.modeling_vq import VQModel
 from hf_vq.modeling.version_vq import __version__
-from hf_vq.utils.files import discard_leftovers, write_json
-from hf_vq.utils.hashes import file_sha256, json_sha256, weights_sha256
-from hf_vq.utils.processes import processes_of_run
-from hf_vq.utils.settings import differences
-from hf_vq.utils.text import first_line, public_name, shorten
+from hf_vq.utils.hashes import json_sha256, weights_sha256
+from hf_vq.utils.processes import on_main_process, processes_of_run
+from hf_vq.utils.text import public_name
 
 logger = logging.getLogger(__name__)
 
@@ -132,10 +129,23 @@ def tokenize_dataset(args: TokenizationArguments) -> Manifest:
     Raises:
         ValueError: `output_dir` was begun with other settings, or no image can be read, or one cannot under `strict`.
         FileNotFoundError: There are no images, or no tokenizer.
+        FileExistsError: Another run works in `output_dir`.
+        OSError: `output_dir` cannot be written to, or the disk is full.
         HubError: The tokenizer cannot be fetched, or the tokens cannot be published.
     """
     # A barrier waits for the slowest process, which may have a whole shard more to write.
     state = processes_of_run(args.use_cpu, timeout=timedelta(days=7))
+    with locked(Path(args.output_dir), state):
+        _tokenize_splits(args, state)
+    if args.push_to_hub and state.is_main_process:
+        repo_id = args.hub_dataset_id or Path(args.output_dir).resolve().name
+        logger.info(
+            "Published: %s", push_token_dataset(args.output_dir, repo_id, private=args.hub_private_repo or None)
+        )
+    return read_manifest(args.output_dir)
+
+
+def _tokenize_splits(args: TokenizationArguments, state: PartialState) -> None:
     with state.main_process_first():  # one process downloads, the others read its cache
         model, processor = load_tokenizer(args.tokenizer, args.tokenizer_revision)
         revision = pinned_revision(args.dataset, args.dataset_revision)
@@ -147,12 +157,6 @@ def tokenize_dataset(args: TokenizationArguments) -> Manifest:
                 args.dataset, split, streaming=args.streaming, image_column=args.image_column, revision=revision
             )
         tokenize_split(model, processor, images, split, args, revision, state)
-    if args.push_to_hub and state.is_main_process:
-        repo_id = args.hub_dataset_id or Path(args.output_dir).resolve().name
-        logger.info(
-            "Published: %s", push_token_dataset(args.output_dir, repo_id, private=args.hub_private_repo or None)
-        )
-    return read_manifest(args.output_dir)
 
 
 def tokenize_split(
@@ -180,11 +184,13 @@ def tokenize_split(
     label = images.features.get("label")
     settings = _settings(model, processor, views, label, args, dataset_revision)
     num_images = len(images) if isinstance(images, datasets.Dataset) else None
-    if state.is_main_process:
-        _begin(folder, settings, split, num_images)
-        _set_damaged_shards_aside(folder, settings, split)
-    state.wait_for_everyone()
-    record = _continue(folder, settings, split, num_images, args.strict)
+
+    def prepare() -> None:
+        begin(folder, settings, split, num_images)
+        set_damaged_shards_aside(folder, settings, split)
+
+    on_main_process(prepare, state)
+    record = go_on(folder, settings, split, num_images, args.strict)
     # Decided by the main process for all: one that looks late would see what another has already written again.
     finished = ["shards" in record and all((folder / shard["file"]).is_file() for shard in record["shards"])]
     broadcast_object_list(finished)
@@ -195,7 +201,7 @@ def tokenize_split(
 
     def is_missing(number: int) -> bool:
         """Whether this process has a shard to write."""
-        return number % state.num_processes == state.process_index and not _shard(folder, split, number).exists()
+        return number % state.num_processes == state.process_index and not shard_path(folder, split, number).exists()
 
     sizes = [min(size, num_images - first) for first in range(0, num_images, size)] if num_images else []
     total = sum(length for number, length in enumerate(sizes) if is_missing(number)) if num_images else None
@@ -220,11 +226,9 @@ def tokenize_split(
         )
         for number, rows in split_rows(images, size):
             if is_missing(number):
-                writer.write(_shard(folder, split, number), rows)
+                writer.write(shard_path(folder, split, number), rows)
     state.wait_for_everyone()
-    if state.is_main_process:
-        _finish(folder, split, number + 1)
-    state.wait_for_everyone()
+    on_main_process(lambda: finish(folder, split, number + 1), state)
 
 
 def _settings(
@@ -295,98 +299,3 @@ def _computing_threads(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _begin(folder: Path, settings: Manifest, split: str, num_images: int | None) -> None:
-    """Writes the manifest, or notes in it that a split is begun. One with other settings stays as it is."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        manifest = read_manifest(folder)
-    except FileNotFoundError:
-        manifest = settings | {"splits": {}}
-    if split not in manifest["splits"]:
-        manifest["splits"] = dict(sorted({**manifest["splits"], split: {"num_images": num_images}}.items()))
-        if not differences(_without_splits(manifest), settings):
-            write_json(manifest, folder / MANIFEST_FILE)
-
-
-def _continue(folder: Path, settings: Manifest, split: str, num_images: int | None, strict: bool) -> dict[str, Any]:
-    """What the manifest says about a split, if all that is there was made with the same settings."""
-    manifest = read_manifest(folder)
-    there, here = _without_splits(manifest), settings
-    record = manifest["splits"].get(split, {})
-    if None not in (num_images, record.get("num_images")):
-        there, here = there | {"num_images": record["num_images"]}, here | {"num_images": num_images}
-    changes = differences(there, here)
-    if changes:
-        lines = "\n  ".join(changes)
-        raise ValueError(
-            f"'{folder}' was begun with other settings:\n  {lines}\nGo on with the same ones, or choose another "
-            "output_dir"
-        )
-    digest = json_sha256(settings)
-    infos = {file.name: read_shard_info(file) for file in sorted(folder.glob(f"{split}-[0-9]*.parquet"))}
-    foreign = [name for name, info in infos.items() if info.settings != digest]
-    if foreign:
-        raise ValueError(f"'{folder}' holds files that were not made with these settings: {shorten(foreign)}")
-    skipped = {key: reason for info in infos.values() for key, reason in info.skipped.items()}
-    if skipped and strict:
-        raise unreadable(skipped)
-    return record
-
-
-def _set_damaged_shards_aside(folder: Path, settings: Manifest, split: str) -> None:
-    """Renames shards that are not what was written, so that they are written again; each is named in a warning."""
-    manifest = read_manifest(folder)
-    if differences(_without_splits(manifest), settings):
-        return  # the run is about to be refused
-    recorded = {shard["file"]: shard for shard in manifest["splits"].get(split, {}).get("shards", [])}
-    for path in sorted(folder.glob(f"{split}-[0-9]*.parquet")):
-        try:
-            info = read_shard_info(path)
-            if info.settings == json_sha256(settings):
-                verify_shard(path, recorded.get(path.name, {"num_rows": info.num_rows}), manifest["image_tokens"])
-        except DamagedShardError as problem:
-            aside = path.with_name(f"damaged-{path.name}")
-            os.replace(path, aside)
-            logger.warning("%s. It is written again; the damaged file is now '%s'.", first_line(problem), aside.name)
-
-
-def _finish(folder: Path, split: str, num_shards: int) -> None:
-    """Writes what the shards of a split hold into the manifest."""
-    files = [_shard(folder, split, number) for number in range(num_shards)]
-    infos = [read_shard_info(file) for file in files]
-    num_images, num_rows = sum(info.num_images for info in infos), sum(info.num_rows for info in infos)
-    skipped = {key: reason for info in infos for key, reason in info.skipped.items()}
-    if not num_rows:
-        raise unreadable(skipped) if skipped else ValueError(f"no images found: the split {split!r} is empty")
-    discard_leftovers(folder)
-    manifest = read_manifest(folder)
-    manifest["splits"][split] = {
-        "num_images": num_images,
-        "num_rows": num_rows,
-        "num_skipped": len(skipped),
-        "skipped": skipped,
-        "shards": [
-            {"file": file.name, "num_rows": info.num_rows, "sha256": file_sha256(file)}
-            for file, info in zip(files, infos, strict=True)
-        ],
-    }
-    write_json(manifest, folder / MANIFEST_FILE)
-    logger.info("%s: %d rows of %d images in %d file(s)", split, num_rows, num_images, num_shards)
-    if skipped:
-        logger.warning(
-            "%s: skipped %d of %d images that cannot be read: %s",
-            split,
-            len(skipped),
-            num_images,
-            with_reasons(skipped),
-        )
-
-
-def _without_splits(manifest: Manifest) -> Manifest:
-    return {name: value for name, value in manifest.items() if name != "splits"}
-
-
-def _shard(folder: Path, split: str, number: int) -> Path:
-    return folder / f"{split}-{number:05d}.parquet"

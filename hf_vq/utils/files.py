@@ -85,6 +85,22 @@ def discard_leftovers(folder: Path) -> None:
         discard(leftover)
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Says in a sentence what a full disk did to a file, or a folder that cannot be written to.
+
+    Raises:
+        OSError: What is written inside cannot be written.
+    """
+    try:
+        yield
+    except OSError as reason:
+        raise OSError(
+            f"Could not write '{path}': {reason}. {free_space(path.parent)}. Free some space, or make the folder "
+            "writable, and give the same command again: it goes on from what is there."
+        ) from reason
+
+
 def free_space(folder: Path) -> str:
     """What the disk under a folder has left, in words."""
     return f"The disk has {shutil.disk_usage(folder).free / 2**20:,.1f} MiB left"

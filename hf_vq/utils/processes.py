@@ -59,7 +59,7 @@ def average_over_processes(tensors: list[torch.Tensor], accelerator: Accelerator
         tensor.copy_(part.view_as(tensor))
 
 
-def on_main_process(work: Callable[[], Result], accelerator: Accelerator) -> Result:
+def on_main_process(work: Callable[[], Result], accelerator: Accelerator | PartialState) -> Result:
     """Does something on the main process alone; a collective, so that no process is left waiting when it fails.
 
     Args:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -123,20 +122,6 @@ def test_state_files_cannot_run_code(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="(?i)weights_only|unsupported"):
         ckpt.load_object(tmp_path / "state.pt")
     assert not (tmp_path / "run").exists()
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 1,000 KiB, where the system lets us mount one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1000k", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("needs the right to mount a tmpfs")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(small_disk: Path, make_trainer: Callable[..., Any]) -> None:
