@@ -10,7 +10,7 @@ BENCHES := bench-quantizer bench-tokenize bench-generator bench-quality bench-ab
   bench-mechanism bench-classifiers bench-generator-quality
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean bench $(BENCHES)
+.PHONY: help demo test test-newest test-oldest lint format clean bench $(BENCHES)
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 26
@@ -23,13 +23,27 @@ $(VENV)/ready: pyproject.toml constraints.txt
 demo: $(VENV)/ready  ## Train tokenizers and a generator on the shipped emoji, write demo/ (DEMO=quick: tokenizers only)
 	$(VENV)/bin/hf-vq demo --output_dir demo $(if $(filter quick,$(DEMO)),--quick)
 
-test:  ## Build the wheel, install it in a fresh environment, run all tests against it
+# $(1) installs what the wheel needs. PYTHONSAFEPATH keeps the source tree off the path, so the tests run against the wheel.
+define test_the_wheel
 	rm -rf build dist $(TEST_VENV)
 	$(PYTHON) -m venv $(TEST_VENV)
 	$(TEST_VENV)/bin/pip wheel --quiet --no-deps --wheel-dir dist .
-	$(TEST_VENV)/bin/pip install --quiet -c constraints.txt "$$(ls dist/hf_vq-*.whl)[dev]"
-	# PYTHONSAFEPATH keeps the source tree off the path, so the tests run against the wheel.
+	$(TEST_VENV)/bin/pip install --quiet $(1)
+	$(TEST_VENV)/bin/pip install --quiet --no-deps dist/hf_vq-*.whl
 	PYTHONSAFEPATH=1 OMP_NUM_THREADS=1 $(TEST_VENV)/bin/pytest $(PYTEST_ARGS)
+endef
+
+test:  ## Build the wheel, install it in a fresh environment, run all tests against it
+	$(call test_the_wheel,-c constraints.txt "$$(ls dist/hf_vq-*.whl)[dev]")
+
+test-newest:  ## The same with the newest versions of everything
+	$(call test_the_wheel,"$$(ls dist/hf_vq-*.whl)[dev]")
+
+# transformers before 5.20 hides AutoImageProcessor where there is no torchvision.
+test-oldest: PYTHON := python3.10
+test-oldest:  ## The same with the oldest versions that pyproject.toml allows, on Python 3.10
+	$(call test_the_wheel,uv && $(TEST_VENV)/bin/uv pip install --quiet --python $(TEST_VENV) \
+	  --resolution lowest-direct -r pyproject.toml --extra dev torchvision==0.21.0)
 
 lint: $(VENV)/ready  ## Check style (ruff) and types (mypy)
 	$(VENV)/bin/ruff check .

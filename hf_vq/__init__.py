@@ -70,7 +70,7 @@ for _kind in KINDS.values():
     if _kind.has_processor:
         AutoImageProcessor.register(_kind.config, image_processor_classes={"pil": VQImageProcessor}, exist_ok=True)
         # There is none. Pipelines look for one, and would ask whether to run a repository's code.
-        VIDEO_PROCESSOR_MAPPING.register(_kind.config, {}, exist_ok=True)
+        VIDEO_PROCESSOR_MAPPING.register(_kind.config, {}, exist_ok=True)  # type: ignore[arg-type]
     # transformers' own method would write its generic card, and no image processor.
     _kind.model.push_to_hub = _push_to_hub  # type: ignore[assignment, method-assign]
 PIPELINE_REGISTRY.register_pipeline("image-tokenization", ImageTokenizationPipeline, pt_model=AutoModel)

@@ -20,14 +20,8 @@ import torch.nn.functional as F
 
 from .precision_vq import ieee_matmul, is_reduced_when_traced
 
-if hasattr(torch.compiler, "is_exporting"):
-    _is_exporting = torch.compiler.is_exporting
-else:  # torch 2.6
-    from torch.export import _trace
-
-    def _is_exporting() -> bool:
-        return _trace._EXPORT_FLAGS is not None
-
+# Before torch 2.7 there is no such function, and our models cannot be exported. `bool()` is False.
+_is_exporting = getattr(torch.compiler, "is_exporting", bool)
 
 _BLOCK = 32
 _MAX_ROWS = 1024

@@ -10,6 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from hf_vq import RECOMMENDED_QUANTIZER, GroupVectorQuant, ResidualVectorQuant, VectorQuant, VQConfig, VQModel
 
+pytestmark = pytest.mark.compiles
+
 FULL: dict[str, Any] = dict(sync_nu=0.5, replace_freq=1, kmeans_init=True, alternating_steps=2)
 LAYERS = {
     "recommended": lambda: VectorQuant(8, 64, **RECOMMENDED_QUANTIZER),

@@ -84,7 +84,7 @@ def traced(module: nn.Module, example: torch.Tensor) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize("make", [exported, traced])
+@pytest.mark.parametrize("make", [pytest.param(exported, marks=pytest.mark.compiles), traced])
 @pytest.mark.parametrize("name", TOKENIZERS)
 @torch.no_grad()
 def test_tokenizers_with_a_free_batch(name: str, make: Any) -> None:
@@ -101,6 +101,7 @@ def test_tokenizers_with_a_free_batch(name: str, make: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["generator", "classifier"])
+@pytest.mark.compiles
 def test_generators_and_classifiers_with_a_free_batch(kind: str) -> None:
     """Their logits follow the batch, too."""
     torch.manual_seed(0)
@@ -145,6 +146,7 @@ def test_a_traced_layer_finds_the_nearest_of_many_vectors() -> None:
         assert torch.equal(program(few), layer(few)[1].q) and torch.equal(program(many), layer(many)[1].q)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("dynamo", [True, False])
 @torch.no_grad()
 def test_onnx_with_a_free_batch(dynamo: bool, tmp_path: Path) -> None:

@@ -121,6 +121,7 @@ def test_sigmoid_makes_a_normal_channel_uniform():
     assert distance["sigmoid"] < 0.02 < 0.05 < distance["tanh"]
 
 
+@pytest.mark.compiles
 def test_it_compiles_and_exports():
     """One graph, with the values of plain execution."""
     layer = FiniteScalarQuant(levels=[8, 5, 5]).eval()

@@ -444,6 +444,7 @@ def test_a_model_without_classes_takes_no_labels():
     assert len(model.generate(num_steps=1).images) == 1
 
 
+@pytest.mark.compiles
 def test_the_transformer_compiles_to_one_graph():
     """The same shapes in every step: traced once, without a break, for all steps."""
     model = make_model()

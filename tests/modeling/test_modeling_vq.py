@@ -439,6 +439,7 @@ def test_layout_of_codes_does_not_matter(fields):
 
 
 @BOTH
+@pytest.mark.compiles
 def test_compile_and_export(fields):
     """encode and decode trace into one graph each, and export, with the tokens and pixels of plain execution."""
     model = make_model(fields)

@@ -289,6 +289,7 @@ def test_a_deep_copy_uses_its_own_codes() -> None:
     assert other.quantize.codebook.initialized and not model.quantize.codebook.initialized
 
 
+@pytest.mark.compiles
 def test_compiled_it_gives_the_same() -> None:
     """torch.compile includes the hook in one graph."""
     model = make().eval()

@@ -424,6 +424,7 @@ def test_lookup_is_exact_for_input_of_higher_precision_too(cb_norm):
 
 @pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize("option", ["plain", "full", "full, sgd, l2", "ema"])
+@pytest.mark.compiles
 def test_compiles_whole_and_exports_in_eval(name, option):
     """`torch.compile(fullgraph=True)` and `torch.export` give the ids and values of the eager layer."""
     layer = train(CLASSES[name](**OPTIONS[option])).eval()
@@ -439,6 +440,7 @@ def test_compiles_whole_and_exports_in_eval(name, option):
     torch.testing.assert_close(exported, expected)
 
 
+@pytest.mark.compiles
 def test_exported_layer_survives_inductor():
     """The default compiler backend agrees too, on more vectors than one chunk holds."""
     torch.manual_seed(0)
