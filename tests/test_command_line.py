@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tomllib
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -36,6 +35,7 @@ def test_lists_need_no_torch() -> None:
 
 def test_python_m_is_the_command() -> None:
     """`python -m hf_vq` is `hf-vq`."""
+    tomllib = pytest.importorskip("tomllib")  # new in Python 3.11
     entries = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     assert entries == {"hf-vq": "hf_vq_cli:main"}
     assert import_module("hf_vq.__main__").main is hf_vq_cli.main
