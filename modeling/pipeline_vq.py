@@ -7,6 +7,7 @@
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +17,9 @@ from torch.utils.data import Dataset
 from transformers import Pipeline
 from transformers.utils import logging
 
+from .folders_vq import IMAGE_EXTENSIONS, walk_folder
+from .formats_vq import OutputFormat, check_output_format, to_format
+from .grids_vq import group_by_shape, to_grids, usual_grid
 from .pixel_range_vq import require_pixel_range
 
 logger = logging.get_logger(__name__)
@@ -107,28 +111,35 @@ class ImageTokenizationPipeline(Pipeline):
         """Turns images into tokens.
 
         Args:
-            inputs: One image or many. An image is a path, a URL, a PIL image, an array or a tensor. Arrays and tensors
-                are (height, width, channels) or (channels, height, width), of 8-bit integers or of floating-point
-                numbers in [0, 1]. Many images are a list or a tuple, a batch array or tensor with four axes, a column
-                of a data set, a [`~transformers.pipelines.pt_utils.KeyDataset`], a generator or any other iterable.
+            inputs: One image, many, or the path of a folder. An image is a path, a URL, a PIL image, an array or a
+                tensor. Arrays and tensors are (height, width, channels) or (channels, height, width), of 8-bit
+                integers or of floating-point numbers in [0, 1]. Many images are a list or a tuple, a batch array or
+                tensor with four axes, a column of a data set, a [`~transformers.pipelines.pt_utils.KeyDataset`], a
+                generator or any other iterable. A folder is read in the order of its files' names, at any depth,
+                without hidden files.
             return_reconstruction: Whether to decode the tokens, too.
             return_latents: Whether to return the vectors before quantization, too.
             on_error: `"raise"` or `"skip"`. What to do with an image that cannot be read. `"skip"` puts a record with
                 the single key `"error"` in its place, and warns at the end with the count and the names.
+            output_format: `"numpy"` gives arrays, 8-bit ones of images. `"json"` gives what `json.dumps` takes: nested
+                lists, and PNGs of images as text `"data:image/png;base64,..."`. The default is torch and PIL.
             batch_size: Images per forward. The default is the pipeline's, or 1.
             num_workers: Processes that read images. The default is the pipeline's, or 0.
 
         Returns:
-            A dictionary for one image. A list of dictionaries for a list, a tuple or a batch. For anything else, an
-            iterator that reads on as it is consumed. The keys are:
+            A dictionary for one image. A list of dictionaries for a list, a tuple, a batch or a folder. For anything
+            else, an iterator that reads on as it is consumed. The keys are:
 
             - `"image_tokens"`: `torch.LongTensor` (h, w), or (h, w, groups) with more than one group, on the CPU.
             - `"reconstruction"`, if asked for: a PIL image.
             - `"latents"`, if asked for: `torch.FloatTensor` (embed_dim, h, w) in the model's dtype, on the CPU.
+            - `"file"`, of a folder's images: the path below the folder.
 
         Raises:
             ValueError: If an image cannot be read, with its position and what it was, or if an argument is wrong.
         """
+        if isinstance(inputs, (str, os.PathLike)) and os.path.isdir(inputs):
+            return self._tokenize_folder(Path(inputs), **kwargs)
         if _is_single(inputs):
             return list(_warn_of_skipped([super().__call__(_Input(inputs), **kwargs)]))[0]
         images: Any
@@ -139,40 +150,50 @@ class ImageTokenizationPipeline(Pipeline):
         results = _warn_of_skipped(super().__call__(images, **kwargs))
         return list(results) if isinstance(inputs, (list, tuple, np.ndarray, torch.Tensor)) else results
 
-    def decode(self, image_tokens: Any, batch_size: int | None = None) -> Image.Image | list[Image.Image]:
+    def _tokenize_folder(self, root: Path, **kwargs: Any) -> list[dict[str, Any]]:
+        files, others, links = walk_folder(root)
+        if not files:
+            expected = " ".join(sorted(IMAGE_EXTENSIONS))
+            raise ValueError(f"There is no image in the folder {str(root)!r}: expected files ending in {expected}.")
+        if others or links:
+            names = [str(path.relative_to(root)) for path in (*others, *links)]
+            more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+            logger.warning("%s: left out what is no image: %s%s", root, ", ".join(names[:_MAX_NAMES]), more)
+        results: Any = self([str(file) for file in files], **kwargs)
+        return [{"file": str(file.relative_to(root)), **result} for file, result in zip(files, results, strict=True)]
+
+    def decode(
+        self, image_tokens: Any, batch_size: int | None = None, output_format: OutputFormat | None = None
+    ) -> Any:
         """Turns tokens into images.
 
         Args:
             image_tokens: One grid or many. A grid is (h, w), or (h, w, groups) with more than one group: a tensor, an
                 array, nested lists, or what the pipeline returned for an image. Many grids are a list, an iterator, or
-                a batch with one more axis. Grids may differ in size.
+                a batch with one more axis. Grids in a list may differ in size. A flat sequence, row after row, is a
+                grid of the size that the pipeline makes; a batch of them is many grids.
             batch_size: Grids per forward. The default is the pipeline's, or 1.
+            output_format: `"numpy"` or `"json"`, as in a call. The default is the pipeline's, or PIL images.
 
         Returns:
-            A PIL image for one grid, a list of PIL images for many.
+            A PIL image for one grid, a list of PIL images for many; with `output_format`, what it makes of these.
 
         Raises:
             ValueError: If a shape or dtype is wrong, if ids are out of range, or if a record is of a skipped image.
         """
-        rank = 2 if self.model.config.num_groups == 1 else 3
-        tokens = list(image_tokens) if isinstance(image_tokens, Iterator) else image_tokens
-        axes = _num_axes(tokens, rank)
-        if axes == rank:
-            return self._decode_grids([_to_grid(tokens, rank, "The token grid")], 1)[0]
-        if axes != rank + 1 and not (isinstance(tokens, (list, tuple)) and not tokens):
-            shape = "(h, w)" if rank == 2 else f"(h, w, {self.model.config.num_groups})"
-            raise ValueError(
-                f"`image_tokens` must be a grid {shape}, or a list or a batch of grids, got {type(tokens).__name__} "
-                f"with {axes} axes. Reshape a flat sequence of tokens to its grid."
-            )
-        grids = [_to_grid(grid, rank, f"Token grid {position}") for position, grid in enumerate(tokens)]
-        return self._decode_grids(grids, batch_size or self._batch_size or 1)
+        check_output_format(output_format)
+        output_format = output_format or self._postprocess_params.get("output_format")
+        config = self.model.config
+        grids, is_single = to_grids(image_tokens, config.num_groups, *usual_grid(self.image_processor, config))
+        images = self._decode_grids(grids, batch_size or self._batch_size or 1)
+        converted = [to_format(image, output_format) for image in images]
+        return converted[0] if is_single else converted
 
     def _decode_grids(self, grids: list[torch.Tensor], batch_size: int) -> list[Image.Image]:
         images: dict[int, Image.Image] = {}
         self.model.eval()
         with self.device_placement(), self.get_inference_context()():
-            for alike in _group_by_shape(grids):
+            for alike in group_by_shape(grids):
                 for start in range(0, len(alike), batch_size):
                     positions = alike[start : start + batch_size]
                     batch = torch.stack([grids[position].to(self.device) for position in positions])
@@ -185,15 +206,18 @@ class ImageTokenizationPipeline(Pipeline):
         return_reconstruction: bool | None = None,
         return_latents: bool | None = None,
         on_error: Literal["raise", "skip"] | None = None,
+        output_format: OutputFormat | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if on_error not in (None, "raise", "skip"):
             raise ValueError(f'`on_error` must be "raise" or "skip", got {on_error!r}.')
+        check_output_format(output_format)
         preprocess = {"on_error": on_error}
         forward = {"return_reconstruction": return_reconstruction, "return_latents": return_latents}
         given = [
-            {name: value for name, value in kwargs.items() if value is not None} for kwargs in (preprocess, forward)
+            {name: value for name, value in kwargs.items() if value is not None}
+            for kwargs in (preprocess, forward, {"output_format": output_format})
         ]
-        return given[0], given[1], {}
+        return given[0], given[1], given[2]
 
     def preprocess(  # type: ignore[override]
         self, input_: Any, on_error: Literal["raise", "skip"] = "raise"
@@ -217,6 +241,8 @@ class ImageTokenizationPipeline(Pipeline):
             raise TypeError(f'it is a row with the columns {list(image)}; pass one column, such as `dataset["image"]`')
         if not isinstance(image, _IMAGE_TYPES):
             raise TypeError("an image is a path, a URL, a PIL image, an array or a tensor")
+        if isinstance(image, (str, os.PathLike)) and os.path.isdir(image):
+            raise ValueError("it is a folder, which is read only if it is passed alone")
         if isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim not in (2, 3):
             raise ValueError("an image has two or three axes")
         pixel_values = self.image_processor(image, return_tensors="pt").pixel_values
@@ -231,7 +257,7 @@ class ImageTokenizationPipeline(Pipeline):
         images = input_tensors["image"] if isinstance(input_tensors["image"], list) else [input_tensors["image"]]
         results: list[dict[str, Any]] = [{"error": image["error"]} if "error" in image else {} for image in images]
         self.model.eval()
-        for alike in _group_by_shape([image.get("pixel_values") for image in images]):
+        for alike in group_by_shape([image.get("pixel_values") for image in images]):
             encoded = self.model.encode(torch.cat([images[index]["pixel_values"] for index in alike]))
             columns = {"image_tokens": encoded.image_tokens.cpu()}
             if return_reconstruction:
@@ -244,13 +270,15 @@ class ImageTokenizationPipeline(Pipeline):
                 results[index] = {name: column[row].clone() for name, column in columns.items()}
         return {"results": results}
 
-    def postprocess(self, model_outputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
-        """Returns the result of one image, with pixels as a PIL image."""
+    def postprocess(  # type: ignore[override]
+        self, model_outputs: dict[str, Any], output_format: OutputFormat | None = None
+    ) -> dict[str, Any]:
+        """Returns the result of one image, with pixels as a PIL image or as `output_format` says."""
         results = model_outputs["results"]
         result = dict(results[0] if isinstance(results, list) else results)
         if "reconstruction" in result:
             result["reconstruction"] = self.image_processor.postprocess(result["reconstruction"].unsqueeze(0))[0]
-        return result
+        return to_format(result, output_format)
 
 
 def _is_single(inputs: Any) -> bool:
@@ -276,46 +304,6 @@ def _warn_of_skipped(results: Iterable[dict[str, Any]]) -> Iterator[dict[str, An
         rest = f"\n... and {count - len(errors)} more" if count > len(errors) else ""
         plural = "" if count == 1 else "s"
         logger.warning("Skipped %d image%s:\n%s%s", count, plural, "\n".join(errors), rest)
-
-
-def _group_by_shape(tensors: Sequence[torch.Tensor | None]) -> list[list[int]]:
-    """Groups the positions of tensors that can be stacked. It leaves out `None`."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for position, tensor in enumerate(tensors):
-        if tensor is not None:
-            groups.setdefault(tuple(tensor.shape), []).append(position)
-    return list(groups.values())
-
-
-def _num_axes(tokens: Any, rank: int) -> int:
-    """Counts the axes of nested lists or arrays. A result of the pipeline counts as a grid."""
-    if isinstance(tokens, Mapping):
-        return rank
-    if isinstance(tokens, (np.ndarray, torch.Tensor)):
-        return tokens.ndim
-    if isinstance(tokens, (list, tuple)):
-        return 1 + (_num_axes(tokens[0], rank) if tokens else 0)
-    return 0
-
-
-def _to_grid(tokens: Any, rank: int, name: str) -> torch.Tensor:
-    """Converts tokens to one int64 grid."""
-    if isinstance(tokens, Mapping):
-        if "image_tokens" not in tokens:
-            reason = tokens.get("error", f"it has the keys {list(tokens)}")
-            raise ValueError(f"{name} has no tokens to decode: {reason}. Leave it out of the list.")
-        tokens = tokens["image_tokens"]
-    try:
-        grid = tokens if isinstance(tokens, torch.Tensor) else torch.from_numpy(np.array(tokens))
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{name} is no grid of integers ({error}). Pass a tensor, an array, or nested lists of equal length."
-        ) from error
-    if grid.is_floating_point() or grid.is_complex() or grid.dtype == torch.bool:
-        raise ValueError(f"{name} must hold integers, got {grid.dtype}.")
-    if grid.ndim != rank:
-        raise ValueError(f"{name} must have {rank} axes, got the shape {tuple(grid.shape)}.")
-    return grid.long()
 
 
 __all__ = ["CUSTOM_PIPELINES", "ImageTokenizationPipeline"]

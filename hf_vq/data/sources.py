@@ -18,6 +18,7 @@ import datasets
 from huggingface_hub import HfApi, is_offline_mode
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
+from hf_vq.modeling.folders_vq import IMAGE_EXTENSIONS, walk_folder
 from hf_vq.utils.text import shorten
 
 logger = logging.getLogger(__name__)
@@ -25,9 +26,6 @@ logger = logging.getLogger(__name__)
 AnyDataset: TypeAlias = datasets.Dataset | datasets.IterableDataset
 
 SAMPLE_DATASET = "noto-emoji-32"
-IMAGE_EXTENSIONS = frozenset(
-    ".png .jpg .jpeg .jpe .jfif .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm .tga .jp2 .avif .qoi".split()
-)
 # The words that name a split in folder and parquet file names, and the name the split gets.
 SPLIT_NAMES = {
     "train": "train",
@@ -261,30 +259,14 @@ class _ImageFiles(Source):
 
 
 def _walk(root: Path) -> tuple[list[Path], list[Path]]:
-    """The image files and the parquet files below a folder, each sorted.
-
-    The walk is that of `datasets`' imagefolder. It enters no hidden folder (.ipynb_checkpoints, .thumbnails), no
-    special one (__pycache__, __MACOSX) and no link to a folder, which could lead back up and repeat every image. Links
-    to files are files. A warning names the other files and the links to folders.
-    """
-    images: list[Path] = []
-    tables: list[Path] = []
-    others: list[Path] = []
-    links: list[Path] = []
-    for folder, inner, files in os.walk(root):
-        inner[:] = sorted(name for name in inner if not name.startswith((".", "__")))
-        links += (path for name in inner if (path := Path(folder, name)).is_symlink())
-        for file in files:
-            path = Path(folder, file)
-            extension = path.suffix.lower()
-            if file.startswith("."):
-                continue
-            (images if extension in IMAGE_EXTENSIONS else tables if extension == ".parquet" else others).append(path)
-    if images and others + tables:
-        names = sorted(str(path.relative_to(root)) for path in others + tables)
+    """The image files and the parquet files below a folder. A warning names the other files and links to folders."""
+    images, rest, links = walk_folder(root)
+    tables = [path for path in rest if path.suffix.lower() == ".parquet"]
+    if images and rest:
+        names = [str(path.relative_to(root)) for path in rest]
         logger.warning("%s: left out %d files that are not images: %s", root, len(names), shorten(names))
     if links:
-        names = sorted(str(path.relative_to(root)) for path in links)
+        names = [str(path.relative_to(root)) for path in links]
         logger.warning(
             "%s: left out %d links to folders, which are not followed: %s. Copy or move what they lead to, or give "
             "the folder that holds it",
@@ -292,7 +274,7 @@ def _walk(root: Path) -> tuple[list[Path], list[Path]]:
             len(names),
             shorten(names),
         )
-    return sorted(images), sorted(tables)
+    return images, tables
 
 
 def _group_images(files: list[Path], root: Path) -> dict[str, list[tuple[Path, Path]]]:

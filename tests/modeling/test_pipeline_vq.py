@@ -1,6 +1,7 @@
 """The pipeline "image-tokenization": any form of image to tokens, tokens to images, and what goes wrong on the way."""
 
 import io
+import json
 import socket
 import weakref
 from pathlib import Path
@@ -259,7 +260,6 @@ def bad_images(folder):
         closed = f"http://127.0.0.1:{unused.getsockname()[1]}/a.png"
     return {
         "missing": ("nowhere.png", r"nowhere\.png.*No such file"),
-        "folder": (folder, "No such file"),
         "text": (text, r"notes\.txt.*cannot identify image file"),
         "truncated": (truncated, r"half\.png.*truncated"),
         "truncated PIL": (Image.open(truncated), r"half\.png.*truncated"),
@@ -274,7 +274,7 @@ def bad_images(folder):
     }
 
 
-NAMES = ["missing", "folder", "text", "truncated", "truncated PIL", "unreachable", "base64", "axes", "channels"]
+NAMES = ["missing", "text", "truncated", "truncated PIL", "unreachable", "base64", "axes", "channels"]
 NAMES += ["range", "none", "bytes", "row"]
 
 
@@ -360,7 +360,90 @@ def test_what_cannot_be_decoded_is_named(pipe, images):
     with pytest.raises(ValueError, match=r"Token grid 1 must have 2 axes, got the shape \(2,\)"):
         pipe.decode([[[1, 2], [3, 4]], [1, 2]])
     with pytest.raises(ValueError, match="16"):
-        pipe.decode([[16, 0], [0, 0]])
+        pipe.decode([[[16, 0], [0, 0]]])
+
+
+def test_a_folder_is_read(pipe, files, tokens, tmp_path, caplog):
+    """In the order of names, at any depth; results name their files, and what is no image is told."""
+    for position, path in enumerate(("b.png", "a/z.PNG", "a/c.png", "c/.d.png", ".e/f.png")):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes(files[position].read_bytes())
+    (tmp_path / "a" / "notes.txt").write_text("none")
+    for folder in (str(tmp_path), tmp_path):
+        results = pipe(folder, batch_size=2)
+        assert [result.pop("file") for result in results] == ["a/c.png", "a/z.PNG", "b.png"]
+        assert_tokens(results, tokens[[2, 1, 0]])
+    assert "left out what is no image: a/notes.txt" in caplog.text
+    (tmp_path / "broken.png").write_bytes(b"none")
+    with pytest.raises(ValueError, match="Image 3 .*broken.png.*cannot identify"):
+        pipe(tmp_path)
+    assert pipe(tmp_path, on_error="skip")[3].keys() == {"file", "error"}
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no image in the folder .*empty.*: expected files ending in .*jpg"):
+        pipe(tmp_path / "empty")
+    with pytest.raises(ValueError, match=r"Image 0 \(.*\) .*it is a folder, which is read only if it is passed alone"):
+        pipe([str(tmp_path)])
+
+
+@pytest.mark.parametrize("quantizer", [{}, {"quantizer_type": "residual", "num_groups": 2}], ids=["one", "two"])
+def test_flat_sequences_are_grids_of_the_pipelines_size(images, quantizer):
+    """One or many, in any form; a batch of sequences never becomes one picture."""
+    pipe = make_pipe(**quantizer)
+    batch = torch.stack([result["image_tokens"] for result in pipe(images)])
+    expected = [np.asarray(image) for image in pipe.decode(batch)]
+
+    flat = batch.flatten(1)
+    forms = [flat, flat.tolist(), flat.numpy(), list(flat), iter(flat), *([batch.flatten(1, 2)] if quantizer else [])]
+    for tokens in forms:
+        decoded = pipe.decode(tokens)
+        assert all(np.array_equal(*pair) for pair in zip(decoded, expected, strict=True))
+    for tokens in (flat[0], flat[0].tolist(), *([batch[0].flatten(0, 1)] if quantizer else [])):
+        assert np.array_equal(pipe.decode(tokens), expected[0])
+    sixteen = pipe.decode(flat[:1].expand(16, -1))  # as many sequences as a sequence has tokens
+    assert len(sixteen) == 16 and sixteen[0].size == (16, 16)
+    for tokens in (flat[:, :-1], flat[:, 1:].tolist(), flat[0, :-1]):
+        with pytest.raises(ValueError, match=f"sequences .*{flat.shape[1]} tokens"):
+            pipe.decode(tokens)
+    with pytest.raises(ValueError, match="Token sequence 1 must have the shape"):
+        pipe.decode([flat[0], flat[1, 1:]])
+
+
+def test_a_grid_of_another_size_comes_in_a_list(pipe):
+    """Alone it could be a batch of sequences of another length, so it is refused where the size is fixed."""
+    grid = torch.zeros(2, 6, dtype=torch.long)
+    assert pipe.decode([grid])[0].size == (24, 8)
+    with pytest.raises(ValueError, match=r"shape \(2, 6\) are neither a grid .* 4 x 4, .* 16 tokens.* in a list"):
+        pipe.decode(grid)
+    assert make_pipe(VQImageProcessor(do_center_crop=False)).decode(grid).size == (24, 8)
+    large = make_pipe(VQImageProcessor(image_size=64))
+    assert large.decode(torch.zeros(16, 16, dtype=torch.long)).size == (64, 64)
+
+
+def test_other_formats(pipe, images, tokens):
+    """Arrays, and text that JSON holds; both are read back."""
+    options = {"return_reconstruction": True, "return_latents": True}
+    expected = pipe(images, **options)
+    arrays = pipe(images, output_format="numpy", **options)
+    text = json.loads(json.dumps(pipe(images, output_format="json", **options)))
+    for array, own, result in zip(arrays, text, expected, strict=True):
+        assert np.array_equal(array["image_tokens"], result["image_tokens"].numpy())
+        assert own["image_tokens"] == result["image_tokens"].tolist()
+        assert array["latents"].dtype == np.float32 and own["latents"] == array["latents"].tolist()
+        assert array["reconstruction"].dtype == np.uint8
+        assert np.array_equal(array["reconstruction"], result["reconstruction"])
+        assert_tokens([pipe(own["reconstruction"])], [pipe(result["reconstruction"])["image_tokens"]])
+    for many in (arrays, text):
+        assert all(np.array_equal(*pair) for pair in zip(pipe.decode(many), pipe.decode(tokens), strict=True))
+    assert pipe.decode(tokens[0], output_format="numpy").shape == (16, 16, 3)
+    assert pipe.decode(tokens, output_format="json")[0].startswith("data:image/png;base64,")
+    setting = ImageTokenizationPipeline(pipe.model, image_processor=pipe.image_processor, output_format="json")
+    assert setting(images[0])["image_tokens"] == tokens[0].tolist()
+    assert isinstance(setting.decode(tokens[0]), str) and isinstance(
+        setting.decode(tokens[0], output_format="numpy"), np.ndarray
+    )
+    for call in (pipe, pipe.decode):
+        with pytest.raises(ValueError, match='`output_format` must be "numpy" or "json".*got .list'):
+            call(images if call is pipe else tokens, output_format="list")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
