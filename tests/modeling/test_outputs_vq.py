@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, assert_type
+from typing import TYPE_CHECKING, Any
 
 import torch
+from typing_extensions import assert_type
 
 from hf_vq import (
     GroupVectorQuant,
