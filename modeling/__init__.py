@@ -8,7 +8,7 @@ The files are flat and import nothing but each other (with one dot), torch, NumP
 `save_pretrained` can copy them beside a checkpoint and `trust_remote_code=True` can load them without this package.
 """
 
-from .base_quantizer_vq import Quantizer, QuantizerOutput, get_vq_layers, no_vq
+from .base_quantizer_vq import Quantizer, get_vq_layers, no_vq
 from .codebook_vq import Codebook
 from .configuration_maskgit import PRESETS, MaskGitConfig
 from .configuration_quantizer_vq import RECOMMENDED_QUANTIZER
@@ -25,6 +25,8 @@ from .options_maskgit import MaskGitSampling
 from .pipeline_maskgit import ImageGenerationPipeline
 from .pipeline_vq import ImageTokenizationPipeline
 from .pooling_vq import MaxVecPool2d, SoftMaxVecPool2d
+from .projected_quant_vq import ProjectedQuant
+from .quantizer_output_vq import QuantizerOutput
 from .quantizer_vq import GroupVectorQuant, VectorQuant
 from .quantizers_vq import register_quantizer
 from .residual_vq import ResidualVectorQuant
@@ -44,6 +46,7 @@ __all__ = [
     "MaskGitPreTrainedModel",
     "MaskGitSampling",
     "MaxVecPool2d",
+    "ProjectedQuant",
     "Quantizer",
     "QuantizerOutput",
     "ResidualVectorQuant",

@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,36 +24,7 @@ from torch import nn
 
 from .batch_norm_vq import in_backward
 from .distributed_vq import sum_over_ranks
-from .outputs_vq import ShortOutput
-
-
-@dataclass(repr=False)
-class QuantizerOutput(ShortOutput):
-    """What a quantizer layer returns beside the quantized tensor. `...` are the axes of the input without `dim`.
-
-    A layer of your own has to give `q`; what it leaves at None, `Quantizer` fills in.
-
-    Args:
-        z: the (normalized) input vectors, `(..., groups, code_dim)`, float32 or better; one group for residual layers.
-        z_q: their codes, same shape; with gradient to the codebook, not to `z`.
-        d: Euclidean distance of each vector to its code, `(..., groups)`; of a residual layer, after each level.
-        q: ids of the codes, int64 `(..., groups)`. Ids are global: with separate codebooks, group g's start at
-            `g * num_codes / groups`. None under `no_vq`.
-        loss: `(1 - beta) mean((z - sg z_q)^2) + beta mean((sg z - z_q)^2)`, a scalar.
-        perplexity: exponential of the entropy of the batch's code frequencies, in `[1, num_codes]`, a scalar. In
-            training over all ranks, in eval over this one; 0 for an empty batch.
-        usage: share of the codes used by the batch, in `[0, 1]`, a scalar; over the ranks as `perplexity`.
-        replaced: bool `(num_codes,)`, the codes initialized or replaced at the start of this forward; None if none.
-    """
-
-    z: torch.Tensor | None = None
-    z_q: torch.Tensor | None = None
-    d: torch.Tensor | None = None
-    q: torch.Tensor | None = None
-    loss: torch.Tensor | None = None
-    perplexity: torch.Tensor | None = None
-    usage: torch.Tensor | None = None
-    replaced: torch.Tensor | None = None
+from .quantizer_output_vq import QuantizerOutput, blank, count_ids, describe_counts
 
 
 class AveragedParameter(nn.Parameter):
@@ -117,6 +87,9 @@ class Quantizer(nn.Module):
         code_dim: size of a code.
         enabled: False under `no_vq`.
         takes_nearest: whether a vector's code is the nearest one of a list, which other libraries can hold as well.
+        takes_mask: whether `forward` takes a mask. A call has checked it and made the masked vectors zero. `forward`
+            must leave them out of loss, statistics and updates; what it returns at their places does not matter.
+        fewest_ids: the least ids for each position that `lookup` takes, the first ones; most kinds need all `groups`.
     """
 
     feature_size: int
@@ -126,6 +99,7 @@ class Quantizer(nn.Module):
     groups: int = 1
     enabled: bool = True
     takes_nearest: bool = False
+    takes_mask: bool = False
     _frozen: bool = False
     _no_split_modules: tuple[str, ...] = ()
 
@@ -134,13 +108,26 @@ class Quantizer(nn.Module):
         cls._no_split_modules = (cls.__name__,)  # transformers asks the children of a model
 
     # Any, as of every module: a caller knows which fields of the output are there, a type checker does not.
-    def __call__(self, z: torch.Tensor) -> Any:
+    def __call__(self, z: torch.Tensor, mask: torch.Tensor | None = None) -> Any:
         """Quantizes `z`, of any floating dtype, with `feature_size` along `dim` and any other axes.
 
+        Args:
+            z: the vectors.
+            mask: bool, the shape of `z` without `dim`, for padded sequences. The vectors where it is false take no
+                part in anything: loss, statistics, norms, initialization, inner steps, averages, replacement. They
+                may even be NaN.
+
         Returns:
-            The quantized tensor, of `z`'s shape and dtype, and a `QuantizerOutput`.
+            The quantized tensor, of `z`'s shape and dtype, and a `QuantizerOutput`. Where the mask is false, the
+            quantized tensor is 0 and the ids are -1.
+
+        Raises:
+            ValueError: shape or dtype of `z` or of the mask is another.
+            NotImplementedError: this kind of quantizer takes no mask.
         """
         self._check_input(z)
+        if mask is not None:
+            self._check_mask(z, mask)
         dtype = torch.promote_types(z.dtype, torch.float32)
         if not self.enabled:
             loss = z.new_zeros((), dtype=dtype)
@@ -150,20 +137,33 @@ class Quantizer(nn.Module):
         x = z.to(dtype)
         if self.training and self.is_frozen():
             with _in_eval_mode(self):
-                z_q, output = self._call(x)
+                z_q, output = self._call(x, mask)
         else:
-            z_q, output = self._call(x)
+            z_q, output = self._call(x, mask)
         return z_q.to(z.dtype), output
 
-    def _call(self, x: torch.Tensor) -> tuple[torch.Tensor, QuantizerOutput]:
+    def _call(self, x: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, QuantizerOutput]:
         # The meta device knows no autocast.
         with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
-            z_q, output = super().__call__(x)
+            if mask is None:
+                z_q, output = super().__call__(x)
+            else:
+                x = torch.where(mask.unsqueeze(self.dim), x, 0.0)
+                z_q, output = super().__call__(x, mask)
+                z_q, output = blank(z_q, output, mask, self.dim)
             return z_q, self.complete(output, x, z_q)
 
     def forward(self, z: torch.Tensor) -> tuple[torch.Tensor, QuantizerOutput]:
-        """Quantizes `z`, in float32 or better. Called through the layer itself, which prepares `z`."""
+        """Quantizes `z`, in float32 or better. Called through the layer itself, which prepares `z`.
+
+        With `takes_mask = True` its signature is `forward(self, z, mask=None)`.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not say how it quantizes: write its `forward`.")
+
+    @property
+    def fewest_ids(self) -> int:
+        """See the class."""
+        return self.groups
 
     def lookup(self, q: torch.Tensor) -> torch.Tensor:
         """Quantized vectors of the ids `q` `(..., groups)`, in the layout of the layer's output."""
@@ -254,9 +254,11 @@ class Quantizer(nn.Module):
     # --- for subclasses -------------------------------------------------------------------------------------------
 
     def statistics(self, q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Perplexity and usage of the ids `q`, in training over all ranks; every rank must call it then."""
-        index = q.flatten()
-        counts = torch.zeros(self.num_codes, device=q.device).index_add_(0, index, torch.ones_like(index).float())
+        """Perplexity and usage of the ids `q`, in training over all ranks; every rank must call it then.
+
+        Ids of -1 do not count.
+        """
+        counts = count_ids(q, self.num_codes)
         if self.training and not in_backward():  # a recomputation by activation checkpointing is this rank's affair
             sum_over_ranks(counts)
         return describe_counts(counts)
@@ -269,23 +271,50 @@ class Quantizer(nn.Module):
         """
         if q.is_floating_point() or q.is_complex() or q.dtype == torch.bool:
             raise ValueError(f"expected integer ids, got {q.dtype}")
-        if q.ndim == 0 or q.shape[-1] != self.groups:
-            raise ValueError(f"expected ids of shape (..., {self.groups}), got {tuple(q.shape)}")
+        if q.ndim == 0 or not self.fewest_ids <= q.shape[-1] <= self.groups:
+            least = f"{self.fewest_ids} to " if self.fewest_ids < self.groups else ""
+            raise ValueError(f"expected ids of shape (..., {least}{self.groups}), got {tuple(q.shape)}")
         q = q.long()
         if torch.compiler.is_compiling() or q.is_meta or not q.numel():
             return q
-        if not 0 <= int(q.min()) <= int(q.max()) < self.num_codes:
-            raise ValueError(f"ids must be in [0, {self.num_codes}), got {int(q.min())} to {int(q.max())}")
+        low, high = int(q.min()), int(q.max())
+        if not 0 <= low <= high < self.num_codes:
+            hint = ". -1 says that there is no code: pass `q[mask]`, or fewer levels" if low == -1 else ""
+            raise ValueError(f"ids must be in [0, {self.num_codes}), got {low} to {high}{hint}")
         return q
 
     def _check_input(self, z: torch.Tensor) -> None:
-        if z.ndim < 2 or z.shape[self.dim] != self.feature_size:
+        has_axis = z.ndim >= 2 and -z.ndim <= self.dim < z.ndim
+        if not has_axis or z.shape[self.dim] != self.feature_size:
+            fitting = [axis for axis, size in enumerate(z.shape) if size == self.feature_size]
+            hint = ""
+            if z.ndim >= 2 and fitting:
+                axis = -1 if fitting[-1] == z.ndim - 1 else fitting[0]
+                layout = ": (batch, positions, features)" if axis == -1 and z.ndim == 3 else ""
+                hint = f". Did you mean dim={axis}{layout}? Pass it when you build the layer"
             raise ValueError(
                 f"expected at least 2 axes with feature_size={self.feature_size} along dim={self.dim}, "
-                f"got shape {tuple(z.shape)}"
+                f"got shape {tuple(z.shape)}{hint}"
             )
         if not z.is_floating_point():
             raise ValueError(f"expected a floating point tensor, got {z.dtype}")
+
+    def _check_mask(self, z: torch.Tensor, mask: torch.Tensor) -> None:
+        if not self.takes_mask:
+            raise NotImplementedError(
+                f"{type(self).__name__} takes no mask. Its class says that it does with `takes_mask = True` and a "
+                "`forward(self, z, mask=None)` that leaves masked vectors out of loss, statistics and updates. "
+                "Without it, call the layer on the vectors that count alone."
+            )
+        if mask.dtype != torch.bool:
+            raise ValueError(f"a mask must be bool, true where a vector counts, got {mask.dtype}. Pass `mask.bool()`")
+        expected = list(z.shape)
+        del expected[self.dim]
+        if list(mask.shape) != expected:
+            raise ValueError(
+                f"a mask must have the shape of the input without dim={self.dim}, {tuple(expected)}, "
+                f"got {tuple(mask.shape)} for an input of {tuple(z.shape)}"
+            )
 
     def complete(self, output: QuantizerOutput, z: torch.Tensor, z_q: torch.Tensor) -> QuantizerOutput:
         """The output with what `forward` left out. A call does it by itself; a forward hook sees the output before."""
@@ -303,13 +332,6 @@ class Quantizer(nn.Module):
         if output.perplexity is None or output.usage is None:
             missing["perplexity"], missing["usage"] = self.statistics(output.q)
         return dataclasses.replace(output, **missing) if missing else output
-
-
-def describe_counts(counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Perplexity and usage of codes that were used so often, `(num_codes,)`."""
-    frequency = counts / counts.sum().clamp_min(1)
-    perplexity = (-torch.xlogy(frequency, frequency).sum()).exp() * (counts.sum() > 0)
-    return perplexity, (counts > 0).to(frequency.dtype).mean()
 
 
 @contextmanager

@@ -193,7 +193,9 @@ def observe_moments(codebook: Codebook, book: int, vectors: torch.Tensor) -> Non
 
 
 @torch.no_grad()
-def inner_step(codebook: Codebook, vectors: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+def inner_step(
+    codebook: Codebook, vectors: torch.Tensor, index: torch.Tensor, takes_part: torch.Tensor | None = None
+) -> torch.Tensor:
     """One inner step on the commitment loss, for the codes alone; assignments are kept.
 
     - "sgd": gradient step with momentum 0.9 on `mean((c[index] - sg z)^2)`, through the affine map to raw codes. The
@@ -206,6 +208,8 @@ def inner_step(codebook: Codebook, vectors: torch.Tensor, index: torch.Tensor) -
     Args:
         vectors: `(N, code_dim)`.
         index: int64 `(N,)`, global ids.
+        takes_part: bool `(num_codes,)`, the codes that the batch could use; None for all. The averages of the others
+            stay as they are.
 
     Returns:
         Number of vectors of each code over all ranks, `(num_codes,)`, in the vectors' dtype.
@@ -224,8 +228,11 @@ def inner_step(codebook: Codebook, vectors: torch.Tensor, index: torch.Tensor) -
         lost = (codebook.num_forwards > 0) & (codebook.ema_count.sum() == 0)
         codebook.ema_count.copy_(torch.where(lost, 1.0, codebook.ema_count))
         codebook.ema_sum.copy_(torch.where(lost, codebook.effective(vectors.dtype), codebook.ema_sum))
-        codebook.ema_count.lerp_(counts.to(codebook.ema_count.dtype), 1 - codebook.codebook_decay)
-        codebook.ema_sum.lerp_(sums.to(codebook.ema_sum.dtype), 1 - codebook.codebook_decay)
+        for average, value in ((codebook.ema_count, counts), (codebook.ema_sum, sums)):
+            value = value.to(average.dtype)
+            if takes_part is not None:
+                value = torch.where(takes_part.view(-1, *[1] * (value.ndim - 1)), value, average)
+            average.lerp_(value, 1 - codebook.codebook_decay)
         codebook.overwrite((codebook.ema_sum / codebook.ema_count.clamp_min(1e-12)[:, None]).to(vectors.dtype), used)
     elif codebook.alternating_kind == "centroid":
         codes = codebook.effective(vectors.dtype)
@@ -264,12 +271,16 @@ def _step_limit(codebook: Codebook, raw: torch.Tensor, curvature: torch.Tensor) 
 
 
 @torch.no_grad()
-def end_forward(codebook: Codebook, counts: torch.Tensor) -> None:
-    """Closes a training forward: `counts` `(num_codes,)` are the uses of each code over all ranks."""
+def end_forward(codebook: Codebook, counts: torch.Tensor, takes_part: torch.Tensor | None = None) -> None:
+    """Closes a training forward: `counts` `(num_codes,)` are the uses of each code over all ranks.
+
+    A code that the batch could not use, where `takes_part` is false, is not one that was left unused.
+    """
     codebook.num_forwards.add_(1)
-    codebook.unused_steps.add_(1).masked_fill_(counts > 0, 0)
+    codebook.unused_steps.add_(1 if takes_part is None else takes_part.long()).masked_fill_(counts > 0, 0)
     if codebook.last_counts is not None:
-        codebook.last_counts.copy_(counts)
+        known = counts if takes_part is None else torch.where(takes_part, counts, codebook.last_counts)
+        codebook.last_counts.copy_(known)
 
 
 def _finite(vectors: torch.Tensor) -> torch.Tensor:

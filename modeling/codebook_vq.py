@@ -20,6 +20,7 @@ from transformers import initialization as init
 
 from .base_quantizer_vq import AveragedParameter
 from .precision_vq import at_least_float32
+from .quantizer_output_vq import count_ids
 
 MAX_NORM = 10.0
 _MIN_SCALE = 1e-4
@@ -247,11 +248,13 @@ class Codebook(nn.Module):
         """First and one past the last code of an (almost) equal share of the codes."""
         return part * self.num_codes // num_parts, (part + 1) * self.num_codes // num_parts
 
+    def in_first_books(self, number: int) -> torch.Tensor:
+        """bool `(num_codes,)`: the codes of the first books."""
+        return torch.arange(self.num_codes, device=self.weight.device) < self.part(number, self.num_books)[0]
+
     def count(self, index: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """This rank's uses of each code, `(num_codes,)`."""
-        index = index.flatten()
-        ones = torch.ones_like(index, dtype=dtype)
-        return torch.zeros(self.num_codes, dtype=dtype, device=index.device).index_add_(0, index, ones)
+        """This rank's uses of each code, `(num_codes,)`; an id of -1 is no use."""
+        return count_ids(index, self.num_codes, dtype)
 
     # --- training-only state ------------------------------------------------------------------------------------
 

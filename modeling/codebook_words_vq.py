@@ -18,6 +18,8 @@ def describe_codebook(kind: str, config: Any) -> str:
     parts = [f"{codes[kind]} per position"]
     if config.num_groups > 1:
         parts.append("shared codebook" if config.share_codebook else "separate codebooks")
+    if kind == "residual" and config.quantizer_dropout:
+        parts.append(f"quantizer dropout {config.quantizer_dropout:g}")
     if config.codebook_update == "ema":
         parts.append("EMA codebook")
     if config.gradient_estimator == "rotation":

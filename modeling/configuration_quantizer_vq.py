@@ -62,12 +62,13 @@ RECOMMENDED_QUANTIZER: dict[str, Any] = {
 
 _CODEBOOK = {name: name for name in (*RECOMMENDED_QUANTIZER, "codebook_decay")}
 _GROUPS = {"groups": "num_groups", "share": "share_codebook"}
+_LEVELS = _GROUPS | {"quantizer_dropout": "quantizer_dropout"}
 # Arguments of a kind's layer -> fields, beside `feature_size`, `num_codes` and `dim`, which every kind takes. Layers
 # of other kinds get `quantizer_options`.
 _FIELDS: dict[str, dict[str, str]] = {
     "vector": _CODEBOOK,
     "group": _CODEBOOK | _GROUPS,
-    "residual": _CODEBOOK | _GROUPS,
+    "residual": _CODEBOOK | _LEVELS,
     "fsq": {"levels": "levels", "activation": "level_activation"},
 }
 
@@ -89,6 +90,8 @@ class QuantizerConfig(HubConfig):
         num_groups: Slices of a `"group"` quantizer (must divide the size of the vectors) or levels of a `"residual"`
             one.
         share_codebook: Whether all groups or levels use one codebook. If not, `num_codes` is split evenly among them.
+        quantizer_dropout: `"residual"` only. Share of the training batches, in [0, 1], that use only the first levels,
+            a random number of them, so that the first levels alone become a coarser description.
         beta: Weight of the codebook's term of the commitment loss, in [0, 1]; the encoder's term gets `1 - beta`.
         sync_nu: Weight of the task gradient that codes receive (synchronized commitment), at least 0.
         affine_lr: Scale of the learned affine map of the codes, at least 0; 0 turns it off.
@@ -119,6 +122,7 @@ class QuantizerConfig(HubConfig):
     level_activation: _LevelActivation = "tanh"
     num_groups: int = 1
     share_codebook: bool = True
+    quantizer_dropout: float | int = 0.0
     beta: float | int = RECOMMENDED_QUANTIZER["beta"]
     sync_nu: float | int = RECOMMENDED_QUANTIZER["sync_nu"]
     affine_lr: float | int = RECOMMENDED_QUANTIZER["affine_lr"]
@@ -172,6 +176,10 @@ class QuantizerConfig(HubConfig):
         if self.num_groups != 1 and kind in ("vector", "fsq"):
             raise ValueError(
                 f'`num_groups={self.num_groups}` needs `quantizer_type` "group" or "residual", got "{kind}".'
+            )
+        if self.quantizer_dropout and kind != "residual":
+            raise ValueError(
+                f'`quantizer_dropout={self.quantizer_dropout}` needs `quantizer_type="residual"`, got "{kind}".'
             )
         if self.levels is not None and kind != "fsq":
             raise ValueError(f'`levels={self.levels}` needs `quantizer_type="fsq"`, got "{kind}".')
@@ -266,6 +274,14 @@ def _check_groups(kind: str, arguments: Mapping[str, Any], say: Callable[[str], 
             f"{running} needs {say('affine_groups=1')}, got {arguments['affine_groups']}: "
             "running moments are those of a whole codebook."
         )
+    dropout = arguments.get("quantizer_dropout", 0)
+    if not 0 <= dropout <= 1:
+        raise ValueError(
+            f"{say('quantizer_dropout')} must be in [0, 1], the share of the batches that leave out levels, "
+            f"got {dropout}."
+        )
+    if dropout and groups == 1:
+        raise ValueError(f"{say(f'quantizer_dropout={dropout}')} needs more than one level, got {say('groups=1')}.")
     if not share and num_codes % groups:
         raise ValueError(
             f"{say('groups')} must divide {say('num_codes')}, got {groups} and {num_codes}: the codes must be "

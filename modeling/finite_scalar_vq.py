@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from .base_quantizer_vq import Quantizer, QuantizerOutput
+from .base_quantizer_vq import Quantizer
 from .configuration_quantizer_vq import check_quantizer
 from .gradient_vq import pass_gradient
+from .quantizer_output_vq import QuantizerOutput
 
 MAX_LISTED_CODES = 2**20
 _MARGIN = 1e-3  # of the bound beyond the outermost levels, so that these can be reached
@@ -52,6 +53,8 @@ class FiniteScalarQuant(Quantizer):
         ValueError: for levels that make no sense, or that do not fit the other arguments.
     """
 
+    takes_mask = True
+
     def __init__(
         self,
         feature_size: int | None = None,
@@ -68,8 +71,8 @@ class FiniteScalarQuant(Quantizer):
         arguments = {name: getattr(self, name) for name in ("feature_size", "num_codes", "levels", "activation")}
         check_quantizer("fsq", arguments)
 
-    def forward(self, z: torch.Tensor) -> tuple[torch.Tensor, QuantizerOutput]:
-        """Quantizes `z`; its gradient passes the rounding straight through."""
+    def forward(self, z: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, QuantizerOutput]:
+        """Quantizes `z`; its gradient passes the rounding straight through. There is nothing to mask in here."""
         bounded = self._bounded(z.moveaxis(self.dim, -1))
         rounded = bounded.round()
         values, codes = (each / self._half_widths(z) for each in (bounded, rounded))

@@ -182,7 +182,8 @@ class VQModel(VQPreTrainedModel):
 
         Args:
             image_tokens: Ids in [0, num_codes), any integer dtype: (batch, h, w), or (batch, h, w, groups) for
-                a quantizer with more than one group.
+                a quantizer with more than one group. Of a residual quantizer the first levels are enough: the codes
+                that they stand for are coarser.
             quantized_states: (batch, embed_dim, h, w).
 
         Returns:
@@ -224,9 +225,11 @@ class VQModel(VQPreTrainedModel):
                 f"`image_tokens` must have the shape (batch, height, width), got {tuple(image_tokens.shape)}. "
                 "Reshape a flat sequence of tokens to its grid."
             )
-        if groups > 1 and (image_tokens.ndim != 4 or image_tokens.shape[-1] != groups):
+        fewest = self.quantize.fewest_ids
+        if groups > 1 and (image_tokens.ndim != 4 or not fewest <= image_tokens.shape[-1] <= groups):
+            last = groups if fewest == groups else f"{fewest} to {groups}"
             raise ValueError(
-                f"`image_tokens` must have the shape (batch, height, width, {groups}) for {groups} groups, "
+                f"`image_tokens` must have the shape (batch, height, width, {last}) for {groups} groups, "
                 f"got {tuple(image_tokens.shape)}."
             )
         image_tokens = image_tokens.long()

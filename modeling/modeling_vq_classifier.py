@@ -25,12 +25,12 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from .alexnet_vq import AlexNet
-from .base_quantizer_vq import QuantizerOutput
 from .batch_norm_vq import in_backward
 from .configuration_vq_classifier import VQImageClassificationConfig
 from .modeling_vq import VQPreTrainedModel
 from .outputs_vq import ShortOutput, returns_tuples
 from .pixel_range_vq import refuse_8_bit_values, require_floating_point
+from .quantizer_output_vq import QuantizerOutput
 from .quantizers_vq import build_quantizer
 
 

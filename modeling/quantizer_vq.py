@@ -5,13 +5,12 @@
 """Quantizer layers: straight-through vector quantization with the parts of Huh et al. (ICML 2023).
 
 A layer owns its inner steps, clocks and collectives: a training loop calls it and steps an optimizer, nothing more.
-`VectorQuant`, `GroupVectorQuant` and `ResidualVectorQuant` take the arguments and defaults of vqtorch.
+`VectorQuant`, `GroupVectorQuant` and `ResidualVectorQuant` take vqtorch's arguments, with its defaults. But its
+`cb_norm="l2"` is `"clip"` here, and `inplace_optimizer` is refused: docs/coming-from-vqtorch.md has the table.
 """
 
 from __future__ import annotations
 
-import math
-from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .base_quantizer_vq import Quantizer, QuantizerOutput, describe_counts, get_vq_layers, no_vq
-from .batch_norm_vq import BatchNorm1d, in_backward
+from .base_quantizer_vq import Quantizer, get_vq_layers, no_vq
+from .batch_norm_vq import in_backward
 from .codebook_updates_vq import (
     begin_forward,
     collect_vectors,
@@ -39,11 +38,10 @@ from .codebook_words_vq import codebook_works, describe_codebook
 from .configuration_quantizer_vq import check_quantizer
 from .distributed_vq import sum_over_ranks
 from .gradient_vq import pass_gradient
+from .input_norm_vq import apply_norm_layer, build_norm_layer
 from .nearest_vq import nearest_code
-from .precision_vq import at_least_float32
-
-# Forwards before their backward whose ids are kept, in case activation checkpointing runs them again.
-_REMEMBERED_FORWARDS = 16
+from .quantizer_output_vq import QuantizerOutput, describe_counts
+from .recent_forwards_vq import RecentForwards
 
 
 class VectorQuant(Quantizer):
@@ -83,7 +81,9 @@ class VectorQuant(Quantizer):
 
     kind = "vector"
     share = True
+    quantizer_dropout: float = 0.0
     takes_nearest = True
+    takes_mask = True
 
     def __init__(
         self,
@@ -134,7 +134,8 @@ class VectorQuant(Quantizer):
             "cb_norm": cb_norm,
         }
         mine = {"beta": beta, "sync_nu": sync_nu, "norm": norm, "gradient_estimator": gradient_estimator}
-        shape = {"feature_size": feature_size, "num_codes": num_codes, "groups": self.groups, "share": self.share}
+        shape: dict[str, Any] = {"feature_size": feature_size, "num_codes": num_codes}
+        shape |= {"groups": self.groups, "share": self.share, "quantizer_dropout": self.quantizer_dropout}
         check_quantizer(self.kind, codebook | mine | shape)
         num_books = 1 if self.share else self.groups
 
@@ -142,36 +143,34 @@ class VectorQuant(Quantizer):
         self.code_dim = feature_size // self._num_vectors
         self.beta, self.sync_nu = beta, sync_nu
         self.norm, self.gradient_estimator = norm, gradient_estimator
-        self.norm_layer: nn.Module | None = None
-        if norm == "bn":
-            self.norm_layer = BatchNorm1d(feature_size)
-        elif norm == "gn":
-            self.norm_layer = nn.GroupNorm(math.gcd(32, feature_size), feature_size, 1e-6, dtype=at_least_float32())
-        elif norm == "in":
-            self.norm_layer = nn.InstanceNorm1d(feature_size)
+        self.norm_layer = build_norm_layer(norm, feature_size)
         self.codebook = Codebook(num_codes, self.code_dim, num_books, kmeans_init=kmeans_init, **codebook)
-        self._recent: deque[tuple[torch.Tensor, torch.Tensor]] = deque(maxlen=_REMEMBERED_FORWARDS)
+        self._recent = RecentForwards()
 
-    def forward(self, z: torch.Tensor) -> tuple[torch.Tensor, QuantizerOutput]:
+    def forward(self, z: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, QuantizerOutput]:
         """Quantizes `z`, in float32 or better.
 
         Returns:
             The quantized tensor, of `z`'s shape, and a `QuantizerOutput`. Its value is that of the codes, to the bit;
             its gradient goes to `z` by the gradient estimator.
         """
-        x = self._prepare(z)
+        x = self._prepare(z, mask)
         leading = x.shape[:-2]
         x = x.flatten(0, -3)  # (N, groups, code_dim)
+        kept = None if mask is None else mask.flatten()
         codebook = self.codebook
         if not self.training:
             index = self._assign(x)[1]
-            counts = codebook.count(index)
+            counts = codebook.count(index if kept is None else index.masked_fill(~kept[:, None], -1))
         else:
-            index, counts = self._train_codebook(x.detach())
+            index, counts = self._train_codebook(x.detach(), kept)
 
         z_q = self._read(codebook(x.dtype), index)
+        size: Any = max(1, x.numel())
+        if kept is not None:  # zero as their vectors are, so that they add nothing to the loss
+            z_q = torch.where(kept[:, None, None], z_q, 0.0)
+            size = (kept.sum() * (x.shape[1] * x.shape[2])).clamp_min(1).to(x.dtype)
         squared = (x.detach() - z_q).square().sum(-1)
-        size = max(1, x.numel())
         loss = squared.sum() / size
         if torch.is_grad_enabled():  # the two terms have one value
             loss = self.beta * loss + (1 - self.beta) * ((x - z_q.detach()).square().sum() / size)
@@ -191,15 +190,26 @@ class VectorQuant(Quantizer):
         return self._restore(quantized.unflatten(0, leading)), output
 
     @torch.compiler.disable
-    def _train_codebook(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _train_codebook(self, x: torch.Tensor, kept: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """All that changes the codebook in a training forward. Returns ids and their counts over all ranks.
 
         It stays out of compiled graphs. Its shapes and branches depend on the values, and its collectives and random
-        draws have to happen in the order of an uncompiled run.
+        draws have to happen in the order of an uncompiled run. It sees the vectors `x` `(N, groups, code_dim)` where
+        `kept` `(N,)` is true.
         """
+        if kept is None or x.is_meta:
+            return self._update_codebook(x)
+        found, counts = self._update_codebook(x[kept])
+        index = found.new_full((len(x), *found.shape[1:]), -1)
+        index[kept] = found
+        return index, counts
+
+    def _update_codebook(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         codebook = self.codebook
         if in_backward():  # activation checkpointing recomputes: the same codes again, and no second update
-            index = self._recall(x)
+            index = self._recent.find(x)
+            if index is None:
+                index = self._assign(x)[1]
             return index, codebook.count(index)
         begin_forward(codebook)
         has_values = not x.is_meta  # without values nothing says which codes have to be written anew
@@ -215,29 +225,26 @@ class VectorQuant(Quantizer):
             assert dead is not None
             for book, vectors in enumerate(books if bool(dead.any()) else []):
                 replace_codes(codebook, dead, book, vectors)
-        vectors, index = self._assign(x, observe=codebook.running_affine)
+        levels = self._draw_levels(x)
+        takes_part = codebook.in_first_books(levels) if levels < self.groups and not self.share else None
+        vectors, index = self._assign(x, levels, observe=codebook.running_affine)
         steps = 1 if codebook.codebook_update == "ema" else codebook.alternating_steps
         for number in range(steps):
             if number:
-                vectors, index = self._assign(x)
-            counts = inner_step(codebook, vectors.flatten(0, 1), index.flatten())
+                vectors, index = self._assign(x, levels)
+            counts = inner_step(codebook, vectors.flatten(0, 1), index.flatten(), takes_part)
         if steps == 0:
             counts = codebook.count(index)
             sum_over_ranks(counts)
-        end_forward(codebook, counts)
-        self._recent.append((_probe(x), index))
+        end_forward(codebook, counts, takes_part)
+        if levels < self.groups:
+            index = F.pad(index, (0, self.groups - levels), value=-1)
+        self._recent.add(x, index)
         return index, counts
-
-    def _recall(self, x: torch.Tensor) -> torch.Tensor:
-        """Ids that a recent training forward gave to `x`; found anew if it is forgotten."""
-        probe = _probe(x)
-        for seen, index in reversed(self._recent if not x.is_meta else ()):
-            if torch.equal(seen, probe):
-                return index
-        return self._assign(x)[1]
 
     # --- what group and residual layers do differently ------------------------------------------------------------
 
+    @torch.no_grad()
     def _initialize(self, x: torch.Tensor) -> None:
         num_parts = self.codebook.num_books
         for part in range(num_parts):
@@ -248,9 +255,18 @@ class VectorQuant(Quantizer):
     def _vectors_of_books(self, x: torch.Tensor) -> list[torch.Tensor]:
         return [x.flatten(0, 1)] if self.share else list(x.unbind(1))
 
+    def _draw_levels(self, x: torch.Tensor) -> int:
+        """How many of the groups a training batch uses, the first ones."""
+        return self.groups
+
     @torch.no_grad()
-    def _assign(self, x: torch.Tensor, observe: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        """Nearest codes of `x` `(N, groups, code_dim)`: what was compared, `(N, groups', code_dim)`, and ids."""
+    def _assign(
+        self, x: torch.Tensor, levels: int | None = None, observe: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Nearest codes of `x` `(N, groups, code_dim)`: what was compared, `(N, groups', code_dim)`, and ids.
+
+        A residual layer takes only the first `levels`.
+        """
         books = self._vectors_of_books(x)
         if observe:
             for book, vectors in enumerate(books):
@@ -264,8 +280,8 @@ class VectorQuant(Quantizer):
         return x, index
 
     def _read(self, codes: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        """Vectors `(N, groups, code_dim)` that the ids `(N, groups)` stand for."""
-        return F.embedding(index, codes)
+        """Vectors `(N, groups, code_dim)` that the ids `(N, groups)` stand for; of -1, any."""
+        return F.embedding(index.clamp_min(0), codes)
 
     def _distance(self, x: torch.Tensor, index: torch.Tensor, squared: torch.Tensor) -> torch.Tensor:
         """`d`, given the squared distances of the output."""
@@ -273,36 +289,23 @@ class VectorQuant(Quantizer):
 
     # --- shapes and norms -----------------------------------------------------------------------------------------
 
-    def _prepare(self, z: torch.Tensor) -> torch.Tensor:
-        """`(..., groups, code_dim)`, normalized and contiguous.
+    def _prepare(self, z: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """`(..., groups, code_dim)`, normalized and contiguous; zero where the mask is false, as `z` is.
 
         A reshape that copies is one `_unsafe_view`, whose shape torch 2.13 forgets where a compiled graph ends with it
         (the result is an error or garbage). So copies are made by `contiguous`, and reshapes are views.
         """
         x = z.moveaxis(self.dim, -1).contiguous()
         if self.norm_layer is not None:
-            x = self._apply_norm_layer(x)
+            x = apply_norm_layer(self.norm_layer, x, mask)
+            if mask is not None:
+                x = torch.where(mask[..., None], x, 0.0)
         x = x.unflatten(-1, (self._num_vectors, self.code_dim))
         return normalize(x, self.norm)
 
     @property
     def _num_vectors(self) -> int:
         return self.groups
-
-    def _apply_norm_layer(self, x: torch.Tensor) -> torch.Tensor:
-        assert self.norm_layer is not None
-        shape, dtype = x.shape, x.dtype
-        if x.numel():
-            weight = getattr(self.norm_layer, "weight", None)
-            x = x.reshape(shape[0], -1, shape[-1]).transpose(1, 2)
-            x = self.norm_layer(x if weight is None else x.to(weight.dtype)).transpose(1, 2)
-            x = x.contiguous().reshape(shape).to(dtype)
-        elif self.training:  # its parameters stay part of the graph, for ranks with data wait for their gradients
-            for parameter in self.norm_layer.parameters():
-                x = x + 0 * parameter.sum()
-        if self.training and isinstance(self.norm_layer, BatchNorm1d) and not in_backward():
-            self.norm_layer.average_over_ranks()
-        return x
 
     def _restore(self, x: torch.Tensor) -> torch.Tensor:
         return x.flatten(-2).moveaxis(-1, self.dim)
@@ -324,7 +327,7 @@ class VectorQuant(Quantizer):
         """
         q = self.check_ids(q)
         leading = q.shape[:-1]
-        vectors = self._read(self.codebook(), q.reshape(-1, self.groups))
+        vectors = self._read(self.codebook(), q.reshape(-1, q.shape[-1]))
         return self._restore(vectors.unflatten(0, leading or (1,)))
 
     def unquantized(self, z: torch.Tensor) -> torch.Tensor:
@@ -388,12 +391,6 @@ class GroupVectorQuant(VectorQuant):
     def __init__(self, feature_size: int, num_codes: int, groups: int = 1, share: bool = True, **kwargs):
         self.groups, self.share = groups, share
         super().__init__(feature_size, num_codes, **kwargs)
-
-
-def _probe(x: torch.Tensor) -> torch.Tensor:
-    """A few entries of `x` and its size, by which a recomputed input is known again."""
-    flat = x.flatten()
-    return torch.cat([flat[:: max(1, flat.numel() // 256)], flat.new_tensor([flat.numel()])])
 
 
 __all__ = ["GroupVectorQuant", "QuantizerOutput", "VectorQuant", "get_vq_layers", "no_vq"]

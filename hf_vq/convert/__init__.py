@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from hf_vq.convert.checkpoints import convert_state_dict as convert_state_dict
     from hf_vq.convert.checkpoints import save_for_diffusers as save_for_diffusers
     from hf_vq.convert.layouts import LAYOUTS as LAYOUTS
+    from hf_vq.convert.vector_quantize_pytorch import LayerConversion as LayerConversion
+    from hf_vq.convert.vector_quantize_pytorch import (
+        convert_vector_quantize_pytorch as convert_vector_quantize_pytorch,
+    )
     from hf_vq.convert.vqtorch import load_vqtorch_state_dict as load_vqtorch_state_dict
 
 __all__, __getattr__, __dir__ = lazy_names(
@@ -17,6 +21,7 @@ __all__, __getattr__, __dir__ = lazy_names(
     {
         "checkpoints": ["Conversion", "convert_checkpoint", "convert_state_dict", "save_for_diffusers"],
         "layouts": ["LAYOUTS"],
+        "vector_quantize_pytorch": ["LayerConversion", "convert_vector_quantize_pytorch"],
         "vqtorch": ["load_vqtorch_state_dict"],
     },
 )

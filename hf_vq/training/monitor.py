@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_vq.metrics.base import perplexity
-from hf_vq.modeling.base_quantizer_vq import Quantizer, QuantizerOutput, get_vq_layers
+from hf_vq.modeling.base_quantizer_vq import Quantizer, get_vq_layers
+from hf_vq.modeling.quantizer_output_vq import QuantizerOutput
 from hf_vq.training.callbacks import ObservedTrainer, TrainerCallback
 from hf_vq.training.checkpoints import CheckpointError
 from hf_vq.training.order import Batch, evaluation_batches

@@ -32,7 +32,9 @@ CASES = {
         8, 32, groups=2, share=False, affine_mode="running", **(FULL | {"affine_lr": 0.0})
     ),
     "residual shared": lambda: ResidualVectorQuant(8, 32, groups=2, share=True, **FULL),
+    "quantizer dropout": lambda: ResidualVectorQuant(8, 32, groups=4, share=False, quantizer_dropout=1.0, **FULL),
 }
+MASKED = ("full", "running busy", "ema", "batch norm", "quantizer dropout")
 # Images of each rank in each step: equal, unequal, empty on one rank and then on the other, empty on both.
 SIZES = [(4, 4), (4, 2), (0, 4), (4, 0), (0, 0), (3, 4)]
 
@@ -53,7 +55,9 @@ def disagreements(layer: VectorQuant, out) -> list[str]:
     return found
 
 
-def run(name: str, layers: dict[str, VectorQuant], rank: int, sizes: list[tuple[int, int]]) -> dict:
+def run(
+    name: str, layers: dict[str, VectorQuant], rank: int, sizes: list[tuple[int, int]], masked: bool = False
+) -> dict:
     layer = layers[name]
     model = DistributedDataParallel(layer) if any(p.requires_grad for p in layer.parameters()) else layer
     optimizer = torch.optim.SGD([p for p in layer.parameters() if p.requires_grad] or [torch.zeros(1)], 0.1)
@@ -61,7 +65,8 @@ def run(name: str, layers: dict[str, VectorQuant], rank: int, sizes: list[tuple[
     bad = []
     for step, size in enumerate(sizes):
         z = torch.randn(size[rank], 8, 3, 3, generator=generator) * (1 + rank) + rank
-        z_q, out = model(z.requires_grad_())
+        mask = (torch.rand(size[rank], 3, 3, generator=generator) > 0.7 * rank + 0.1 * step,) if masked else ()
+        z_q, out = model(z.requires_grad_(), *mask)
         loss = z_q.square().sum() / 100 + out.loss
         if loss.requires_grad:
             loss.backward()
@@ -89,6 +94,10 @@ def main() -> None:
             result = run(name, layers, rank, SIZES if name != "collecting" else [(4, 2)] * 14)
             if rank == 0:
                 print(json.dumps({"name": name, "built": when, **result}), flush=True)
+    for name in MASKED:  # fewer and fewer vectors count, of rank 1 none in the later steps
+        result = run(name, {name: CASES[name]()}, rank, SIZES, masked=True)
+        if rank == 0:
+            print(json.dumps({"name": f"{name}, masked", "built": "after", **result}), flush=True)
 
     # Eval calls no collective: only one rank runs it, and it would hang otherwise.
     if rank == 0:
@@ -131,15 +140,20 @@ def main() -> None:
     both = torch.randn(6, 8, 3, 3)
     out = layer(both[:4] if rank == 0 else both[4:])[1]
     codes = layer.get_codebook()
+    # So they are where the vectors of the two batches stand in one padded batch on each rank.
+    torch.manual_seed(0)
+    padded = VectorQuant(8, 32, alternating_steps=1, alternating_lr=1.0)
+    mask = torch.arange(6)[:, None, None].expand(6, 3, 3) < 4
+    padded(both, mask if rank == 0 else ~mask)
+    padded_codes = padded.get_codebook()
     dist.barrier()
     dist.destroy_process_group()
     if rank == 0:
         torch.manual_seed(0)
         alone = VectorQuant(8, 32, alternating_steps=1, alternating_lr=1.0)
         expected = alone(both)[1]
-        same = torch.allclose(codes, alone.get_codebook(), atol=1e-5) and torch.equal(
-            out.perplexity, expected.perplexity
-        )
+        same = torch.equal(out.perplexity, expected.perplexity) and torch.equal(padded_codes, codes)
+        same &= torch.allclose(codes, alone.get_codebook(), atol=1e-5)
         result = {
             "name": "as one process",
             "built": "after",

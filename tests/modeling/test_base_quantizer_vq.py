@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_vq import VectorQuant, get_vq_layers, no_vq
+from hf_vq import FiniteScalarQuant, VectorQuant, get_vq_layers, no_vq
 from hf_vq.modeling.base_quantizer_vq import Quantizer, QuantizerOutput
 
 
@@ -108,3 +108,25 @@ def test_what_is_not_written_says_so() -> None:
 def test_models_keep_a_layer_whole() -> None:
     """Every kind names itself among the modules that must not be split over devices."""
     assert Signs._no_split_modules == ("Signs",) and VectorQuant._no_split_modules == ("VectorQuant",)
+
+
+@pytest.mark.parametrize(
+    ("dim", "shape", "words"),
+    [
+        (1, (4, 9, 8), r"Did you mean dim=-1: \(batch, positions, features\)\?"),
+        (1, (4, 3, 3, 8), r"\(4, 3, 3, 8\). Did you mean dim=-1\?"),
+        (-1, (4, 8, 3, 5), r"Did you mean dim=1\?"),
+        (2, (4, 8), r"dim=2, got shape \(4, 8\). Did you mean dim=-1\?"),
+    ],
+)
+def test_another_axis_of_the_right_size_is_suggested(dim: int, shape: tuple[int, ...], words: str) -> None:
+    """Layers of every kind say which `dim` fits the input."""
+    for layer in (VectorQuant(8, 16, dim=dim), FiniteScalarQuant(levels=[3] * 8, dim=dim)):
+        with pytest.raises(ValueError, match=f"{words} Pass it when you build the layer"):
+            layer(torch.randn(shape))
+
+
+def test_no_axis_is_suggested_where_none_fits() -> None:
+    """A wrong size is told alone."""
+    with pytest.raises(ValueError, match=r"got shape \(4, 7, 5\)$"):
+        VectorQuant(8, 16)(torch.randn(4, 7, 5))

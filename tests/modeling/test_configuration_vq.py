@@ -26,7 +26,8 @@ def test_quantizer_kwargs_are_arguments_of_the_layers(quantizer_type):
     arguments = set(inspect.signature(VectorQuant).parameters) - {"inplace_optimizer"}
 
     assert kwargs["feature_size"] == VQConfig().embed_dim
-    assert set(kwargs) == arguments | ({"groups", "share"} if num_groups > 1 else set())
+    arguments |= {"groups", "share"} if num_groups > 1 else set()
+    assert set(kwargs) == arguments | ({"quantizer_dropout"} if quantizer_type == "residual" else set())
 
 
 def test_default_shape_is_16_pixels_per_token():

@@ -34,8 +34,8 @@ def results(tmp_path_factory) -> list[dict]:
 
 
 def test_all_cases_ran_on_two_ranks(results):
-    """There are ten layers, each built before and after the process group, and five more checks."""
-    assert len(results) == 25
+    """Eleven layers, each built before and after the process group, five with masks, and five more checks."""
+    assert len(results) == 32
     assert {result["built"] for result in results} == {"before", "after"}
 
 

@@ -78,12 +78,13 @@ def test_what_may_change_on_resume_changes_nothing(
             "replace_freq": 2,
         },
         {"num_codes": 256, "kmeans_init": True},  # still collecting samples for k-means when it is stopped
+        {"quantizer_type": "residual", "num_groups": 4, "share_codebook": False, "quantizer_dropout": 1.0},
     ],
 )
 def test_training_only_state_of_quantizers_is_resumed(
     make_trainer: MakeTrainer, tmp_path: Path, model: dict[str, Any], runs: Any
 ) -> None:
-    """Moving averages of an EMA codebook, and samples collected for k-means, survive an interruption."""
+    """Averages of an EMA codebook, samples for k-means and the draws of quantizer dropout survive an interruption."""
     settings = {"train_batch_size": 2, "max_steps": 6, "save_steps": 2}
     make_trainer("straight", model, **settings).train()
 
