@@ -24,14 +24,23 @@ from .quantizer_output_vq import count_ids
 
 MAX_NORM = 10.0
 _MIN_SCALE = 1e-4
+_SHORT = 1e-4
 _RUNNING_EPS = 1e-8
 _DEFAULT_STEP = {"sgd": 50.0, "centroid": 0.3}
 
 
 def normalize(vectors: torch.Tensor, norm: str | None) -> torch.Tensor:
-    """`"l2"`: unit norm along the last axis; `"clip"`: norm at most 10; None: as they are."""
+    """`"l2"`: unit norm along the last axis; `"clip"`: norm at most 10; None: as they are.
+
+    The gradient of "l2" grows as a vector shrinks. A vector shorter than 1e-4, such as the zeros of padding, has no
+    direction worth the name, and its gradient passes straight through.
+    """
     if norm == "l2":
-        return F.normalize(vectors, dim=-1)
+        unit = F.normalize(vectors, dim=-1)
+        if not (torch.is_grad_enabled() and vectors.requires_grad):
+            return unit
+        short = vectors.detach().norm(dim=-1, keepdim=True) < _SHORT
+        return torch.where(short, unit.detach() + (vectors - vectors.detach()), unit)
     if norm == "clip":
         return vectors * (MAX_NORM / vectors.norm(dim=-1, keepdim=True).clamp_min(MAX_NORM))
     return vectors

@@ -308,6 +308,7 @@ def _output_layout(backbone: nn.Module, layer: nn.Module, config: VQImageClassif
                 1, config.num_channels, config.image_size, config.image_size
             )
             features = _pool(backbone(images))
+            total = features.sum()
     finally:
         hook.remove()
         backbone.train(training)
@@ -320,8 +321,8 @@ def _output_layout(backbone: nn.Module, layer: nn.Module, config: VQImageClassif
             f"{tuple(features.shape)} for an image. It cannot be used; choose another backbone."
         )
     states = found[0]
-    seen = features.requires_grad and torch.autograd.grad(features.sum(), states, allow_unused=True)[0] is not None
-    if not seen:
+    seen = total.requires_grad and torch.autograd.grad(total, states, allow_unused=True)[0] is not None
+    if not (seen or torch.is_inference_mode_enabled()):  # which records no graph
         raise ValueError(f"The backbone's features do not depend on the output of {name}. Choose an earlier layer.")
     axis = -1
     if states.ndim == 4:

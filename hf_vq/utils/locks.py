@@ -5,16 +5,20 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import logging
 import os
 import socket
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 LOCK_FILE = "run.lock"
 HEARTBEAT = 10.0  # seconds between two signs of life
 EXPIRY = 60.0  # after so many seconds without one, a lock of another host counts as left behind
+
+logger = logging.getLogger(__name__)
 
 _open: set[int] = set()
 
@@ -50,7 +54,7 @@ class FolderLock:
         self.stopped = threading.Event()
 
     def acquire(self) -> None:
-        """Takes the lock.
+        """Takes the lock. That of another host, which may be dead, is waited for, with a warning.
 
         Raises:
             FolderLockedError: Another process has it; the message names it.
@@ -58,7 +62,7 @@ class FolderLock:
         """
         descriptor, by_kernel = self._locked_file()
         try:
-            self._require_free(by_kernel)
+            self._wait_until_silent(by_kernel)
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps({"host": socket.gethostname(), "process": os.getpid()}).encode(), 0)
         except BaseException:
@@ -98,19 +102,30 @@ class FolderLock:
                 pass
             os.close(descriptor)  # its owner removed it between the two calls
 
-    def _require_free(self, by_kernel: bool) -> None:
-        """Refuses a lock of another host that was alive lately."""
+    def _wait_until_silent(self, by_kernel: bool) -> None:
+        """Waits until a lock of another host has expired, or refuses it after a sign of life."""
         owner = self._owner()
         if owner is None or (by_kernel and owner["host"] == socket.gethostname()):
             return
-        with tempfile.TemporaryFile(dir=self.path.parent) as probe:  # the clock of the file system, not of this host
-            now = os.fstat(probe.fileno()).st_mtime
-        silent = now - self.path.stat().st_mtime
-        if silent < EXPIRY:
-            raise FolderLockedError(
-                f"{_named(owner)} worked in it {max(0, silent):.0f} seconds ago. If it is dead, try again in "
-                f"{EXPIRY - silent:.0f} seconds"
+        last = self.path.stat().st_mtime
+        if (silent := self._now() - last) < EXPIRY:
+            logger.warning(
+                "%s worked in '%s' %.0f seconds ago. Without a sign of life in the next %.0f seconds it counts as "
+                "dead. Waiting.",
+                _named(owner),
+                self.path.parent,
+                max(0, silent),
+                EXPIRY - silent,
             )
+        while (left := last + EXPIRY - self._now()) > 0:
+            time.sleep(min(1.0, left))
+            if not self.path.exists() or self.path.stat().st_mtime != last:
+                raise FolderLockedError(f"{_named(owner)} works in it, or just did")
+
+    def _now(self) -> float:
+        """The time by the clock of the file system, which need not be this host's."""
+        with tempfile.TemporaryFile(dir=self.path.parent) as probe:
+            return os.fstat(probe.fileno()).st_mtime
 
     def _owner(self) -> dict[str, Any] | None:
         """Who wrote the file; None if nobody did."""

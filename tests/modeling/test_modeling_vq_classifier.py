@@ -289,6 +289,13 @@ def test_a_deep_copy_uses_its_own_codes() -> None:
     assert other.quantize.codebook.initialized and not model.quantize.codebook.initialized
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_it_is_built_where_no_gradients_are_recorded(mode: Any) -> None:
+    """It finds the size of the quantized layer there as well."""
+    with mode():
+        assert VQModelForImageClassification(VQImageClassificationConfig(base_channels=8)).config.quantized_size
+
+
 @pytest.mark.compiles
 def test_compiled_it_gives_the_same() -> None:
     """torch.compile includes the hook in one graph."""
@@ -299,6 +306,11 @@ def test_compiled_it_gives_the_same() -> None:
     assert torch.equal(out.logits, expected.logits) and torch.equal(out.image_tokens, expected.image_tokens)
 
 
+def _checkpoint(model: Any, *settings: Any) -> None:
+    """The second name is that of older versions of transformers."""
+    (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)(*settings)
+
+
 @pytest.mark.parametrize("layer", [None, "layers.0.mlp"])
 def test_checkpointed_activations_change_no_gradient(layer: str | None) -> None:
     """Gradients are the same for a whole block, and inside one, where backward runs the quantizer again."""
@@ -306,7 +318,7 @@ def test_checkpointed_activations_change_no_gradient(layer: str | None) -> None:
     for checkpointed in (False, True):
         model = make(VIT, quantized_layer=layer).train()
         if checkpointed:
-            model.gradient_checkpointing_enable()
+            _checkpoint(model)
         torch.manual_seed(1)
         model(pixels(), labels=torch.tensor([0, 1, 2, 0])).loss.backward()
         gradients.append({name: weight.grad for name, weight in model.named_parameters()})
@@ -317,7 +329,7 @@ def test_checkpointed_activations_change_no_gradient(layer: str | None) -> None:
 def test_checkpointing_that_loses_the_commitment_is_refused() -> None:
     """A quantizer inside a block that is checkpointed with reentry would have no gradient for its loss."""
     model = make(VIT, quantized_layer="layers.0.mlp").train()
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    _checkpoint(model, {"use_reentrant": True})
     with pytest.raises(ValueError, match=r'"use_reentrant": False'):
         model(pixels(), labels=torch.tensor([0, 1, 2, 0]))
 

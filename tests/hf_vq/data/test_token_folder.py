@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -34,18 +33,6 @@ def test_two_runs_do_not_write_one_folder(images: Path, tokenizer: str, tmp_path
 
     tokenize_dataset(arguments(tokenizer, images, folder))
     assert LOCK_FILE not in contents(folder)
-
-
-def test_a_lock_of_another_host_holds_until_it_expires(images: Path, tokenizer: str, tmp_path: Path) -> None:
-    """As in training: without a sign of life for a minute it counts as left behind."""
-    folder = tmp_path / "tokens"
-    folder.mkdir()
-    lock = folder / LOCK_FILE
-    lock.write_text(json.dumps({"host": "elsewhere", "process": 7}))
-    with pytest.raises(FileExistsError, match="process 7 on host 'elsewhere' worked in it"):
-        tokenize_dataset(arguments(tokenizer, images, folder))
-    os.utime(lock, (time.time() - 61,) * 2)
-    assert tokenize_dataset(arguments(tokenizer, images, folder))["splits"]["train"]["num_rows"] == 11
 
 
 @pytest.mark.parametrize("name", ["a_file", "a_file/below", "nothing\0here", "x" * 300, "/proc/nothing"])

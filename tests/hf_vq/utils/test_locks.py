@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -49,20 +50,44 @@ def test_a_killed_process_does_not_keep_the_lock(tmp_path: Path) -> None:
         process.kill()
 
 
-@pytest.mark.parametrize("silent", [0.0, EXPIRY + 1])
-def test_a_lock_of_another_host_expires(silent: float, tmp_path: Path) -> None:
-    """It holds while its owner gives signs of life, and a minute longer."""
-    (tmp_path / LOCK_FILE).write_text(json.dumps({"host": "elsewhere", "process": 7}))
-    os.utime(tmp_path / LOCK_FILE, (time.time() - silent,) * 2)
+def _leave_lock_of_another_host(folder: Path, silent: float = 0.0) -> Path:
+    path = folder / LOCK_FILE
+    path.write_text(json.dumps({"host": "elsewhere", "process": 7}))
+    os.utime(path, (time.time() - silent,) * 2)
+    return path
+
+
+def test_a_lock_of_another_host_expires(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A minute after its last sign of life it is free at once, without a word."""
+    _leave_lock_of_another_host(tmp_path, silent=EXPIRY + 1)
     lock = FolderLock(tmp_path)
-    if silent:
-        lock.acquire()
-        assert json.loads((tmp_path / LOCK_FILE).read_text())["process"] == os.getpid()
-        lock.release()
-    else:
-        with pytest.raises(FolderLockedError, match="process 7 on host 'elsewhere' worked in it 0 seconds ago"):
-            lock.acquire()
-        assert "elsewhere" in (tmp_path / LOCK_FILE).read_text()
+    lock.acquire()
+    assert json.loads((tmp_path / LOCK_FILE).read_text())["process"] == os.getpid()
+    assert not caplog.records
+    lock.release()
+
+
+def test_a_dead_process_of_another_host_is_waited_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is restarted on another host says what it waits for, and for how long, and then begins."""
+    monkeypatch.setattr("hf_vq.utils.locks.EXPIRY", 0.4)
+    _leave_lock_of_another_host(tmp_path)
+    lock = FolderLock(tmp_path)
+    lock.acquire()
+    lock.release()
+    assert re.search(
+        r"process 7 on host 'elsewhere' worked in '.*' 0 seconds ago.*counts as dead. Waiting", caplog.text
+    )
+
+
+def test_a_living_process_of_another_host_keeps_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its next sign of life ends the waiting."""
+    path = _leave_lock_of_another_host(tmp_path)
+    monkeypatch.setattr("hf_vq.utils.locks.time.sleep", lambda seconds: os.utime(path, (time.time() + 1,) * 2))
+    with pytest.raises(FolderLockedError, match="process 7 on host 'elsewhere' works in it"):
+        FolderLock(tmp_path).acquire()
+    assert "elsewhere" in path.read_text()
 
 
 def test_the_owner_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
