@@ -40,6 +40,7 @@ from hf_vq.modeling import (
     VQModelForImageClassification,
     draw_mask,
     get_vq_layers,
+    micro_batch,
     no_vq,
     register_quantizer,
 )
@@ -122,6 +123,7 @@ __all__ = [
     "draw_mask",
     "from_hub",
     "get_vq_layers",
+    "micro_batch",
     "no_vq",
     "push_to_hub",
     "register_quantizer",

@@ -18,6 +18,7 @@ from .finite_scalar_vq import FiniteScalarQuant
 from .generation_maskgit import MaskGitGenerateOutput
 from .image_processing_vq import VQImageProcessor
 from .masking_maskgit import draw_mask, mask_ratio
+from .micro_batches_vq import micro_batch
 from .modeling_maskgit import MaskGitModel, MaskGitOutput, MaskGitPreTrainedModel
 from .modeling_vq import VQDecoderOutput, VQEncoderOutput, VQModel, VQModelOutput, VQPreTrainedModel
 from .modeling_vq_classifier import VQImageClassifierOutput, VQModelForImageClassification
@@ -65,6 +66,7 @@ __all__ = [
     "draw_mask",
     "get_vq_layers",
     "mask_ratio",
+    "micro_batch",
     "no_vq",
     "register_quantizer",
 ]

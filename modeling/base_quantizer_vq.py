@@ -86,6 +86,7 @@ class Quantizer(nn.Module):
         groups: ids for each position, the last axis of `q`.
         code_dim: size of a code.
         enabled: False under `no_vq`.
+        micro_batch: which of how many micro batches of an optimizer step the next forward is, see `micro_batch`.
         takes_nearest: whether a vector's code is the nearest one of a list, which other libraries can hold as well.
         takes_mask: whether `forward` takes a mask. A call has checked it and made the masked vectors zero. `forward`
             must leave them out of loss, statistics and updates; what it returns at their places does not matter.
@@ -100,6 +101,7 @@ class Quantizer(nn.Module):
     enabled: bool = True
     takes_nearest: bool = False
     takes_mask: bool = False
+    micro_batch: tuple[int, int] = (0, 1)
     _frozen: bool = False
     _no_split_modules: tuple[str, ...] = ()
 

@@ -12,6 +12,8 @@ Formulas: Huh et al., "Straightening Out the Straight-Through Estimator", ICML 2
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from .codebook_vq import Codebook
@@ -89,6 +91,37 @@ def finish_initialization(codebook: Codebook, num_collected: int, size: int) -> 
     assert codebook.num_samples is not None
     codebook.initialized.fill_(num_collected >= size)
     codebook.num_samples.fill_(0 if num_collected >= size else num_collected)
+
+
+@torch.no_grad()
+def initialize_for_now(codebook: Codebook, initialize: Callable[[], None]) -> None:
+    """Initializes codes that a later micro batch of the step initializes once more, with all vectors of the step."""
+    assert codebook.num_samples is not None
+    collected = codebook.num_samples.clone()
+    initialize()
+    codebook.initialized.fill_(False)
+    codebook.num_samples.copy_(collected)
+    codebook.rewritten = None  # the later one says that they were written
+
+
+@torch.no_grad()
+def replace_due_codes(codebook: Codebook, books: Callable[[], list[torch.Tensor]]) -> None:
+    """Replaces the codes that have been unused for too long, and those that an outlier has moved too far.
+
+    Args:
+        codebook: The codes.
+        books: Makes for each book the vectors `(N, code_dim)` that it quantizes; called where a code may be due.
+    """
+    dead, breaks_down = dead_codes(codebook), has_single_holder(codebook)
+    if dead is None and not breaks_down:
+        return
+    vectors_of_books = books()
+    if breaks_down:
+        lost = lost_codes(codebook, vectors_of_books)
+        dead = lost if dead is None else dead | lost
+    assert dead is not None
+    for book, vectors in enumerate(vectors_of_books if bool(dead.any()) else []):
+        replace_codes(codebook, dead, book, vectors)
 
 
 def dead_codes(codebook: Codebook) -> torch.Tensor | None:

@@ -23,15 +23,13 @@ from .batch_norm_vq import in_backward
 from .codebook_updates_vq import (
     begin_forward,
     collect_vectors,
-    dead_codes,
     end_forward,
     finish_initialization,
-    has_single_holder,
     initialize_codes,
+    initialize_for_now,
     inner_step,
-    lost_codes,
     observe_moments,
-    replace_codes,
+    replace_due_codes,
 )
 from .codebook_vq import Codebook, normalize
 from .codebook_words_vq import codebook_works, describe_codebook
@@ -146,6 +144,7 @@ class VectorQuant(Quantizer):
         self.norm_layer = build_norm_layer(norm, feature_size)
         self.codebook = Codebook(num_codes, self.code_dim, num_books, kmeans_init=kmeans_init, **codebook)
         self._recent = RecentForwards()
+        self._held: list[torch.Tensor] = []  # vectors of this optimizer step's micro batches before the last one
 
     def forward(self, z: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, QuantizerOutput]:
         """Quantizes `z`, in float32 or better.
@@ -208,23 +207,18 @@ class VectorQuant(Quantizer):
         codebook = self.codebook
         if in_backward():  # activation checkpointing recomputes: the same codes again, and no second update
             index = self._recent.find(x)
-            if index is None:
-                index = self._assign(x)[1]
+            index = self._assign(x)[1] if index is None else index
             return index, codebook.count(index)
         begin_forward(codebook)
-        has_values = not x.is_meta  # without values nothing says which codes have to be written anew
-        if has_values and not codebook.initialized:
-            self._initialize(x)
-        dead = dead_codes(codebook) if has_values else None
-        breaks_down = has_values and has_single_holder(codebook)
-        if dead is not None or breaks_down:
-            books = self._vectors_of_books(x)
-            if breaks_down:
-                lost = lost_codes(codebook, books)
-                dead = lost if dead is None else dead | lost
-            assert dead is not None
-            for book, vectors in enumerate(books if bool(dead.any()) else []):
-                replace_codes(codebook, dead, book, vectors)
+        number, count = self.micro_batch
+        self._held = [*self._held[:number], x]
+        if number + 1 < count:
+            return self._hold(x)
+        size, x, self._held = len(x), torch.cat(self._held) if number else x, []
+        if not x.is_meta:  # without values nothing says which codes have to be written anew
+            if not codebook.initialized:
+                self._initialize(x)
+            replace_due_codes(codebook, lambda: self._vectors_of_books(x))
         levels = self._draw_levels(x)
         takes_part = codebook.in_first_books(levels) if levels < self.groups and not self.share else None
         vectors, index = self._assign(x, levels, observe=codebook.running_affine)
@@ -237,10 +231,20 @@ class VectorQuant(Quantizer):
             counts = codebook.count(index)
             sum_over_ranks(counts)
         end_forward(codebook, counts, takes_part)
-        if levels < self.groups:
-            index = F.pad(index, (0, self.groups - levels), value=-1)
+        return self._remember(x[len(x) - size :], index[len(x) - size :]), counts
+
+    def _hold(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids of an early micro batch: the codes wait for the last one, but the very first step needs some to read."""
+        if self.micro_batch[0] == 0 and not x.is_meta and not self.codebook.initialized:
+            initialize_for_now(self.codebook, lambda: self._initialize(x))
+        index = self._assign(x, self._draw_levels(x))[1]
+        return self._remember(x, index), self.codebook.count(index)
+
+    def _remember(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """The ids of all groups, -1 where a group was left out; kept for a recomputation."""
+        index = F.pad(index, (0, self.groups - index.shape[1]), value=-1)
         self._recent.add(x, index)
-        return index, counts
+        return index
 
     # --- what group and residual layers do differently ------------------------------------------------------------
 

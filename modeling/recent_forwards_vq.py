@@ -35,7 +35,7 @@ class RecentForwards:
 def _probe(x: torch.Tensor) -> torch.Tensor:
     """A few entries of `x` and its size, by which a recomputed input is known again."""
     flat = x.flatten()
-    return torch.cat([flat[:: max(1, flat.numel() // 256)], flat.new_tensor([flat.numel()])])
+    return torch.cat([flat[:: max(1, flat.numel() // 256)], flat.new_full((1,), flat.numel())])
 
 
 __all__ = ["RecentForwards"]

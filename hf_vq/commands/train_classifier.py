@@ -20,6 +20,7 @@ from hf_vq.training.arguments import ClassifierTrainingArguments
 from hf_vq.training.classifier import ClassifierTrainer
 from hf_vq.training.classifier_data import classifier_config
 from hf_vq.training.image_data import build_image_datasets
+from hf_vq.training.signals import stop_signals
 from hf_vq.training.trainer import train_to_the_end
 
 
@@ -30,13 +31,15 @@ def main(words: list[str]) -> None:
         args, model_fields = read_or_launch(
             "train-classifier", ClassifierTrainingArguments, VQImageClassificationConfig, words, __doc__
         )
-        config = VQImageClassificationConfig(**model_fields)
-        train_images, eval_images = build_image_datasets(args, config)
-        config = classifier_config(config, train_images)
-        set_seed(args.seed)
-        model = VQModelForImageClassification(config)
-        trainer = ClassifierTrainer(model, args, train_images, eval_images)
-    train_to_the_end(trainer)
+    with stop_signals():
+        with errors_in_a_line():
+            config = VQImageClassificationConfig(**model_fields)
+            train_images, eval_images = build_image_datasets(args, config)
+            config = classifier_config(config, train_images)
+            set_seed(args.seed)
+            model = VQModelForImageClassification(config)
+            trainer = ClassifierTrainer(model, args, train_images, eval_images)
+        train_to_the_end(trainer)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from hf_vq.modeling.modeling_maskgit import MaskGitModel
 from hf_vq.training.arguments import GeneratorTrainingArguments
 from hf_vq.training.generator import GeneratorTrainer
 from hf_vq.training.generator_data import build_token_datasets, generator_config, load_run_tokenizer
+from hf_vq.training.signals import stop_signals
 from hf_vq.training.trainer import train_to_the_end
 
 
@@ -31,13 +32,15 @@ def main(words: list[str]) -> None:
         args, model_fields = read_or_launch(
             "train-generator", GeneratorTrainingArguments, MaskGitConfig, words, __doc__
         )
-        tokenizer, processor = load_run_tokenizer(args)
-        train_tokens, eval_tokens = build_token_datasets(args, tokenizer)
-        config = generator_config(tokenizer, train_tokens, model_fields)
-        set_seed(args.seed)
-        model = MaskGitModel(config, tokenizer=tokenizer)
-        trainer = GeneratorTrainer(model, args, train_tokens, eval_tokens, processor)
-    train_to_the_end(trainer)
+    with stop_signals():
+        with errors_in_a_line():
+            tokenizer, processor = load_run_tokenizer(args)
+            train_tokens, eval_tokens = build_token_datasets(args, tokenizer)
+            config = generator_config(tokenizer, train_tokens, model_fields)
+            set_seed(args.seed)
+            model = MaskGitModel(config, tokenizer=tokenizer)
+            trainer = GeneratorTrainer(model, args, train_tokens, eval_tokens, processor)
+        train_to_the_end(trainer)
 
 
 if __name__ == "__main__":

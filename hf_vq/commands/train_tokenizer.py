@@ -19,6 +19,7 @@ from hf_vq.modeling.image_processing_vq import VQImageProcessor
 from hf_vq.modeling.modeling_vq import VQModel
 from hf_vq.training.arguments import TokenizerTrainingArguments
 from hf_vq.training.image_data import build_image_datasets
+from hf_vq.training.signals import stop_signals
 from hf_vq.training.tokenizer import TokenizerTrainer
 from hf_vq.training.trainer import train_to_the_end
 
@@ -28,12 +29,14 @@ def main(words: list[str]) -> None:
     """Parses the command line, builds data and model, and trains."""
     with errors_in_a_line():
         args, model_fields = read_or_launch("train-tokenizer", TokenizerTrainingArguments, VQConfig, words, __doc__)
-        config = VQConfig(**model_fields)
-        set_seed(args.seed)
-        train_images, eval_images = build_image_datasets(args, config)
-        processor = VQImageProcessor.for_config(config)
-        trainer = TokenizerTrainer(VQModel(config), args, train_images, eval_images, processor)
-    train_to_the_end(trainer)
+    with stop_signals():
+        with errors_in_a_line():
+            config = VQConfig(**model_fields)
+            set_seed(args.seed)
+            train_images, eval_images = build_image_datasets(args, config)
+            processor = VQImageProcessor.for_config(config)
+            trainer = TokenizerTrainer(VQModel(config), args, train_images, eval_images, processor)
+        train_to_the_end(trainer)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hf_vq.modeling.options_maskgit import MaskGitSampling
+from hf_vq.training.launcher import (
+    followed_accumulation,
+    followed_precision,
+    require_precision_runs,
+    require_supported,
+)
 from hf_vq.utils.fields import RepeatedFields
 from hf_vq.utils.text import public_name
 
@@ -48,7 +54,10 @@ class BaseTrainingArguments:
     max_eval_images: int | None = field(
         default=None, metadata={"help": "Evaluate on at most so many images, evenly spaced."}
     )
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Forward passes per optimizer step."})
+    gradient_accumulation_steps: int = field(
+        default=None,  # type: ignore[assignment]
+        metadata={"help": "Forward passes (micro batches) per optimizer step; the launcher's, or 1, if not given."},
+    )
 
     # Optimizer
     learning_rate: float = field(default=3e-4, metadata={"help": "Peak learning rate of AdamW."})
@@ -74,7 +83,11 @@ class BaseTrainingArguments:
 
     # Machine
     mixed_precision: str = field(
-        default="no", metadata={"help": "Autocast precision.", "choices": ["no", "bf16", "fp16"]}
+        default=None,  # type: ignore[assignment]
+        metadata={
+            "help": "Autocast precision; the launcher's, or no, if not given.",
+            "choices": ["no", "bf16", "fp16"],
+        },
     )
     channels_last: bool = field(default=False, metadata={"help": "Channels-last memory layout (faster on GPUs)."})
     use_cpu: bool = field(default=False, metadata={"help": "Train on the CPU although an accelerator is there."})
@@ -114,6 +127,9 @@ class BaseTrainingArguments:
     never_changes: ClassVar[frozenset[str]] = frozenset({"seed", "eval_fraction"})
 
     def __post_init__(self) -> None:
+        require_supported()
+        self.gradient_accumulation_steps = followed_accumulation(self.gradient_accumulation_steps)
+        self.mixed_precision = followed_precision(self.mixed_precision)
         self.report_to = [name for name in self.report_to if name != "none"]
         for name in ("max_steps", "train_batch_size", "eval_batch_size", "gradient_accumulation_steps"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
@@ -130,6 +146,7 @@ class BaseTrainingArguments:
             self._require(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1, or none")
         self._require("lr_scheduler", self.lr_scheduler in ("constant", "cosine", "onecycle"), "a known schedule")
         self._require("mixed_precision", self.mixed_precision in ("no", "bf16", "fp16"), "no, bf16 or fp16")
+        require_precision_runs(self.mixed_precision, self.use_cpu)
         if self.warmup_steps >= self.max_steps and self.warmup_steps > 0:
             raise ValueError(
                 f"warmup_steps ({self.warmup_steps}) must be smaller than max_steps ({self.max_steps}), or the "
@@ -155,12 +172,14 @@ class BaseTrainingArguments:
 
     def recipe(self) -> dict[str, Any]:
         """The rows of a model card on how the weights were made; a row that is None is left out."""
+        micro_batches = self.gradient_accumulation_steps
         return {
             "optimizer": f"AdamW, betas ({self.adam_beta1}, {self.adam_beta2}), weight decay {self.weight_decay:g}",
             "learning rate": f"{self.learning_rate:g}, {self.lr_scheduler}",
             "warm-up steps": self.warmup_steps or None,
             "gradient clipping": self.max_grad_norm or None,
             "weight average": f"decay {self.ema_decay}" if self.use_ema else None,
+            "micro batches per step": micro_batches if micro_batches > 1 else None,
             "precision": {"no": "float32"}.get(self.mixed_precision, self.mixed_precision),
             "seed": self.seed,
         }

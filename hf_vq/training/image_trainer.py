@@ -48,6 +48,7 @@ class ImageTrainer(BaseTrainer):
 
     args: ImageTrainingArguments
     summed_metrics = frozenset({"replaced_codes"})
+    step_metrics = frozenset({"perplexity", "usage"})
 
     def __init__(
         self,

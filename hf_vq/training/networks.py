@@ -48,6 +48,7 @@ class TrainedNetworks:
         self.wrapped: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.schedules: dict[str, torch.optim.lr_scheduler.LambdaLR] = {}
+        self.signum = 0  # the signal that any rank was told to stop with, as of the last step
 
     def place(self, network: nn.Module) -> None:
         """Moves a network to the device of this process, in the memory layout of the run."""
@@ -86,11 +87,18 @@ class TrainedNetworks:
             norms[name] = nn.utils.clip_grad_norm_(parameters, self.args.max_grad_norm or float("inf"))
         return norms
 
-    def are_finite(self, losses: Tensor, norms: dict[str, Tensor]) -> bool:
-        """Whether losses and norms of gradients are finite, on all ranks; one rank must not stop alone."""
+    def are_finite(self, losses: Tensor, norms: dict[str, Tensor], signum: int = 0) -> bool:
+        """Whether losses and norms of gradients are finite, on all ranks; one rank must not stop alone.
+
+        The signal `signum` that this rank was told to stop with, 0 if none, goes the same way: `signum` is that of any
+        rank afterwards.
+        """
         bad = (~torch.isfinite(losses)).any().float()
+        self.signum = signum
         if self.accelerator.num_processes > 1:
-            bad = self.accelerator.reduce(bad, "sum")
+            told = torch.stack([bad, bad.new_full((), signum)])
+            torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+            bad, self.signum = told[0], int(told[1])
         if self.accelerator.scaler is None:  # with loss scaling an infinite gradient is ordinary: the step is skipped
             bad = bad + (~torch.isfinite(torch.stack(list(norms.values())))).any()  # equal on all ranks
         return bad.item() == 0

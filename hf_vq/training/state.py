@@ -39,6 +39,7 @@ class TrainerState:
     data: TrainingData
     window: LogWindow
     step: int
+    gathers_statistics: bool
     eval_metrics: dict[str, float] | None
     changes: list[dict[str, Any]]
 
@@ -84,6 +85,7 @@ class TrainerState:
                 **self.networks.state_dict(),
                 "quantizers": [layer.training_state() for layer in get_vq_layers(self.model)],
                 "ema_updates": 0 if self.ema is None else self.ema.updates,
+                "gathers_statistics": self.gathers_statistics,
                 "extra": self.extra_state(),
             },
             "progress": {
@@ -106,6 +108,7 @@ class TrainerState:
             ckpt.load_weights(self.ema.module, state["model"] if state["ema"] is None else state["ema"])
             self.ema.updates = training["ema_updates"]
             self.ema.copy_buffers(self.model)
+        self.gathers_statistics = training.get("gathers_statistics", False)
         self.load_extra_state(training["extra"])
         self.step, self.eval_metrics = progress["step"], progress["eval_metrics"]
         self.data.place = Place(**progress.get("place", {}))  # version 0.1.0 had none: its runs never changed

@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 import transformers
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
+from accelerate.utils import set_seed
 from huggingface_hub import ModelCard
 from PIL import Image
 from torch import Tensor, nn
@@ -20,8 +19,10 @@ from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import PreTrainedModel
 
+from hf_vq.modeling.micro_batches_vq import micro_batch
 from hf_vq.modeling.version_vq import __version__
 from hf_vq.training import checkpoints as ckpt
+from hf_vq.training.accelerators import make_accelerator
 from hf_vq.training.arguments import BaseTrainingArguments
 from hf_vq.training.callbacks import TrainerCallback
 from hf_vq.training.ema import WeightEMA
@@ -30,9 +31,10 @@ from hf_vq.training.optimization import forget_moments
 from hf_vq.training.order import Batch, TrainingData, evaluation_batches
 from hf_vq.training.publishing import open_repository, publish_model
 from hf_vq.training.random_state import preserved_random_state
-from hf_vq.training.reporting import LOGGING_FOLDER, LogWindow, Reporter
+from hf_vq.training.reporting import LogWindow, Reporter
 from hf_vq.training.run_folder import FINAL_FOLDER, OutputFolderInUseError, choose_start, locked, take_back_later_steps
 from hf_vq.training.settings import changed_settings, described
+from hf_vq.training.signals import RunStopped, StopSignals, stop_signals
 from hf_vq.training.state import TrainerState
 from hf_vq.utils.files import atomic_folder
 from hf_vq.utils.processes import average_over_processes, on_main_process
@@ -59,6 +61,8 @@ class BaseTrainer(TrainerState):
 
     summed_metrics: frozenset[str] = frozenset()
     """Metrics that are added up, over micro batches and over the steps of a log line; the others are averaged."""
+    step_metrics: frozenset[str] = frozenset()
+    """Metrics that the last micro batch of a step gives for the whole step."""
     progress_metrics: tuple[str, ...] = ("loss",)
     """Metrics that the progress bar shows."""
 
@@ -76,15 +80,7 @@ class BaseTrainer(TrainerState):
         self.eval_dataset = eval_dataset
         self.processor = processor
         self.output_dir = Path(args.output_dir)
-        self.accelerator = Accelerator(
-            mixed_precision=args.mixed_precision,
-            cpu=args.use_cpu or not torch.accelerator.is_available(),
-            log_with=args.report_to or None,
-            project_config=ProjectConfiguration(
-                project_dir=args.output_dir, logging_dir=str(self.output_dir / LOGGING_FOLDER)
-            ),
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-        )
+        self.accelerator = make_accelerator(args)
         rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.data = TrainingData(train_dataset, args, rank, world_size)
         self.networks = TrainedNetworks(self.accelerator, args)
@@ -92,12 +88,14 @@ class BaseTrainer(TrainerState):
         self.networks.place(model)
         self.ema = WeightEMA(model, args.ema_decay) if args.use_ema else None
         self.rewritten: dict[nn.Parameter, Tensor] = {}  # rows that this step's forwards initialized or replaced
+        self.gathers_statistics = True  # a step's micro batches are one for a codebook; not in runs of version 0.1.0
         self.step = 0
         self.last_learning_rate: float = 0.0
         self.eval_metrics: dict[str, float] | None = None
         self.eval_pictures: dict[str, Image.Image] | None = None
         self.changes: list[dict[str, Any]] = []  # of settings, each with the step at which the run was resumed
         self.hub_repository: str | None = None
+        self.signals = StopSignals()
         self.window = LogWindow(self.summed_metrics)
         self.reporter = Reporter(self.accelerator, self.output_dir, args)
         self.callbacks: list[TrainerCallback] = []
@@ -139,15 +137,19 @@ class BaseTrainer(TrainerState):
         """One optimizer step on the micro batches of a step; returns scalars to log."""
         self.rewritten = {}
         values: dict[str, Tensor] = {}
-        for number, batch in enumerate(batches, start=1):
-            for name, value in self.backward_pass(batch, number == len(batches), len(batches)).items():
+        for number, batch in enumerate(batches):
+            with micro_batch(self.model, *((number, len(batches)) if self.gathers_statistics else (0, 1))):
+                terms = self.backward_pass(batch, number + 1 == len(batches), len(batches))
+            for name, value in terms.items():
                 share = value.detach() if name in self.summed_metrics else value.detach() / len(batches)
                 values[name] = values[name] + share if name in values else share
+            if self.gathers_statistics:
+                values |= {name: terms[name].detach() for name in self.step_metrics & terms.keys()}
         forget_moments(self.networks.optimizers[MODEL], self.rewritten.items())
         names = self.learning_networks()
         losses = torch.stack([values["loss" if name == MODEL else f"{name}_loss"] for name in names])
         norms = self.networks.clip_gradients(names)
-        if not self.networks.are_finite(losses, norms):
+        if not self.networks.are_finite(losses, norms, self.signals.received):
             raise NonFiniteLossError(self.step + 1, losses, self.output_dir)
         self.last_learning_rate = float(self.networks.schedules[MODEL].get_last_lr()[0])
         self.networks.step(names)
@@ -162,13 +164,17 @@ class BaseTrainer(TrainerState):
 
         Returns:
             The metrics of the last evaluation.
+
+        Raises:
+            RunStopped: SIGTERM, SIGUSR1 or Ctrl-C came. Once the first step has begun, there is a checkpoint.
         """
-        with locked(self.output_dir, self.accelerator):
-            return self._train()
+        with stop_signals() as self.signals, locked(self.output_dir, self.accelerator):
+            self._open_run()
+            with self.signals.deferred():
+                return self._train()
 
     def _train(self) -> dict[str, float]:
         args, accelerator = self.args, self.accelerator
-        self._open_run()
         batches = self.data.batches(self.step)
         silent = args.disable_tqdm or not accelerator.is_main_process
         progress = tqdm(total=args.max_steps, initial=self.step, disable=silent, desc="train")
@@ -187,9 +193,13 @@ class BaseTrainer(TrainerState):
                     self._log_evaluation()
                 for callback in self.callbacks:
                     callback.on_step_end(self)
+                # One rank alone looks at once; several have agreed within the step.
+                signum = self.signals.received if accelerator.num_processes == 1 else self.networks.signum
                 # After logging: every line up to a checkpoint's step is on the disk when the checkpoint is.
-                if last or _due(self.step, args.save_steps):
+                if last or signum or _due(self.step, args.save_steps):
                     self.save_checkpoint()
+                if signum and not last:
+                    raise RunStopped(signum, self.step)
         if self.eval_dataset is not None and self.eval_pictures is None:
             self.eval_metrics, self.eval_pictures = self._evaluate()  # resumed after its last step
         self.save_model(self.output_dir / FINAL_FOLDER)
@@ -331,5 +341,9 @@ def train_to_the_end(trainer: BaseTrainer) -> None:
         trainer.train()
     except (OutputFolderInUseError, ckpt.CheckpointError, NonFiniteLossError) as error:
         raise SystemExit(f"error: {error}") from None
+    except RunStopped as stopped:
+        if stopped.step is not None:  # before the first step the other processes may be anywhere
+            trainer.close()
+        raise
     trainer.close()
     logger.info("The finished model is in %s", trainer.output_dir / FINAL_FOLDER)

@@ -1,0 +1,27 @@
+"""The Accelerator of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, ProjectConfiguration
+
+from hf_vq.training.arguments import BaseTrainingArguments
+from hf_vq.training.reporting import LOGGING_FOLDER
+
+
+def make_accelerator(args: BaseTrainingArguments) -> Accelerator:
+    """Joins the processes of a run, with the precision and the trackers that its settings name."""
+    return Accelerator(
+        mixed_precision=args.mixed_precision,
+        cpu=args.use_cpu or not torch.accelerator.is_available(),
+        # Trainers divide their losses themselves, and Accelerate would divide once more by what the launcher says.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        log_with=args.report_to or None,
+        project_config=ProjectConfiguration(
+            project_dir=args.output_dir, logging_dir=str(Path(args.output_dir) / LOGGING_FOLDER)
+        ),
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
