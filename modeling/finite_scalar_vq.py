@@ -24,7 +24,9 @@ FSQ = """@inproceedings{mentzer2024finite,
   title     = {Finite Scalar Quantization: {VQ-VAE} Made Simple},
   author    = {Mentzer, Fabian and Minnen, David and Agustsson, Eirikur and Tschannen, Michael},
   booktitle = {International Conference on Learning Representations},
-  year      = {2024}
+  year      = {2024},
+  eprint    = {2309.15505},
+  archivePrefix = {arXiv}
 }"""
 IFSQ = """@article{lin2026ifsq,
   title   = {{iFSQ}: Improving {FSQ} for Image Generation with 1 Line of Code},

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol, TypedDict, TypeVar
 from huggingface_hub import CardData, EvalResult, ModelCard, ModelCardData, RepoCard
 from typing_extensions import Unpack
 
-from hf_vq.cards.citations import CITATIONS
+from hf_vq.cards.citations import CITATIONS, paper_links
 from hf_vq.cards.merging import LICENSE_SECTION, metadata_record
 from hf_vq.utils.text import is_hub_id, public_name
 
@@ -65,6 +65,8 @@ class Facts(TypedDict, total=False):
     """Facts about a model that its configuration does not hold; all of them may be left out."""
 
     repo_id: str | None  # where the model will be loaded from; a placeholder by default
+    revision: str | None  # the branch there, unless it is the main one
+    name: str | None  # of a model without a repository, such as its run's
     license: str | None  # identifier of the weights' license on the Hub
     num_parameters: int | None  # of a generator without those of its tokenizer
     versions: Mapping[str, str] | None  # library -> version it was trained with
@@ -127,18 +129,18 @@ def card(slots_of: Callable[[Any, Facts, str], Slots]) -> CardFunction:
             pipeline_tag=slots.pipeline_tag,
             tags=list(slots.tags),
             datasets=[dataset] if dataset and is_hub_id(dataset) else None,
-            model_name=repo_id.rstrip("/").split("/")[-1] if repo_id else slots.title,
+            model_name=repo_id.rstrip("/").split("/")[-1] if repo_id else facts.get("name") or slots.title,
             eval_results=results or None,
         )
         versions = ", ".join(f"{library} {version}" for library, version in (facts.get("versions") or {}).items())
+        citations = [CITATIONS.get(work, work) for work in dict.fromkeys(slots.works)]
         recipe = {"data set": name, **slots.recipe, **(training or {}), "trained with": versions or None}
         return write_card(
             ModelCard,
             data,
             slots,
             is_model=True,
-            name=repo_id or FOLDER,
-            on_hub=repo_id is not None,
+            **loading(facts),
             picture=facts.get("picture"),
             picture_caption=facts.get("picture_caption") or slots.picture_caption,
             model=table_rows(_printed(slots.model)),
@@ -147,11 +149,34 @@ def card(slots_of: Callable[[Any, Facts, str], Slots]) -> CardFunction:
             note=" ".join(filter(None, [slots.note, *(metric.note for metric in shown.values())])),
             license=license,
             license_section=LICENSE_SECTION.format(license),
-            citations=[CITATIONS.get(work, work) for work in dict.fromkeys(slots.works)],
+            papers=", ".join(paper_links(citations)),
+            citations=citations,
         )
 
     write.__name__ = write.__qualname__ = slots_of.__name__
     return write
+
+
+def loading(facts: Facts) -> dict[str, str]:
+    """What the code of a card needs to load the model: all from one commit, where there are commits.
+
+    A card cannot name the commit that it is part of, so its code asks for it. With `revision`, transformers does not
+    announce each file of code that it downloads.
+
+    Returns:
+        `name`, then `model_info`, a line of imports, and `pin`, a line that sets `revision`, and `revision`, an
+        argument; these three are empty for a folder.
+    """
+    repo_id = facts.get("repo_id")
+    if not is_hub_id(repo_id):
+        return {"name": repo_id or FOLDER, "model_info": "", "pin": "", "revision": ""}
+    branch = f', revision="{facts["revision"]}"' if facts.get("revision") else ""
+    return {
+        "name": str(repo_id),
+        "model_info": "from huggingface_hub import model_info\n",
+        "pin": f"revision = model_info(name{branch}).sha  # the newest commit; write out its hash to stay with it\n",
+        "revision": ", revision=revision",
+    }
 
 
 def write_card(kind: type[Card], data: CardData, slots: Slots, **values: Any) -> Card:

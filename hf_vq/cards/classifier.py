@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hf_vq.cards.base import FOLDER, Facts, Metric, Slots, card, named_classes
+from hf_vq.cards.base import Facts, Metric, Slots, card, loading, named_classes
 from hf_vq.cards.tokenizer import METRICS as TOKENIZER_METRICS
 from hf_vq.cards.tokenizer import quantizer_loss
 from hf_vq.modeling.quantizers_vq import QUANTIZERS
@@ -17,9 +17,10 @@ METRICS = {
     "cross_entropy": Metric("cross_entropy", "Cross entropy (nats)", "{:.4f}"),
     **{name: TOKENIZER_METRICS[name]._replace(counted=None) for name in ("quantization_error", "usage", "perplexity")},
 }
-_CODE = """from transformers import pipeline
+_CODE = """{model_info}from transformers import pipeline
 
-classifier = pipeline("image-classification", model="{name}", trust_remote_code=True)
+name = "{name}"
+{pin}classifier = pipeline("image-classification", model=name{revision}, trust_remote_code=True)
 print(classifier("image.png"))"""
 
 
@@ -34,7 +35,7 @@ def classifier_card(config: VQImageClassificationConfig, facts: Facts, trained_o
         pipeline_tag="image-classification",
         opening=f"An image classifier with a quantized layer: it tells {len(names)} classes apart by what a codebook "
         "lets through. Made with `hf_vq`.",
-        code=_CODE.format(name=facts.get("repo_id") or FOLDER),
+        code=_CODE.format(**loading(facts)),
         usage="The tokens of the quantized layer are in `classifier.model(pixel_values).image_tokens`. ",
         images=f" Images are brought to {size} x {size} pixels.",
         model={

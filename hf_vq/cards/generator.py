@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hf_vq.cards.base import FOLDER, Facts, Metric, Slots, card, named_classes
+from hf_vq.cards.base import Facts, Metric, Slots, card, loading, named_classes
 from hf_vq.cards.tokenizer import grid, tokenizer_works
 
 if TYPE_CHECKING:
@@ -26,13 +26,14 @@ METRICS = {
 _POSITIONS = {"learned": "learned", "rotary": "rotary, by row and column"}
 _CONDITIONING = {"adaln_zero": "adaLN-zero", "prefix": "a token before the image's"}
 _CODE = """import torch
-from transformers import AutoModel
+{model_info}from transformers import AutoModel
 
-model = AutoModel.from_pretrained("{name}", trust_remote_code=True)
+name = "{name}"
+{pin}model = AutoModel.from_pretrained(name{revision}, trust_remote_code=True)
 output = model.generate({wanted}{sampling}, generator=torch.Generator().manual_seed(0))
 output.images[0].save("sample.png")  # the tokens are in output.image_tokens"""
 _USAGE = (
-    'In one step: `transformers.pipeline("image-generation", model="{name}", trust_remote_code=True)({label})'
+    'In one step: `transformers.pipeline("image-generation", model=name{revision}, trust_remote_code=True)({label})'
     '["image"]`.\n\n`generate` fills in parts of given images, too (`pixel_values=` or `image_tokens=`, and `mask=`). '
     "The tokenizer alone is `model.tokenizer`. "
 )
@@ -41,7 +42,7 @@ _USAGE = (
 @card
 def generator_card(config: MaskGitConfig, facts: Facts, trained_on: str) -> Slots:
     """What the card of a generator says."""
-    name, classes = facts.get("repo_id") or FOLDER, config.num_classes
+    place, classes = loading(facts), config.num_classes
     size, parameters = config.vq_config.image_size, facts.get("num_parameters")
     names = class_names(config)
     sampling = facts.get("sampling") or ({"num_steps": 8} | ({"guidance_scale": 3.0} if classes else {}))
@@ -56,11 +57,11 @@ def generator_card(config: MaskGitConfig, facts: Facts, trained_on: str) -> Slot
         picture_alt="Samples",
         picture_caption="Samples.",
         code=_CODE.format(
-            name=name,
+            **place,
             wanted=f"class_labels={list(range(min(classes, 4)))}" if classes else "num_images=4",
             sampling="".join(f", {option}={value!r}" for option, value in sampling.items()),
         ),
-        usage=_USAGE.format(name=name, label=repr(names[0]) if classes else "None"),
+        usage=_USAGE.format(revision=place["revision"], label=repr(names[0]) if classes else "None"),
         model={
             "network": f"bidirectional transformer, {config.num_hidden_layers} layers, {config.hidden_size} wide, "
             f"{config.num_attention_heads} heads",

@@ -30,7 +30,7 @@ Metadata = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """Our part of a card: where it stands, the JSON in its first comment, and all of its text."""
 
     start: int
@@ -62,7 +62,7 @@ def fill_card(existing: str, ours: str) -> str:
         ValueError: The existing card's metadata are no YAML mapping, or one of the two comments around our part is
             missing or there twice.
     """
-    part = _find_part(ours)
+    part = find_part(ours)
     if part is None:
         return existing
     metadata_block, old_text = _split(existing)
@@ -70,14 +70,14 @@ def fill_card(existing: str, ours: str) -> str:
         theirs = ModelCard(metadata_block).data.to_dict()
     except Exception as error:
         raise ValueError(f"its metadata cannot be read ({error}). Mend the block between the lines of ---.") from error
-    place = _find_part(old_text)
+    place = find_part(old_text)
     if sum(map(old_text.count, _MARKERS)) != (0 if place is None else 2):
         raise ValueError(
             "the comments '<!-- hf_vq: begin ... -->' and '<!-- hf_vq: end -->' must stand around the generated part, "
             "once each. Restore the missing one, or delete both together with that part."
         )
     new = ModelCard(ours)
-    record = _read_record(place) if place else {}
+    record = read_record(place) if place else {}
     filling = part.text
     granted = record.get("license")
     if granted and theirs.get("license") == granted and not new.data.get("license"):
@@ -108,7 +108,7 @@ def fill_card(existing: str, ours: str) -> str:
 
 def has_part(card: str) -> bool:
     """Whether a card holds our part."""
-    return _find_part(card) is not None
+    return find_part(card) is not None
 
 
 def add_results(card: str, results: list[EvalResult], section: str) -> str:
@@ -128,16 +128,16 @@ def add_results(card: str, results: list[EvalResult], section: str) -> str:
     Raises:
         ValueError: If the part's record of its metadata cannot be read.
     """
-    part = _find_part(card)
+    part = find_part(card)
     assert part is not None, "the card has no part of ours"
-    record = _read_record(part)
-    name, old = _results(record)
+    record = read_record(part)
+    name, old = results_in(record)
     renewed = {(result.unique_identifier, result.metric_type) for result in results}
-    weights = set().union(*map(_measured_weights, results))
+    weights = set().union(*map(measured_weights, results))
     kept = [
         result
         for result in old
-        if (result.unique_identifier, result.metric_type) not in renewed and _measured_weights(result) <= weights
+        if (result.unique_identifier, result.metric_type) not in renewed and measured_weights(result) <= weights
     ]
     name = name or record.get("model_name") or "model"
     data = ModelCardData(**record | {"model-index": eval_results_to_model_index(name, kept + results)})
@@ -149,7 +149,7 @@ def add_results(card: str, results: list[EvalResult], section: str) -> str:
     return f"---\n{data}\n---\n{text}\n"
 
 
-def _find_part(card: str) -> _Part | None:
+def find_part(card: str) -> Part | None:
     start = card.find(_BEGIN)
     record_start = start + len(_BEGIN)
     record_end = card.find(_BEGUN, record_start)
@@ -157,10 +157,10 @@ def _find_part(card: str) -> _Part | None:
     if min(start, record_end, end) < 0 or card[record_start] + card[record_end - 1] != "{}":
         return None
     end += len(_END)
-    return _Part(start, end, card[record_start:record_end], card[start:end])
+    return Part(start, end, card[record_start:record_end], card[start:end])
 
 
-def _read_record(part: _Part) -> Metadata:
+def read_record(part: Part) -> Metadata:
     """The metadata that we wrote into a card.
 
     Raises:
@@ -168,7 +168,7 @@ def _read_record(part: _Part) -> Metadata:
     """
     try:
         record = json.loads(part.record)
-        _results(record)
+        results_in(record)
         for name in ("tags", "datasets"):
             if not isinstance(record.get(name) or [], list | str):
                 raise TypeError(f"{name} is no list")
@@ -203,7 +203,7 @@ def _without_section(text: str, heading: str) -> str:
     return "".join(kept)
 
 
-def _measured_weights(result: EvalResult) -> set[str]:
+def measured_weights(result: EvalResult) -> set[str]:
     """The hashes of the weights that a measurement names; none if it names none."""
     return set(re.findall(r"weights sha256 (\w+)", str(result.metric_args)))
 
@@ -236,7 +236,7 @@ def merge_metadata(theirs: Metadata, record: Metadata, ours: Metadata) -> Metada
 
 
 def _merge_results(theirs: Metadata, record: Metadata, ours: Metadata) -> list[Metadata] | None:
-    (name, values), (old_name, old), (new_name, new) = (_results(metadata) for metadata in (theirs, record, ours))
+    (name, values), (old_name, old), (new_name, new) = (results_in(metadata) for metadata in (theirs, record, ours))
     added = [result for result in values if result not in old]
     measured = [result for result in new if not any(result.is_equal_except_value(other) for other in added)]
     if not measured + added:
@@ -244,6 +244,6 @@ def _merge_results(theirs: Metadata, record: Metadata, ours: Metadata) -> list[M
     return eval_results_to_model_index((name if name != old_name else new_name) or name or "", measured + added)
 
 
-def _results(metadata: Metadata) -> tuple[str | None, list[EvalResult]]:
+def results_in(metadata: Metadata) -> tuple[str | None, list[EvalResult]]:
     index = metadata.get("model-index")
     return model_index_to_eval_results(index) if index else (None, [])

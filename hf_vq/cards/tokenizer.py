@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from hf_vq.cards.base import FOLDER, Facts, Metric, Slots, card
+from hf_vq.cards.base import Facts, Metric, Slots, card, loading
 from hf_vq.metrics.reconstruction import IMAGE_METRICS
 from hf_vq.modeling.quantizers_vq import QUANTIZERS
 
@@ -22,12 +22,12 @@ METRICS = {
 }
 _NETWORKS = {"vqgan": "VQGAN-style encoder and decoder", "sqvae": "SQ-VAE encoder and decoder"}
 _CODE = """import torch
-from PIL import Image
+{model_info}from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
 name = "{name}"
-processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=True)
-model = AutoModel.from_pretrained(name, trust_remote_code=True)
+{pin}processor = AutoImageProcessor.from_pretrained(name{revision}, trust_remote_code=True)
+model = AutoModel.from_pretrained(name{revision}, trust_remote_code=True)
 
 pixel_values = processor(Image.open("image.png"), return_tensors="pt").pixel_values
 with torch.no_grad():
@@ -40,7 +40,7 @@ processor.postprocess(decoded)[0].save("reconstruction.png")"""
 def tokenizer_card(config: VQConfig, facts: Facts, trained_on: str) -> Slots:
     """What the card of a tokenizer says."""
     size, factor, groups = config.image_size, config.downsample_factor, config.num_groups
-    side = size // factor
+    side, place = size // factor, loading(facts)
     return Slots(
         title="Image tokenizer",
         tags=("hf_vq", "image-tokenizer", "vector-quantization", "vq-vae", "custom_code"),
@@ -49,12 +49,12 @@ def tokenizer_card(config: VQConfig, facts: Facts, trained_on: str) -> Slots:
         picture_alt="Images and their reconstructions",
         picture_caption="Above, images; below, their reconstructions.",
         code=_CODE.format(
-            name=facts.get("repo_id") or FOLDER,
+            **place,
             shape=f"(1, {side}, {side}{'' if groups == 1 else f', {groups}'})",
             num_codes=config.num_codes,
         ),
-        usage='In one step: `transformers.pipeline("image-tokenization", model=name, trust_remote_code=True)'
-        '("image.png")["image_tokens"]`.\n\n',
+        usage=f'In one step: `transformers.pipeline("image-tokenization", model=name{place["revision"]}, '
+        'trust_remote_code=True)("image.png")["image_tokens"]`.\n\n',
         images=f" Images of other sizes work if {factor} divides their sides.",
         model={
             "network": f"{_NETWORKS[config.architecture]}, {config.base_channels} base channels",

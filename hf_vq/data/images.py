@@ -92,6 +92,15 @@ class ImageDataset(Dataset):
                 return _item(found)
         raise ValueError(f"none of the {count} images can be read: {with_reasons(self.bad_images)}")
 
+    def readable_item(self, index: int) -> dict[str, Any] | None:
+        """One example; None if its image cannot be read, in place of which `dataset[index]` gives the next one."""
+        found = self._read(index, index)
+        return None if found is None else _item(found)
+
+    def bad_rows(self) -> torch.Tensor:
+        """Which images are known to be unreadable, bool (number of images,)."""
+        return self._status == _BAD
+
     def _read(self, index: int, place: int, warn: bool = True) -> Example | None:
         """The pixels of a row at a place of the epoch, or None for a bad image, which is recorded and told once."""
         if self._status[index] == _BAD:

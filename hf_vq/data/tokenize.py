@@ -43,6 +43,7 @@ from hf_vq.data.tokens import (
     read_manifest,
     token_dtype,
     token_features,
+    tokenizer_name,
 )
 from hf_vq.hub.loading import load_tokenizer
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
@@ -255,7 +256,7 @@ def _settings(
         "device_name": _device_name(model.device),
         "cpu_threads": args.cpu_threads,
         "tokenizer": {
-            "name": public_name(args.tokenizer, follow_links=True),
+            "name": tokenizer_name(args.tokenizer, args.output_dir),
             "revision": getattr(model.config, "_commit_hash", None),
             "weights_sha256": weights_sha256(model),
         },

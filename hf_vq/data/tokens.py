@@ -14,6 +14,7 @@ import logging
 import re
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,11 @@ import datasets
 import torch
 from huggingface_hub import CommitInfo
 
+from hf_vq.cards.files import CARD_FILE
 from hf_vq.cards.tokens import token_card
 from hf_vq.data.manifest import Manifest, problem_of_manifest, require_inside, verify_shard, warn_if_unverified
 from hf_vq.hub.loading import load_tokenizer
 from hf_vq.hub.repository import (
-    CARD_FILE,
     branch_to_push,
     create_repository,
     fetch_file,
@@ -36,6 +37,7 @@ from hf_vq.hub.repository import (
 from hf_vq.modeling.modeling_vq import VQModel
 from hf_vq.utils.hashes import weights_sha256
 from hf_vq.utils.settings import differences
+from hf_vq.utils.text import public_name
 
 FORMAT = 1
 MANIFEST_FILE = "manifest.json"
@@ -206,6 +208,18 @@ def check_tokenizer(manifest: Manifest, tokenizer: VQModel | str | Path, where: 
         f"the tokens of {where} were made by another tokenizer:\n  {changes}\n"
         f"Pass the one that made them, '{made_by['name']}'{revision}, or tokenize the images again"
     )
+
+
+def tokenizer_name(tokenizer: str | Path, folder: str | Path) -> str | None:
+    """The name of a tokenizer in the manifest of a folder.
+
+    What an earlier version began keeps its name: to that, the tokenizer of every run was "final".
+    """
+    with suppress(OSError, ValueError):
+        old = read_manifest(folder)["tokenizer"]["name"]
+        if old == Path(tokenizer).expanduser().resolve().name:
+            return old
+    return public_name(str(tokenizer), follow_links=True)
 
 
 # ---- columns

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult
+from huggingface_hub import EvalResult, ModelCard
 from transformers import PreTrainedModel
 
-from hf_vq.cards.merging import add_results, fill_card, has_part
+from hf_vq.cards.files import CARD_FILE, save_results
+from hf_vq.cards.merging import add_results, fill_card, has_part, results_in
 from hf_vq.cards.tokenizer import METRICS
 from hf_vq.evaluation.report import Report, metric
-from hf_vq.hub.repository import CARD_FILE, fetch_file, publish_folder
+from hf_vq.hub.repository import fetch_file, publish_folder
 from hf_vq.kinds import write_card
 from hf_vq.utils.files import write_text
 
@@ -41,14 +42,15 @@ def update_cards(report: Report, models: Sequence[tuple[str, PreTrainedModel]]) 
         HubError: A card cannot be fetched or pushed.
         ValueError: A card cannot be filled in.
     """
-    cards: list[tuple[str, str]] = []
+    cards: list[tuple[str, str, list[EvalResult]]] = []  # name, card, and the numbers in our part of it
     for (name, model), result in zip(models, report.results, strict=True):  # all before the first is written
         folder = Path(name).expanduser()
         if folder.is_dir():
             path = folder / CARD_FILE
             existing = path.read_text(encoding="utf-8") if path.is_file() else ""
             try:
-                cards.append((name, fill_card(existing, evaluated_card(existing, report, result, model))))
+                ours = evaluated_card(existing, report, result, model)
+                cards.append((name, fill_card(existing, ours), results_in(ModelCard(ours).data.to_dict())[1]))
             except ValueError as error:
                 raise ValueError(f"{path} cannot be filled in: {error}") from error
             continue
@@ -56,15 +58,18 @@ def update_cards(report: Report, models: Sequence[tuple[str, PreTrainedModel]]) 
             existing = fetch_file(name, CARD_FILE).read_text(encoding="utf-8")
         except FileNotFoundError:
             existing = ""
-        cards.append((name, evaluated_card(existing, report, result, model, repo_id=name)))
-    for name, card in cards:
+        ours = evaluated_card(existing, report, result, model, repo_id=name)
+        cards.append((name, ours, results_in(ModelCard(ours).data.to_dict())[1]))
+    for name, card, results in cards:
         folder = Path(name).expanduser()
         if folder.is_dir():
             write_text(card, folder / CARD_FILE)
+            save_results(results, folder)
             logger.info("Updated %s", folder / CARD_FILE)
             continue
         with tempfile.TemporaryDirectory() as temporary:
             (Path(temporary) / CARD_FILE).write_text(card, encoding="utf-8")
+            save_results(results, Path(temporary))
             logger.info("Updated %s", publish_folder(temporary, name, commit_message="Add evaluation results"))
 
 

@@ -61,6 +61,13 @@ def load_folder(folder: str | Path, name: str | Path, commit: str | None = None)
     return model, _load_image_processor(Path(folder), model, name)
 
 
+def require_model(folder: Path, what: str) -> None:
+    """Raises a `FileNotFoundError` that says where a model would be, if a folder of a user has none."""
+    if not (folder / CONFIG_FILE).is_file():
+        inner = f". A finished run has its model in '{folder / 'final'}'" if (folder / "final").is_dir() else ""
+        raise FileNotFoundError(f"no {what} in '{folder}': the folder has no {CONFIG_FILE}{inner}")
+
+
 def kind_in(config_file: Path, name: str | Path) -> Kind:
     """The kind of the model that a `config.json` describes. Arguments and exceptions as for `load_folder`."""
     try:

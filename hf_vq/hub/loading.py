@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hf_vq.hub.folders import CONFIG_FILE, load_folder
+from hf_vq.hub.folders import load_folder, require_model
 from hf_vq.hub.models import from_hub
 from hf_vq.hub.repository import HubError, require_hub_id
 from hf_vq.kinds import kind_of
@@ -52,7 +52,5 @@ def _load(name: str | Path, revision: str | None, what: str) -> tuple[Any, VQIma
             raise HubError(f"{error} Nor is there a folder '{name}', though there is '{folder.parent}'.") from error
     if revision is not None:
         raise ValueError(f"'{name}' is a folder, which has no revision {revision!r}: leave it out")
-    if not (folder / CONFIG_FILE).is_file():
-        inner = f". A finished run has its model in '{folder / 'final'}'" if (folder / "final").is_dir() else ""
-        raise FileNotFoundError(f"no {what} in '{name}': the folder has no {CONFIG_FILE}{inner}")
+    require_model(folder, what)
     return load_folder(folder, name)

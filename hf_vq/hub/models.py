@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -14,12 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import CommitInfo
+from huggingface_hub import CommitInfo, ModelCard
 from transformers import PreTrainedModel
 
-from hf_vq.hub.folders import CONFIG_FILE, PROCESSOR_FILE, BrokenModel, kind_in, load_folder
+from hf_vq.cards.files import save_card
+from hf_vq.cards.keeping import keep_known
+from hf_vq.hub.folders import CONFIG_FILE, PROCESSOR_FILE, BrokenModel, kind_in, load_folder, require_model
+from hf_vq.hub.origins import Origin, origin_of
 from hf_vq.hub.repository import (
-    CARD_FILE,
+    MAIN,
     HubError,
     branch_to_push,
     create_repository,
@@ -27,6 +28,7 @@ from hf_vq.hub.repository import (
     not_verified,
     publish_folder,
 )
+from hf_vq.hub.weights import fetch_weights
 from hf_vq.kinds import kind_of, resolve, write_card
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
 from hf_vq.modeling.pixel_range_vq import require_pixel_range
@@ -36,12 +38,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-
 
 def push_to_hub(
-    model: PreTrainedModel,
+    model: PreTrainedModel | str | Path,
     repo_id: str,
     *,
     image_processor: VQImageProcessor | None = None,
@@ -66,8 +65,12 @@ def push_to_hub(
     After it, `AutoModel.from_pretrained(repo_id, trust_remote_code=True)` works for everyone, without this package. A
     card that the repository has is kept; only the part between our comments is renewed.
 
+    What the card beside the weights knows, in the folder or the commit that the model was loaded from, goes along:
+    recipe, numbers, picture and what a person wrote. Arguments take the place of what it says. If the weights are no
+    longer those, a warning and the new card say so, and nothing of it goes along.
+
     Args:
-        model: What to publish.
+        model: What to publish: a model, or the folder of one, such as `"out/final"` of a run.
         repo_id: `"user/name"`, or `"name"` for one of the user who is logged in; created if it does not exist.
         image_processor: By default the one beside the weights that the model was loaded from, if there is one, or else
             the one that its configuration implies.
@@ -92,29 +95,47 @@ def push_to_hub(
 
     Raises:
         TypeError: The model is of no kind that this package knows.
+        FileNotFoundError: There is no such folder, or no model in it.
         ValueError: `create_pr` came with a branch, `images` with a classifier, the image processor has another range
             of pixels than the model, or the repository's own card cannot be filled in.
         HubError: Missing rights, a lost connection, a failing server; the repository is as it was.
     """
-    branch_to_push(revision, create_pr)
+    branch = branch_to_push(revision, create_pr)
+    if isinstance(model, str | os.PathLike):
+        model = _load_from(Path(model))
     kind = kind_of(model)
     if images is not None and kind.picture is None:
         raise ValueError(f"The card of a {kind.noun} has no picture: leave out `images`.")
-    processor = image_processor or _image_processor_of(model, token)
-    require_pixel_range(processor, model.config)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model.save_pretrained(folder, max_shard_size=max_shard_size)
+        origin, is_same = origin_of(model, folder, token)
+        processor = image_processor or (origin and origin.image_processor())
+        processor = processor or VQImageProcessor.for_config(model.config)
+        require_pixel_range(processor, model.config)
         processor.save_pretrained(folder)
         picture = None
         if images is not None and kind.picture is not None:
             picture = kind.picture_file
             resolve(kind.picture)(model, processor, images).save(folder / picture)
+        known, recipe = _card_of(origin), dict(training or {})
+        if origin is not None and known and not is_same:
+            logger.warning(
+                "The weights are not those of '%s' any more, so the card leaves out the recipe and the numbers that "
+                "are told of there. Say what is new by `training` and `metrics`.",
+                origin.name,
+            )
+            recipe.setdefault("made of", f"{origin.name}, whose weights were changed")
         # Last: what is wrong with the arguments leaves no empty repository.
         repo_id = create_repository(repo_id, private=private, token=token)
         facts: dict[str, Any] = {"repo_id": repo_id, "license": license, "picture": picture}
-        card = write_card(model, metrics or {}, dataset, split, training, **facts)
-        (folder / CARD_FILE).write_text(str(card), encoding="utf-8")
+        facts["revision"] = branch if branch != MAIN else None
+        card = str(write_card(model, metrics or {}, dataset, split, recipe, **facts))
+        if origin is not None and known and is_same:
+            rows = [key.replace("_", " ") for key in recipe] + ["data set"] * bool(dataset)
+            card = keep_known(card, known, rows=rows, metrics=bool(metrics), picture=picture is not None)
+            origin.copy_pictures(card, folder)
+        save_card(ModelCard(card), folder)
         return publish_folder(
             folder,
             repo_id,
@@ -165,7 +186,7 @@ def from_hub(
     commit = config_path.parent.name
     try:
         kind_in(config_path, repo_id)
-        files = [config_path, *_fetch_weights(repo_id, commit, token, unverified)]
+        files = [config_path, *fetch_weights(repo_id, commit, token, unverified)]
         with suppress(FileNotFoundError):
             files.append(fetch_file(repo_id, PROCESSOR_FILE, commit, token, unverified))
         if unverified:
@@ -222,41 +243,24 @@ def sample_picture(model: Any, processor: VQImageProcessor, images: Sequence[Any
     return sample_sheet(images)
 
 
-def _image_processor_of(model: PreTrainedModel, token: str | bool | None) -> VQImageProcessor:
-    """The one beside the weights that the model was loaded from, or the default."""
-    source, commit = model.name_or_path, getattr(model.config, "_commit_hash", None)
-    if source and (Path(source) / PROCESSOR_FILE).is_file():
-        return VQImageProcessor.from_pretrained(source)
-    if source and commit:
-        with suppress(FileNotFoundError):
-            return VQImageProcessor.from_pretrained(fetch_file(source, PROCESSOR_FILE, commit, token).parent)
-    return VQImageProcessor.for_config(model.config)
+def _load_from(folder: Path) -> PreTrainedModel:
+    """The model in a folder.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or no model in it.
+        ValueError: What is in it is no whole model.
+    """
+    folder = folder.expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder '{folder}'. To copy a repository, load it with `from_hub` first")
+    require_model(folder, "model")
+    return load_folder(folder, folder)[0]
 
 
-def _fetch_weights(repo_id: str, commit: str, token: str | bool | None, unverified: list[str]) -> list[Path]:
-    """The files of the weights, verified."""
-
-    def fetch(name: str) -> Path:
-        return fetch_file(repo_id, name, commit, token, unverified)
-
-    with suppress(FileNotFoundError):
-        return [fetch(WEIGHTS_FILE)]
+def _card_of(origin: Origin | None) -> str:
+    """The card beside the weights that a model was loaded from; empty without one that has a part of ours."""
     try:
-        path = fetch(INDEX_FILE)
-        try:
-            names = sorted(set(json.loads(path.read_text(encoding="utf-8")).get("weight_map", {}).values()))
-        except (ValueError, AttributeError, TypeError, RecursionError) as error:
-            raise HubError(
-                f"The {INDEX_FILE} of '{repo_id}' at {commit} cannot be read: {error}. Tell the repository's owner."
-            ) from error
-        strange = [name for name in names if not re.fullmatch(r"[\w.-]+\.safetensors", str(name))]
-        if strange or not names:
-            raise HubError(
-                f"The {INDEX_FILE} of '{repo_id}' at {commit} names {strange[0] if strange else 'no weights'}; only "
-                "safetensors files beside it are read. Tell the repository's owner."
-            )
-        return [path, *map(fetch, names)]
-    except FileNotFoundError as error:
-        raise HubError(
-            f"'{repo_id}' at {commit} has no complete safetensors weights ({error} is missing); nothing else is read."
-        ) from None
+        return "" if origin is None else origin.card()
+    except HubError as error:
+        logger.warning("Nothing of the card of '%s' goes along, since it cannot be read: %s", origin.name, error)
+        return ""

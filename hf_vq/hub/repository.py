@@ -30,7 +30,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import RepoFile
 
-from hf_vq.cards.merging import fill_card
+from hf_vq.cards.files import CARD_FILE, RESULTS_FILE
+from hf_vq.cards.merging import fill_card, has_part
 from hf_vq.hub.lost_answers import find_commit
 from hf_vq.modeling.version_vq import __version__
 from hf_vq.utils.files import atomic_file
@@ -38,7 +39,6 @@ from hf_vq.utils.hashes import file_sha256
 
 _VERIFIED = "hf_vq_verified"  # a folder of the cache's repository, for the hashes that came from the Hub
 _HASH = r"[0-9a-f]{40}|[0-9a-f]{64}"
-CARD_FILE = "README.md"
 MAIN = "main"
 
 # A whole file of weights would be loaded in place of newer shards, and old parquet files along with new ones. The
@@ -157,6 +157,8 @@ def publish_folder(
             for path in sorted(old - set(files))
             if (part := parts.fullmatch(path)) and part[1] in renewed
         ]
+        if RESULTS_FILE in old and RESULTS_FILE not in files and _is_ours(files.get(CARD_FILE)):
+            deletions.append(CommitOperationDelete(RESULTS_FILE))  # numbers of an earlier card
         # The large files go first: they are seen by nobody before a commit names them.
         api.preupload_lfs_files(
             repo_id, additions, repo_type=repo_type, revision=branch if exists else MAIN, create_pr=create_pr,
@@ -353,6 +355,10 @@ def _merged_card(api: HfApi, repo_id: str, repo_type: str, head: str, ours: Path
         return fill_card(Path(path).read_text(encoding="utf-8"), ours.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"The card of '{repo_id}' cannot be filled in: {error}") from error
+
+
+def _is_ours(card: Path | None) -> bool:
+    return card is not None and has_part(card.read_text(encoding="utf-8"))
 
 
 def _api(token: str | bool | None) -> HfApi:

@@ -10,7 +10,6 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from torch import Tensor, nn
 
-from hf_vq.cards.classifier import classifier_card
 from hf_vq.metrics.classification import ClassificationMetrics
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
 from hf_vq.modeling.modeling_vq_classifier import VQModelForImageClassification
@@ -19,6 +18,7 @@ from hf_vq.training.classifier_data import MISSING_LABELS, check_labels, check_p
 from hf_vq.training.image_trainer import ImageTrainer
 from hf_vq.training.networks import MODEL
 from hf_vq.training.order import Batch
+from hf_vq.training.publishing import card_of_run
 
 
 class ClassifierTrainer(ImageTrainer):
@@ -105,17 +105,7 @@ class ClassifierTrainer(ImageTrainer):
 
     def card(self, folder: Path) -> ModelCard:
         """The card, with the measured numbers."""
-        args = self.args
-        return classifier_card(
-            self.model.config,
-            self.eval_metrics or {},
-            args.dataset,
-            args.measured_split() if args.dataset else None,
-            self.recipe(),
-            repo_id=self.hub_repository,
-            num_parameters=self.model.num_parameters(),
-            versions=self.versions(),
-        )
+        return card_of_run(self, self.args.dataset)
 
 
 def freeze_unused(model: VQModelForImageClassification) -> None:

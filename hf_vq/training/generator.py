@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from torch import Tensor, nn
 
-from hf_vq.cards.generator import class_names, generator_card
+from hf_vq.cards.generator import class_names
 from hf_vq.kinds import SAMPLES_FILE
 from hf_vq.metrics.features import ShrunkPixels
 from hf_vq.metrics.generation import FrechetDistance, HiddenTokenMetrics
@@ -27,6 +27,7 @@ from hf_vq.training.generator_data import FixedMasks, check_tokens, seeded_gener
 from hf_vq.training.networks import MODEL
 from hf_vq.training.optimization import parameter_groups
 from hf_vq.training.order import Batch
+from hf_vq.training.publishing import card_of_run
 from hf_vq.training.trainer import BaseTrainer
 from hf_vq.utils.hashes import weights_sha256
 
@@ -191,24 +192,17 @@ class GeneratorTrainer(BaseTrainer):
 
     def card(self, folder: Path) -> ModelCard:
         """The card, with the measured numbers and samples."""
-        args, model = self.args, self.published_model()
         with torch.no_grad():
             picture = (self.eval_pictures or {}).get("samples") or self.samples()
         picture.save(folder / SAMPLES_FILE)
         sampling = self._sampling()
         used = ", ".join(f"{name} {value}" for name, value in sampling.items())
-        return generator_card(
-            model.config,
-            self.eval_metrics or {},
-            args.tokens,
-            args.measured_split() if args.tokens else None,
-            self.recipe(),
-            repo_id=self.hub_repository,
+        return card_of_run(
+            self,
+            self.args.tokens,
             picture=SAMPLES_FILE,
             picture_caption=f"Samples, not selected ({used}).",
             sampling=sampling,
-            num_parameters=model.num_parameters() - model.tokenizer.num_parameters(),
-            versions=self.versions(),
         )
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from hf_vq.training.arguments import BaseTrainingArguments
+from hf_vq.utils.processes import sum_over_processes
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 Batch = dict[str, Tensor]
 
@@ -112,6 +116,7 @@ class TrainingData:
         self.rank = rank
         self.world_size = world_size
         self.num_images = None if is_stream(dataset) else len(dataset)
+        self.num_readable = self.num_images
         self.images_per_step = args.images_per_step * world_size
         self.place = Place()
         self.stream_epoch = 0
@@ -134,6 +139,12 @@ class TrainingData:
         )
         start = (step - self.place.step) * args.gradient_accumulation_steps
         yield from training_batches(self.dataset, order, start, args.dataloader_num_workers)
+
+    def count_readable(self, accelerator: Accelerator) -> None:
+        """Sets `num_readable`, the images without those that a process could not read so far; a collective."""
+        if self.num_images is not None and hasattr(self.dataset, "bad_rows"):
+            found = sum_over_processes(self.dataset.bad_rows().to(torch.int32), accelerator)
+            self.num_readable = self.num_images - int((found > 0).sum())
 
     def epoch(self, step: int) -> float:
         """Epochs that all processes have seen after `step` optimizer steps; of a stream, the one it is in."""
@@ -198,6 +209,8 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """One pass over this process's part of the held-out data, in order; the last batch may be short.
 
+    An image that cannot be read is left out; none takes its place.
+
     Args:
         dataset: Map-style; or an iterable, of which every process reads its own part.
         batch_size: Samples per process and batch.
@@ -211,7 +224,9 @@ def evaluation_batches(
         count = len(dataset) if limit is None else min(limit, len(dataset))
         mine = [number * len(dataset) // count for number in range(rank, count, world_size)]
         batches = [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)]
-        yield from _loader(dataset, batches, num_workers)
+        if hasattr(dataset, "readable_item"):
+            dataset = _Readable(dataset)
+        yield from (batch for batch in _loader(dataset, batches, num_workers) if batch)
         return
     share = None if limit is None else (limit - rank + world_size - 1) // world_size
     items: list[dict[str, Any]] = []
@@ -226,10 +241,24 @@ def evaluation_batches(
         yield collate(items)
 
 
-def collate(items: list[dict[str, Any]]) -> Batch:
-    """Makes a batch of items. It has the fields that every item has, so a row without a label costs only its label."""
-    names = [name for name in items[0] if all(item.get(name) is not None for item in items)]
-    return default_collate([{name: item[name] for name in names} for item in items])
+class _Readable(Dataset):
+    """The items of a data set, and None in place of those that it says cannot be read."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, index: int) -> dict[str, Any] | None:
+        return self._dataset.readable_item(index)
+
+
+def collate(items: Sequence[dict[str, Any] | None]) -> Batch:
+    """Makes a batch of items, without those that are None; it is empty if all are.
+
+    It has the fields that every item has, so a row without a label costs only its label.
+    """
+    found = [item for item in items if item is not None]
+    names = [name for name in found[0] if all(item.get(name) is not None for item in found)] if found else []
+    return default_collate([{name: item[name] for name in names} for item in found]) if found else {}
 
 
 def is_stream(dataset: Any) -> bool:

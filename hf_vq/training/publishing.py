@@ -1,14 +1,42 @@
-"""The Hub repository of a run: opened at its start, filled at its end."""
+"""What a run publishes: the card of its model, and the Hub repository, opened at its start and filled at its end."""
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import ModelCard
 
 from hf_vq.hub.repository import create_repository, publish_folder
+from hf_vq.kinds import write_card
+from hf_vq.modeling.version_vq import __version__
 from hf_vq.training.arguments import BaseTrainingArguments
 
 logger = logging.getLogger(__name__)
+
+
+def card_of_run(trainer: Any, dataset: str | None, **facts: Any) -> ModelCard:
+    """The card of a run's model.
+
+    Args:
+        trainer: The run's, a `BaseTrainer`: it knows what was measured last, and the recipe.
+        dataset: What it was trained on.
+        **facts: Further ones, see `hf_vq.cards.base.Facts`.
+    """
+    return write_card(
+        trainer.published_model(),
+        trainer.eval_metrics or {},
+        dataset,
+        trainer.args.measured_split() if dataset else None,
+        trainer.recipe(),
+        repo_id=trainer.hub_repository,
+        name=trainer.output_dir.resolve().name,
+        versions={"torch": torch.__version__, "transformers": transformers.__version__, "hf_vq": __version__},
+        **facts,
+    )
 
 
 def open_repository(args: BaseTrainingArguments) -> str | None:

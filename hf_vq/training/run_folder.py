@@ -23,8 +23,7 @@ from hf_vq.training.snapshots import SNAPSHOTS_FOLDER, drop_snapshots
 from hf_vq.utils.files import TEMPORARY_PREFIX, discard
 from hf_vq.utils.locks import FolderLock, FolderLockedError
 from hf_vq.utils.processes import on_main_process
-
-FINAL_FOLDER = "final"
+from hf_vq.utils.text import FINAL_FOLDER
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,6 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from torch import Tensor, nn
 
-from hf_vq.cards.tokenizer import tokenizer_card
 from hf_vq.kinds import PICTURE_FILE
 from hf_vq.losses import (
     AdversarialKind,
@@ -31,6 +30,7 @@ from hf_vq.training.image_trainer import ImageTrainer
 from hf_vq.training.networks import MODEL
 from hf_vq.training.optimization import parameter_groups
 from hf_vq.training.order import Batch
+from hf_vq.training.publishing import card_of_run
 
 DISCRIMINATOR = "discriminator"
 
@@ -199,18 +199,12 @@ class TokenizerTrainer(ImageTrainer):
         picture = (self.eval_pictures or {}).get("reconstructions")
         if picture is not None:
             picture.save(folder / PICTURE_FILE)
-        return tokenizer_card(
-            self.model.config,
-            self.eval_metrics or {},
+        return card_of_run(
+            self,
             args.dataset,
-            args.measured_split() if args.dataset else None,
-            self.recipe(),
-            repo_id=self.hub_repository,
             picture=None if picture is None else PICTURE_FILE,
             picture_caption="Above, held-out images; below, their reconstructions.",
             methods=[*(["lpips"] if args.perceptual_weight else []), *(["vqgan"] if args.adversarial_weight else [])],
-            num_parameters=self.model.num_parameters(),
-            versions=self.versions(),
         )
 
     def _warn_of_few_images(self) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from accelerate.utils import set_seed
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -19,8 +18,8 @@ from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import PreTrainedModel
 
+from hf_vq.cards.files import save_card
 from hf_vq.modeling.micro_batches_vq import micro_batch
-from hf_vq.modeling.version_vq import __version__
 from hf_vq.training import checkpoints as ckpt
 from hf_vq.training.accelerators import make_accelerator
 from hf_vq.training.arguments import BaseTrainingArguments
@@ -297,6 +296,7 @@ class BaseTrainer(TrainerState):
     def save_model(self, folder: str | Path) -> None:
         """Writes the model as a complete Hub repository; an older one in its place is replaced in one go."""
         self.average_statistics()
+        self.data.count_readable(self.accelerator)
 
         def write() -> None:
             try:
@@ -306,18 +306,19 @@ class BaseTrainer(TrainerState):
                 raise ckpt.CheckpointError(f"Could not write the model to '{folder}': {reason}") from reason
 
         on_main_process(write, self.accelerator)
+        self.published_model().name_or_path = str(folder)  # where `push_to_hub` finds its card
 
     def write_model(self, folder: Path) -> None:
         """Writes configuration, weights, processor and card into an existing folder."""
         self.published_model().save_pretrained(folder)
         if self.processor is not None:
             self.processor.save_pretrained(folder)
-        (folder / "README.md").write_text(str(self.card(folder)), encoding="utf-8")
+        save_card(self.card(folder), folder)
 
     def recipe(self) -> dict[str, Any]:
         """The card's rows on how the weights were made; what is off is None."""
         return {
-            "training images": self.data.num_images,
+            "training images": self.data.num_readable,
             "steps": self.step,
             "images per step": self.data.images_per_step,
             "images seen": self.data.images_seen(self.step),
@@ -325,10 +326,6 @@ class BaseTrainer(TrainerState):
             "processes": f"{self.accelerator.num_processes} x {self.accelerator.device.type}",
             **self.args.recipe(),
         }
-
-    def versions(self) -> dict[str, str]:
-        """The versions that the card names."""
-        return {"torch": torch.__version__, "transformers": transformers.__version__, "hf_vq": __version__}
 
 
 def _due(step: int, every: int) -> bool:

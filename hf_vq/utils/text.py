@@ -9,6 +9,7 @@ from collections.abc import Collection
 from itertools import islice
 from pathlib import Path
 
+FINAL_FOLDER = "final"  # of a run's finished model
 MAX_NAMES = 10  # how many file names a warning lists
 
 
@@ -32,7 +33,8 @@ def first_line(reason: BaseException) -> str:
 def public_name(name: str | None, *, follow_links: bool = False) -> str | None:
     """The last part of a path, since the rest says where somebody's files are. Other names stay as they are.
 
-    A relative pattern such as "shards/*.parquet" stays as well: its last part would name nothing.
+    Of the model of a run, `out/final`, it is the run's name. A relative pattern such as "shards/*.parquet" stays as
+    well: its last part would name nothing.
 
     Args:
         name: A path, or the id of a model or a data set on the Hub.
@@ -43,7 +45,8 @@ def public_name(name: str | None, *, follow_links: bool = False) -> str | None:
     path = Path(name).expanduser()
     if glob.has_magic(name) and not path.is_absolute() and not path.exists():
         return name
-    return path.resolve().name if follow_links else Path(os.path.abspath(path)).name
+    path = path.resolve() if follow_links else Path(os.path.abspath(path))
+    return path.parent.name if path.name == FINAL_FOLDER and path.parent.name else path.name
 
 
 def is_hub_id(name: str | None) -> bool:

@@ -39,7 +39,7 @@ def test_up_and_down(hub: HubServer, with_method: bool) -> None:
     assert card.data["pipeline_tag"] == "image-classification"
     results = {result.metric_type: result.metric_value for result in card.data["eval_results"]}
     assert results == {"accuracy": 0.875, "codebook_perplexity": 7.5}
-    assert "| classes | 2: ant, bee |" in card.text and 'model="alice/ants"' in card.text
+    assert "| classes | 2: ant, bee |" in card.text and 'name = "alice/ants"' in card.text
 
     loaded, processor = hf_vq.from_hub("alice/ants")
     pixel_values = processor(Image.effect_noise((24, 20), 80), return_tensors="pt").pixel_values

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from hf_vq import VQConfig
 from hf_vq.cards.base import Facts, Metric, Slots, card
+from hf_vq.cards.citations import CITATIONS, paper_links
+from hf_vq.cards.files import RESULTS_FILE, save_card
 from hf_vq.cards.tokenizer import tokenizer_card
 from hf_vq.modeling import quantizers_vq
 from hf_vq.modeling.configuration_quantizer_vq import REGISTERED_TYPES
 from hf_vq.modeling.quantizer_vq import VectorQuant
+from hf_vq.utils.text import public_name
 
 HEADINGS = ["## Use", "## Model", "## Training", "## Evaluation", "## Limits", "## Citation"]
 
@@ -79,3 +85,32 @@ def test_a_quantizer_kind_brings_its_words_and_works(monkeypatch: pytest.MonkeyP
 
     assert "| quantizer | a lattice of 64 points |" in text and "@misc{lattice}" in text
     assert "oord2017neural" not in text and "esser2021taming" in text
+
+
+def test_papers_are_linked_where_the_hub_finds_them() -> None:
+    """Every work on arXiv is a link outside of the BibTeX, also one of somebody's own; others have none."""
+    own = "@article{own,\n  title = {A {Lattice} of One's Own},\n  journal = {arXiv preprint arXiv:2601.01234},\n}"
+    links = paper_links([*CITATIONS.values(), own, "@misc{none, title = {No number}}"])
+
+    assert links[-1] == "[A Lattice of One's Own](https://arxiv.org/abs/2601.01234)"
+    assert "[Neural Discrete Representation Learning](https://arxiv.org/abs/1711.00937)" in links
+    assert len(links) == len(CITATIONS)  # k-means++ is not on arXiv
+    card = str(tokenizer_card(VQConfig(), {}))
+    assert "\nPapers: [" in card and "](https://arxiv.org/abs/2305.08842)" in card
+
+
+def test_a_run_names_its_model() -> None:
+    """Without a repository the title is the run's name, not that of the folder "final"."""
+    assert ModelCard(str(tokenizer_card(VQConfig(), {}, name="emoji-vq"))).text.lstrip().startswith("# emoji-vq\n")
+    assert public_name("runs/emoji-vq/final") == "emoji-vq" == public_name("/somewhere/emoji-vq/final/")
+
+
+def test_results_are_written_for_the_hub(tmp_path: Path) -> None:
+    """Numbers of a data set on the Hub are entries that its client reads; those of a folder are none."""
+    save_card(tokenizer_card(VQConfig(), {"psnr": 21.5, "num_images": 9}, "alice/dots", "test"), tmp_path)
+    (entry,) = parse_eval_result_entries(yaml.safe_load((tmp_path / RESULTS_FILE).read_text()))
+
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("alice/dots", "psnr", 21.5)
+    assert "split test" in str(entry.notes) and "num images 9" in str(entry.notes)
+    save_card(tokenizer_card(VQConfig(), {"psnr": 21.5}, "/home/me/dots", "test"), tmp_path)
+    assert not (tmp_path / RESULTS_FILE).exists()

@@ -35,7 +35,7 @@ def test_the_card_says_what_it_tells_apart_and_how_well() -> None:
         "| Accuracy | 87.50% | alice/insects | test | 1,234 |",
         "| steps | 1,500 |",
         "| loss | cross entropy + 1 x",
-        'model="alice/ants"',
+        'name = "alice/ants"',
         "huh2023straightening",
         "brought to 16 x 16 pixels",
         "those it was trained on (`alice/insects`)",

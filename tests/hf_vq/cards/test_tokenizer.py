@@ -137,7 +137,7 @@ def test_picture_limits_and_rate_are_stated():
 
     assert "![Images and their reconstructions](pictures.png)" in text
     assert "trained on (`noto-emoji-32`)" in text and "| rate | 0.625 bits per pixel |" in text
-    assert "](" not in str(tokenizer_card(config(), METRICS))
+    assert "![" not in str(tokenizer_card(config(), METRICS))
 
 
 def test_rfid_stands_beside_the_rest():
