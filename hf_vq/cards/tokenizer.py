@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from hf_vq.cards.base import Facts, Metric, Slots, card, loading
+from hf_vq.metrics import lpips
 from hf_vq.metrics.reconstruction import IMAGE_METRICS
 from hf_vq.modeling.quantizers_vq import QUANTIZERS
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 METRICS = {
     **{key: Metric(key, metric.title, metric.format) for key, metric in IMAGE_METRICS.items()},
+    lpips.LPIPS: Metric(lpips.LPIPS, lpips.TITLE, lpips.FORMAT),
     "rfid": Metric("rfid", "rFID", "{:.2f}"),
     "quantization_error": Metric("quantization_error", "Quantization error (mean squared, per dimension)", "{:.4g}"),
     "usage": Metric("codebook_usage", "Codes in use", "{:.1%}", counted="active_codes"),

@@ -14,11 +14,11 @@ import argparse
 from pathlib import Path
 
 from hf_vq.cards.merging import fill_card
-from hf_vq.cards.tokenizer import tokenizer_card
 from hf_vq.commands.running import command, errors_in_a_line
 from hf_vq.convert.checkpoints import convert_checkpoint, save_for_diffusers
 from hf_vq.convert.layouts import LAYOUTS
 from hf_vq.hub.loading import load_tokenizer
+from hf_vq.kinds import write_card
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
 from hf_vq.modeling.pixel_range_vq import UNIT
 from hf_vq.utils.files import write_text
@@ -40,6 +40,9 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--no_normalize", action="store_true", help="the network takes pixels in [0, 1], like aMUSEd's, not in [-1, 1]"
     )
+    parser.add_argument(
+        "--allow_unverified", action="store_true", help="take files of the cache that cannot be verified offline"
+    )
     parser.add_argument("--license", help="the license of the weights, as its identifier on the Hub, for the card")
     return parser.parse_args(words)
 
@@ -55,13 +58,13 @@ def convert(args: argparse.Namespace) -> None:
     )
     model, config = conversion.model, conversion.model.config
     origin = f"{Path(args.checkpoint).name}, converted from the layout of {conversion.layout}"
-    card = tokenizer_card(
-        config,
+    card = write_card(
+        model,
         {},
         # Nobody knows the loss that these weights were trained with.
         training={"loss": None, "weights": origin, "notes": "; ".join(conversion.notes) or None},
         license=args.license,
-        num_parameters=model.num_parameters(),
+        name=args.output_dir.resolve().name,
     )
     readme = args.output_dir / "README.md"
     text = fill_card(readme.read_text(encoding="utf-8"), str(card)) if readme.exists() else str(card)
@@ -79,7 +82,7 @@ def convert(args: argparse.Namespace) -> None:
 
 def export(args: argparse.Namespace) -> None:
     """Converts a folder of ours, or a repository, to a folder for diffusers."""
-    model, _ = load_tokenizer(args.checkpoint)
+    model, _ = load_tokenizer(args.checkpoint, allow_unverified=args.allow_unverified)
     if args.no_normalize:
         model.config.pixel_range = list(UNIT)
     save_for_diffusers(model, args.output_dir)

@@ -2,10 +2,11 @@
 
     hf-vq evaluate --compare user/vq-a user/vq-b --dataset noto-emoji-32 --split test
 
-Models are folders or Hub ids (`user/name@revision` works, too). `--output_dir` gets three files: evaluation.md has a
-table with the protocol of its numbers, evaluation.json has the same for programs, and evaluation.png has
-reconstructions or samples. FID, KID and the Inception Score need `--features inception` and
-`pip install 'hf_vq[inception]'`. Several processes (`--num_processes 8`) give the same numbers.
+Models are folders or Hub ids (`user/name@revision` works, too). In `--output_dir`, evaluation.md has a table with the
+protocol of its numbers, evaluation.tex and evaluation.csv have it for papers and spreadsheets, evaluation.json for
+programs, and evaluation.png has reconstructions or samples. FID, KID and the Inception Score need
+`--features inception` and `pip install 'hf_vq[inception]'`. Several processes (`--num_processes 8`) give
+the same numbers.
 """
 
 from __future__ import annotations

@@ -37,6 +37,10 @@ class GenerateArguments:
     model: str = field(metadata={"help": "Folder or Hub id of a generator."})
     output: Path = field(metadata={"help": "A .png file, a .gif file or a folder."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the repository."})
+    allow_unverified: bool = field(
+        default=False,
+        metadata={"help": "Take files of the cache that cannot be verified, since the Hub cannot be asked."},
+    )
     class_labels: list[str] = field(
         default_factory=list, metadata={"help": "Numbers or names of classes: one for each image, or one for all."}
     )
@@ -62,7 +66,9 @@ def main(words: list[str]) -> None:
     """Parses the command line, generates images, and writes them."""
     with errors_in_a_line():
         options, _ = parse_command_line(GenerateArguments, None, words, __doc__, prog="hf-vq generate")
-        model, _ = load_model(options.model, options.revision, noun="generator")
+        model, _ = load_model(
+            options.model, options.revision, noun="generator", allow_unverified=options.allow_unverified
+        )
         model.to(options.device)
         labels = to_numbers(options.class_labels, model.config)
         count = len(labels) if labels is not None and options.num_images is None else options.num_images or 1

@@ -68,6 +68,10 @@ class TokenizationArguments:
     tokenizer_revision: str | None = field(
         default=None, metadata={"help": "Commit, branch or tag of a Hub tokenizer."}
     )
+    allow_unverified: bool = field(
+        default=False,
+        metadata={"help": "Take files of the cache that cannot be verified, since the Hub cannot be asked."},
+    )
 
     # Data
     dataset_revision: str | None = field(default=None, metadata={"help": "Commit, branch or tag of a Hub data set."})
@@ -148,7 +152,9 @@ def tokenize_dataset(args: TokenizationArguments) -> Manifest:
 
 def _tokenize_splits(args: TokenizationArguments, state: PartialState) -> None:
     with state.main_process_first():  # one process downloads, the others read its cache
-        model, processor = load_tokenizer(args.tokenizer, args.tokenizer_revision)
+        model, processor = load_tokenizer(
+            args.tokenizer, args.tokenizer_revision, allow_unverified=args.allow_unverified
+        )
         revision = pinned_revision(args.dataset, args.dataset_revision)
         splits = args.splits or image_splits(args.dataset, revision=revision)
     model.to(state.device)

@@ -34,6 +34,7 @@ from hf_vq.hub.repository import (
     publish_folder,
     require_hub_id,
 )
+from hf_vq.hub.verification import settle_unverified
 from hf_vq.modeling.modeling_vq import VQModel
 from hf_vq.utils.hashes import weights_sha256
 from hf_vq.utils.settings import differences
@@ -53,6 +54,7 @@ def load_token_dataset(
     revision: str | None = None,
     streaming: bool = False,
     token: str | bool | None = None,
+    allow_unverified: bool = False,
 ) -> datasets.Dataset | datasets.IterableDataset:
     """Loads the tokens of images.
 
@@ -74,6 +76,7 @@ def load_token_dataset(
         revision: Branch, tag or commit of the Hub data set.
         streaming: Whether to read as it goes.
         token: As everywhere on the Hub; by default the stored one.
+        allow_unverified: Whether cached files may be used that cannot be verified; see `from_hub`.
 
     Returns:
         The data set.
@@ -85,11 +88,12 @@ def load_token_dataset(
         HubError: There is no such repository or revision, or access is denied.
     """
     folder = Path(path).expanduser()
-    manifest_file = _manifest_file(path, revision, token)
+    unverified: list[str] = []
+    manifest_file = _manifest_file(path, revision, token, unverified)
     manifest = read_manifest(manifest_file)
     where = f"'{path}'"
     if tokenizer is not None:
-        check_tokenizer(manifest, tokenizer, where)
+        check_tokenizer(manifest, tokenizer, where, allow_unverified=allow_unverified)
     if split not in manifest["splits"]:
         raise ValueError(f"unknown split {split!r} of {where}: available are {', '.join(manifest['splits'])}")
     record = manifest["splits"][split]
@@ -111,7 +115,10 @@ def load_token_dataset(
         if streaming:
             files = [f"hf://datasets/{path}@{commit}/{name}" for name in names]
         else:
-            files = [str(fetch_file(str(path), name, commit, token, repo_type="dataset")) for name in names]
+            files = [
+                str(fetch_file(str(path), name, commit, token, unverified, repo_type="dataset")) for name in names
+            ]
+    settle_unverified(str(path), unverified, allow_unverified)
 
     if streaming and not folder.is_dir():
         logger.warning("%s is read as a stream: not verified.", where)
@@ -133,13 +140,20 @@ def _to_tensors(batch: dict[str, list], shape: Sequence[int]) -> dict[str, list]
     return {**batch, "image_tokens": list(tokens)}
 
 
-def read_manifest(path: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> Manifest:
+def read_manifest(
+    path: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    allow_unverified: bool = False,
+) -> Manifest:
     """The manifest of a token data set.
 
     Args:
         path: The file, its folder, or the id of a data set on the Hub.
         revision: Branch, tag or commit of the Hub data set.
         token: As everywhere on the Hub; by default the stored one.
+        allow_unverified: Whether a cached file may be used that cannot be verified; see `from_hub`.
 
     Returns:
         Its content, among it ``image_tokens`` (``shape``, ``dtype``, ``num_codes``), ``tokenizer`` (``name``,
@@ -150,7 +164,9 @@ def read_manifest(path: str | Path, *, revision: str | None = None, token: str |
         ValueError: It is not a manifest, or a newer version of this package wrote it.
         HubError: There is no such repository or revision, or access is denied.
     """
-    file = _manifest_file(path, revision, token)
+    unverified: list[str] = []
+    file = _manifest_file(path, revision, token, unverified)
+    settle_unverified(str(path), unverified, allow_unverified)
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -166,7 +182,7 @@ def read_manifest(path: str | Path, *, revision: str | None = None, token: str |
     return manifest
 
 
-def _manifest_file(path: str | Path, revision: str | None, token: str | bool | None) -> Path:
+def _manifest_file(path: str | Path, revision: str | None, token: str | bool | None, unverified: list[str]) -> Path:
     local = Path(path).expanduser()
     if local.is_file():
         return local
@@ -176,7 +192,7 @@ def _manifest_file(path: str | Path, revision: str | None, token: str | bool | N
         return local / MANIFEST_FILE
     require_hub_id(path, "no token data set")
     try:
-        return fetch_file(str(path), MANIFEST_FILE, revision, token, repo_type="dataset")
+        return fetch_file(str(path), MANIFEST_FILE, revision, token, unverified, repo_type="dataset")
     except FileNotFoundError:
         raise FileNotFoundError(f"'{path}' is not a token data set: it has no {MANIFEST_FILE}") from None
 
@@ -184,7 +200,9 @@ def _manifest_file(path: str | Path, revision: str | None, token: str | bool | N
 # ---- which tokenizer
 
 
-def check_tokenizer(manifest: Manifest, tokenizer: VQModel | str | Path, where: str) -> None:
+def check_tokenizer(
+    manifest: Manifest, tokenizer: VQModel | str | Path, where: str, *, allow_unverified: bool = False
+) -> None:
     """Raises a `ValueError` that says what differs if other weights than the manifest's are in hand."""
     made_by = manifest["tokenizer"]
     there = {"weights_sha256": made_by["weights_sha256"]}
@@ -192,7 +210,8 @@ def check_tokenizer(manifest: Manifest, tokenizer: VQModel | str | Path, where: 
     if isinstance(tokenizer, str) and re.fullmatch(r"[0-9a-f]{64}", tokenizer):
         here["weights_sha256"] = tokenizer
     else:
-        model = tokenizer if isinstance(tokenizer, torch.nn.Module) else load_tokenizer(tokenizer)[0]
+        model = tokenizer if isinstance(tokenizer, torch.nn.Module) else None
+        model = model or load_tokenizer(tokenizer, allow_unverified=allow_unverified)[0]
         shape = manifest["image_tokens"]["shape"]
         there |= {"num_codes": manifest["image_tokens"]["num_codes"], "groups": shape[2] if len(shape) > 2 else 1}
         here = {

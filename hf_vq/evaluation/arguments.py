@@ -32,6 +32,10 @@ class EvaluationArguments:
     compare: list[str] = field(
         default_factory=list, metadata={"help": "Several of them, for one table; all of one kind."}
     )
+    allow_unverified: bool = field(
+        default=False,
+        metadata={"help": "Take files of the cache that cannot be verified, since the Hub cannot be asked."},
+    )
 
     # Images
     split: str = field(default="test", metadata={"help": "Split of the data set."})
@@ -51,11 +55,15 @@ class EvaluationArguments:
     # Features
     features: str = field(
         default=SHRUNK_PIXELS,
-        metadata={"help": "8x8_pixels (needs nothing, no FID) or inception (FID, KID, IS; the extra 'inception')."},
+        metadata={
+            "help": "8x8_pixels (needs nothing), efficientnet-lite0 (sees detail, but is no FID; the extra "
+            "'efficientnet') or inception (FID, KID, IS; the extra 'inception')."
+        },
     )
     inception_weights: str | None = field(
         default=None, metadata={"help": "File of Inception's weights (downloaded if not given)."}
     )
+    lpips: bool = field(default=False, metadata={"help": "Measure LPIPS of tokenizers, too (the extra 'lpips')."})
     sample_size: int = field(
         default=SAMPLE_SIZE, metadata={"help": "Images of each set for the kernel distance, precision and recall."}
     )

@@ -47,7 +47,7 @@ def evaluate(args: EvaluationArguments) -> Report:
     """
     state = processes_of_run(args.use_cpu)
     with state.main_process_first():  # one process downloads, the others read its cache
-        subjects = load_subjects(args.names)
+        subjects = load_subjects(args.names, allow_unverified=args.allow_unverified)
         processor = common_processor(subjects, args.image_size)
         revision = pinned_revision(args.dataset, args.dataset_revision)
         images = load_images(

@@ -18,7 +18,8 @@ from hf_vq.evaluation.subjects import Subject
 from hf_vq.metrics.base import bits_per_image
 from hf_vq.metrics.features import FeatureExtractor
 from hf_vq.metrics.generation import FrechetDistance, GeneratorMetrics
-from hf_vq.metrics.reconstruction import TokenizerMetrics
+from hf_vq.metrics.lpips import LPIPS, Lpips
+from hf_vq.metrics.reconstruction import IMAGE_METRICS, TokenizerMetrics
 from hf_vq.modeling.pixel_range_vq import SIGNED, convert_pixels
 from hf_vq.plots.images import reconstruction_grid, sample_sheet
 from hf_vq.utils.processes import sum_over_processes
@@ -36,7 +37,9 @@ def evaluate_tokenizers(
 ) -> Measured:
     """Reconstruction errors, use of the codes, bits, and the Fréchet distance of the reconstructions."""
     models = [subject.model for subject in subjects]
-    metrics = [TokenizerMetrics(model.config.num_codes) for model in models]
+    lpips = Lpips(models[0].device) if args.lpips else None
+    image_metrics = IMAGE_METRICS | ({LPIPS: lpips.metric()} if lpips is not None else {})
+    metrics = [TokenizerMetrics(model.config.num_codes, image_metrics=image_metrics) for model in models]
     distances = [FrechetDistance(extractor.num_features) for _ in models]
     pictures: dict[str, torch.Tensor] = {}
     originals: torch.Tensor | None = None
@@ -65,10 +68,12 @@ def evaluate_tokenizers(
         if num_images > 1:
             values[metric_key("frechet", "tokenizer", extractor.name)] = distances[number].compute()
         results.append(values)
-    details = {
+    details: dict[str, Any] = {
         "reference": "the same images as preprocessed; features of both rounded to 8 bits",
         "errors": "of pixels in [0, 1], reconstructions clamped and not rounded; PSNR is the mean of each image's",
     }
+    if lpips is not None:
+        details["lpips"] = lpips.describe()
     return results, details, None if originals is None else reconstruction_grid(originals, pictures)
 
 
@@ -81,6 +86,8 @@ def evaluate_generators(
         GeneratorMetrics(extractor.num_features, extractor.num_classes, sample_size=args.sample_size, seed=args.seed)
         for _ in subjects
     ]
+    if args.lpips:
+        raise ValueError("lpips compares an image with its reconstruction: generators have none. Leave it out")
     classes = torch.zeros(max(subject.model.config.num_classes for subject in subjects), dtype=torch.int64)
     pictures: list[tuple[str, list[PIL.Image.Image]]] = []
     sampling = {name: value for name, value in vars(args.sampling()).items() if value is not None}

@@ -1,9 +1,11 @@
-"""What an evaluation found, with its protocol, as a table (Markdown), JSON and a picture."""
+"""What an evaluation found, with its protocol: tables in Markdown, LaTeX and CSV, JSON, and a picture."""
 
 from __future__ import annotations
 
+import csv
+import io
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,13 +14,14 @@ import PIL.Image
 
 from hf_vq.cards.base import table_cell
 from hf_vq.cards.tokenizer import METRICS as TOKENIZER_METRICS
-from hf_vq.metrics.features import INCEPTION
+from hf_vq.metrics.features import FEATURE_TITLES, INCEPTION
 from hf_vq.metrics.reconstruction import IMAGE_METRICS
 from hf_vq.utils.files import atomic_file, write_json, write_text
 from hf_vq.utils.settings import flatten
 
 FORMAT = 1
 TABLE_FILE, JSON_FILE, PICTURE_FILE = "evaluation.md", "evaluation.json", "evaluation.png"
+LATEX_FILE, CSV_FILE = "evaluation.tex", "evaluation.csv"
 
 
 class Metric(NamedTuple):
@@ -47,7 +50,11 @@ class _OfFeatures(NamedTuple):
     more_is_better: bool | None
 
 
-_BETTER = {key: metric.more_is_better for key, metric in IMAGE_METRICS.items()} | {"usage": True}
+_LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "↑": r"$\uparrow$",
+    "\n": " ",
+}  # fmt: skip
+_BETTER = {key: metric.more_is_better for key, metric in IMAGE_METRICS.items()} | {"lpips": False, "usage": True}
 _METRICS = {key: Metric(shown.title, shown.format, _BETTER.get(key)) for key, shown in TOKENIZER_METRICS.items()} | {
     "bits_per_image": Metric("Bits per image, fixed length", "{:,.0f}", None),
     "entropy_bits_per_image": Metric("Bits per image, entropy of the codes", "{:,.1f}", None),
@@ -83,7 +90,7 @@ def metric(key: str, kind: str, features: str) -> Metric | None:
     """How a metric is shown; None for counts, which the protocol has. Arguments as for `metric_key`."""
     for name, found in _COMPARISONS.items():
         if key == metric_key(name, kind, features):
-            title = f"{found.title} ({features})"
+            title = f"{found.title} ({FEATURE_TITLES.get(features, features)})"
             if features == INCEPTION:
                 title = "r" * (kind == "tokenizer") + found.inception_title
             return Metric(title, found.format, found.more_is_better, True)
@@ -118,15 +125,43 @@ class Report:
         """
         results = [result for result in self.results if labels is None or result["label"] in labels]
         rows = [["metric", *(table_cell(result["label"]) for result in results), "measured on"]]
-        for key in dict.fromkeys(key for result in results for key in result["metrics"]):
-            shown = metric(key, self.kind, self.protocol["features"]["name"])
-            if shown is None:
-                continue
+        for shown, values in self.shown_metrics(results):
             arrow = {True: " ↑", False: " ↓", None: ""}[shown.more_is_better]
-            values = [result["metrics"].get(key) for result in results]
-            rows.append([shown.title + arrow, *_printed(values, shown), self.measured_on(shown)])
+            rows.append([shown.title + arrow, *_printed(values, shown, "**{}**"), self.measured_on(shown)])
         settings = [["setting", "value"], *map(list, self.settings(results).items())]
         return f"{_table(rows)}\n\n{_table(settings)}\n"
+
+    def to_latex(self) -> str:
+        """The table of the metrics for LaTeX, with the package booktabs; the protocol stands above it in comments."""
+        names = [latex_cell(result["label"]) for result in self.results]
+        lines = [f"% {name}: {value}" for name, value in settings_rows(self.protocol).items()]
+        lines += ["% \\usepackage{booktabs}", f"\\begin{{tabular}}{{l{'r' * len(names)}}}", "\\toprule"]
+        lines += [" & ".join(["Metric", *names]) + r" \\", r"\midrule"]
+        for shown, values in self.shown_metrics(self.results):
+            arrow = {True: r" $\uparrow$", False: r" $\downarrow$", None: ""}[shown.more_is_better]
+            cells = _printed(values, shown, r"\textbf{{{}}}", latex_cell)
+            lines.append(" & ".join([latex_cell(shown.title) + arrow, *cells]) + r" \\")
+        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+    def to_csv(self) -> str:
+        """A row for each model: what it is, what it was measured on, and all its numbers with all their digits."""
+        dataset, features = self.protocol["dataset"], self.protocol["features"]
+        keys = list(dict.fromkeys(key for result in self.results for key in result["metrics"]))
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        what = ("name", "label", "revision", "dtype", "weights_sha256")
+        writer.writerow([*what, "dataset", "dataset_revision", "split", "features", "features_sha256", *keys])
+        for result in self.results:
+            on = [dataset["name"], dataset["revision"], dataset["split"], features["name"], features["weights_sha256"]]
+            writer.writerow([*map(result.get, what), *on, *map(result["metrics"].get, keys)])
+        return text.getvalue()
+
+    def shown_metrics(self, results: list[dict[str, Any]]) -> Iterator[tuple[Metric, list[float | None]]]:
+        """What tables show: each metric, and its value of each model, None where there is none."""
+        for key in dict.fromkeys(key for result in results for key in result["metrics"]):
+            shown = metric(key, self.kind, self.protocol["features"]["name"])
+            if shown is not None:
+                yield shown, [result["metrics"].get(key) for result in results]
 
     def measured_on(self, shown: Metric) -> str:
         """Images, reference and features of a number, in short."""
@@ -149,10 +184,12 @@ class Report:
         return {table_cell(name): table_cell(value) for name, value in found.items()}
 
     def save(self, folder: str | Path) -> None:
-        """Writes `evaluation.md`, `evaluation.json` and, if there is a picture, `evaluation.png`."""
+        """Writes `evaluation.md`, `.tex`, `.csv` and `.json`, and `evaluation.png` if there is a picture."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_text(self.to_markdown(), folder / TABLE_FILE)
+        write_text(self.to_latex(), folder / LATEX_FILE)
+        write_text(self.to_csv(), folder / CSV_FILE)
         write_json(self.to_dict(), folder / JSON_FILE)
         (folder / PICTURE_FILE).unlink(missing_ok=True)  # an earlier one shows other images
         if self.picture is not None:
@@ -169,13 +206,19 @@ def settings_rows(settings: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _printed(values: list[float | None], shown: Metric) -> list[str]:
+def latex_cell(text: str) -> str:
+    """Text in a table of LaTeX: none of its characters is a command."""
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def _printed(values: list[float | None], shown: Metric, bold: str, cell: Callable[[str], str] = str) -> list[str]:
+    """Numbers as text, the best of several by `bold`, a format."""
     texts = ["" if value is None else shown.format.format(value) for value in values]
     known = [value for value in values if value is not None and math.isfinite(value)]
     if len(values) < 2 or shown.more_is_better is None or not known:
-        return texts
+        return [cell(text) for text in texts]
     best = shown.format.format(max(known) if shown.more_is_better else min(known))
-    return [f"**{text}**" if text == best else text for text in texts]
+    return [bold.format(cell(text)) if text == best else cell(text) for text in texts]
 
 
 def _table(rows: list[list[str]]) -> str:

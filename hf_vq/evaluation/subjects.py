@@ -45,15 +45,15 @@ class Subject:
         }
 
 
-def load_subjects(names: Sequence[str]) -> list[Subject]:
-    """Loads models of one kind.
+def load_subjects(names: Sequence[str], *, allow_unverified: bool = False) -> list[Subject]:
+    """Loads models of one kind; `allow_unverified` as for `from_hub`.
 
     Raises:
         ValueError: Some are tokenizers and some generators, one is neither, or one has pixels in neither range.
     """
     subjects = []
     for name, label in zip(names, short_names(names), strict=True):
-        model, processor = load_model(*split_revision(name))
+        model, processor = load_model(*split_revision(name), allow_unverified=allow_unverified)
         if kind_of(model).measurement is None:
             nouns = dict.fromkeys(f"a {kind.noun}" for kind in KINDS.values() if kind.measurement)
             raise ValueError(

@@ -13,7 +13,7 @@ from hf_vq.modeling.image_processing_vq import VQImageProcessor
 
 
 def load_model(
-    name: str | Path, revision: str | None = None, *, noun: str | None = None
+    name: str | Path, revision: str | None = None, *, noun: str | None = None, allow_unverified: bool = False
 ) -> tuple[Any, VQImageProcessor]:
     """Loads a model in eval mode and its image processor, from a folder or, pinned and verified, from the Hub.
 
@@ -21,6 +21,7 @@ def load_model(
         name: Folder, or id of a repository on the Hub.
         revision: Branch, tag or commit of the repository.
         noun: The kind of model that it must be, as `"tokenizer"`; None for any.
+        allow_unverified: Whether cached files may be used that cannot be verified; see `from_hub`.
 
     Raises:
         FileNotFoundError: There is no such folder, or no model in it.
@@ -28,24 +29,26 @@ def load_model(
             or the image processor has another range of pixels than the model.
         HubError: There is no such repository or revision, access is denied, or it holds something else.
     """
-    model, processor = _load(name, revision, noun or "model")
+    model, processor = _load(name, revision, noun or "model", allow_unverified)
     if noun is not None and kind_of(model).noun != noun:
         hint = " Of a generator, pass the tokenizer it was made for." if noun == "tokenizer" else ""
         raise ValueError(f"'{name}' is not a {noun} but a {type(model).__name__}.{hint}")
     return model, processor
 
 
-def load_tokenizer(name: str | Path, revision: str | None = None) -> tuple[Any, VQImageProcessor]:
+def load_tokenizer(
+    name: str | Path, revision: str | None = None, *, allow_unverified: bool = False
+) -> tuple[Any, VQImageProcessor]:
     """Loads a tokenizer; see `load_model`."""
-    return load_model(name, revision, noun="tokenizer")
+    return load_model(name, revision, noun="tokenizer", allow_unverified=allow_unverified)
 
 
-def _load(name: str | Path, revision: str | None, what: str) -> tuple[Any, VQImageProcessor]:
+def _load(name: str | Path, revision: str | None, what: str, allow_unverified: bool) -> tuple[Any, VQImageProcessor]:
     folder = Path(name).expanduser()
     if not folder.is_dir():
         require_hub_id(name, f"no {what}")
         try:
-            return from_hub(str(name), revision=revision)
+            return from_hub(str(name), revision=revision, allow_unverified=allow_unverified)
         except HubError as error:
             if not folder.parent.is_dir() or folder.parent == Path():
                 raise

@@ -25,9 +25,9 @@ from hf_vq.hub.repository import (
     branch_to_push,
     create_repository,
     fetch_file,
-    not_verified,
     publish_folder,
 )
+from hf_vq.hub.verification import settle_unverified
 from hf_vq.hub.weights import fetch_weights
 from hf_vq.kinds import kind_of, resolve, write_card
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
@@ -189,11 +189,7 @@ def from_hub(
         files = [config_path, *fetch_weights(repo_id, commit, token, unverified)]
         with suppress(FileNotFoundError):
             files.append(fetch_file(repo_id, PROCESSOR_FILE, commit, token, unverified))
-        if unverified:
-            error = not_verified(repo_id, unverified)
-            if not allow_unverified:
-                raise error
-            logger.warning("%s They are loaded all the same.", error)
+        settle_unverified(repo_id, unverified, allow_unverified)
         with tempfile.TemporaryDirectory() as name:
             # What was verified and nothing else: a configuration, or an adapter's, could name other cached files.
             for path in files:
@@ -259,8 +255,10 @@ def _load_from(folder: Path) -> PreTrainedModel:
 
 def _card_of(origin: Origin | None) -> str:
     """The card beside the weights that a model was loaded from; empty without one that has a part of ours."""
+    if origin is None:
+        return ""
     try:
-        return "" if origin is None else origin.card()
+        return origin.card()
     except HubError as error:
         logger.warning("Nothing of the card of '%s' goes along, since it cannot be read: %s", origin.name, error)
         return ""

@@ -98,9 +98,9 @@ def origin_of(model: PreTrainedModel, folder: Path, token: str | bool | None = N
     Returns:
         The place, None if it was not loaded or if that place is gone, and whether its weights are those in `folder`.
     """
-    place, commit = model.name_or_path, getattr(model.config, "_commit_hash", None)
+    place, commit = str(model.name_or_path or ""), getattr(model.config, "_commit_hash", None)
     if place and Path(place).is_dir():
-        origins = [Origin(str(place), None)]
+        origins = [Origin(place, None)]
     elif is_hub_id(place):
         # `from_pretrained` does not tell the commit. It is one of those in the cache.
         commits = [commit] if commit else _cached_commits(place)

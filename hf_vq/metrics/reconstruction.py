@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -74,6 +74,7 @@ class TokenizerMetrics:
     Args:
         num_codes: Size of the codebook, over all groups.
         pixel_range: Range of the images, as in the configuration. Errors are measured on [0, 1].
+        image_metrics: What is measured of each image, by its name in the result.
 
     Raises:
         ValueError: If `num_codes` is below 1.
@@ -88,17 +89,22 @@ class TokenizerMetrics:
         >>> metrics.compute()["psnr"]
     """
 
-    def __init__(self, num_codes: int, pixel_range: Sequence[float] = SIGNED):
+    def __init__(
+        self,
+        num_codes: int,
+        pixel_range: Sequence[float] = SIGNED,
+        image_metrics: Mapping[str, ImageMetric] = IMAGE_METRICS,
+    ):
         if num_codes < 1:
             raise ValueError(f"`num_codes` must be at least 1, got {num_codes}.")
-        self.num_codes, self.pixel_range = num_codes, pixel_range
+        self.num_codes, self.pixel_range, self.image_metrics = num_codes, pixel_range, image_metrics
         self.reset()
 
     def reset(self) -> None:
         """Forgets everything."""
         self._counts = torch.zeros(self.num_codes, dtype=torch.int64)
         # One sum and one weight for each number. The weights count images or vectors.
-        names = (*IMAGE_METRICS, _QUANTIZATION_ERROR)
+        names = (*self.image_metrics, _QUANTIZATION_ERROR)
         self._sums = {name: ExactSum() for name in names}
         self._weights = dict.fromkeys(names, 0)
         self._num_images = 0
@@ -138,7 +144,7 @@ class TokenizerMetrics:
         image = convert_pixels(pixel_values.to(dtype), self.pixel_range, UNIT)
         decoded = convert_pixels(decoded_pixel_values.to(dtype).clamp(*self.pixel_range), self.pixel_range, UNIT)
         self._num_images += batch
-        for name, metric in IMAGE_METRICS.items():
+        for name, metric in self.image_metrics.items():
             values = metric.measure(image, decoded)
             if values is not None:
                 self._add(name, values)

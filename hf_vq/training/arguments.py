@@ -326,6 +326,10 @@ class GeneratorTrainingArguments(BaseTrainingArguments):
     tokenizer_revision: str | None = field(
         default=None, metadata={"help": "Commit, branch or tag of a Hub tokenizer."}
     )
+    allow_unverified: bool = field(
+        default=False,
+        metadata={"help": "Take files of the cache that cannot be verified, since the Hub cannot be asked."},
+    )
 
     # Samples
     num_sample_images: int = field(default=32, metadata={"help": "Images in the picture of samples."})
@@ -334,7 +338,7 @@ class GeneratorTrainingArguments(BaseTrainingArguments):
         metadata={"help": "Images generated in each evaluation to compare with held-out ones (0 = off)."},
     )
     free_on_resume: ClassVar[frozenset[str]] = BaseTrainingArguments.free_on_resume | {
-        "num_sample_images", "num_distance_images", *SAMPLES.names.values(),
+        "allow_unverified", "num_sample_images", "num_distance_images", *SAMPLES.names.values(),
     }  # fmt: skip
 
     if TYPE_CHECKING:  # type checkers do not see the fields of SAMPLES

@@ -42,7 +42,7 @@ def load_run_tokenizer(args: GeneratorTrainingArguments) -> tuple[VQModel, VQIma
             "No tokenizer is named. Give --tokenizer: the folder or Hub id of the one that made the tokens."
         )
     with processes_of_run(args.use_cpu).main_process_first():
-        return load_tokenizer(args.tokenizer, args.tokenizer_revision)
+        return load_tokenizer(args.tokenizer, args.tokenizer_revision, allow_unverified=args.allow_unverified)
 
 
 def build_token_datasets(args: GeneratorTrainingArguments, tokenizer: VQModel) -> tuple[Any, Any]:
@@ -68,7 +68,8 @@ def build_token_datasets(args: GeneratorTrainingArguments, tokenizer: VQModel) -
     with processes_of_run(
         args.use_cpu
     ).main_process_first():  # one process downloads and converts, the others read its cache
-        num_views = len(read_manifest(args.tokens, revision=args.tokens_revision)["views"]["names"])
+        manifest = read_manifest(args.tokens, revision=args.tokens_revision, allow_unverified=args.allow_unverified)
+        num_views = len(manifest["views"]["names"])
         train = _load(args, args.train_split, tokenizer)
         held_out = None if args.eval_split is None else _load(args, args.eval_split, tokenizer)
     num_images = len(train) // num_views
@@ -225,6 +226,12 @@ def seeded_generator(seed: int, index: int) -> torch.Generator:
 
 def _load(args: GeneratorTrainingArguments, split: str, tokenizer: VQModel) -> datasets.Dataset:
     assert args.tokens is not None
-    found = load_token_dataset(args.tokens, split, tokenizer=tokenizer, revision=args.tokens_revision)
+    found = load_token_dataset(
+        args.tokens,
+        split,
+        tokenizer=tokenizer,
+        revision=args.tokens_revision,
+        allow_unverified=args.allow_unverified,
+    )
     assert isinstance(found, datasets.Dataset)
     return found.select_columns([name for name in COLUMNS if name in found.column_names])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,8 @@ from hf_vq.cards.base import Facts, Slots, card
 from hf_vq.evaluation.arguments import EvaluationArguments
 from hf_vq.evaluation.evaluator import evaluate
 from hf_vq.hub.loading import load_model
+from hf_vq.training.arguments import TokenizerTrainingArguments
+from hf_vq.training.tokenizer import TokenizerTrainer
 
 from ..tiny_tokens import picture
 
@@ -111,6 +114,22 @@ def test_one_row_publishes_and_loads_a_kind(hub: HubServer, dice: Any, tmp_path:
         assert type(loaded) is DiceModel and processor.crop_size["height"] == 16
         weights = loaded.state_dict()
         assert all(torch.equal(value, weights[name]) for name, value in dice.state_dict().items())
+
+
+def test_a_run_writes_the_card_of_its_kind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Trainers have no card function of their own: the row of the table decides, with the parameters counted there."""
+    row = dataclasses.replace(kinds.KINDS["hf_vq"], card=f"{__name__}.dice_card")
+    monkeypatch.setitem(kinds.KINDS, "hf_vq", row)
+    settings: dict[str, Any] = {"image_size": 16, "base_channels": 8, "num_res_blocks": 1, "num_codes": 16}
+    model = VQModel(VQConfig(architecture="sqvae", **settings))
+    args = TokenizerTrainingArguments(output_dir=str(tmp_path / "dots"), dataset="alice/dots", use_cpu=True)
+    trainer = TokenizerTrainer(model, args, [{"pixel_values": torch.zeros(3, 16, 16)}] * 16)
+    trainer.save_model(tmp_path / "dots" / "final")
+    trainer.close()
+
+    text = (tmp_path / "dots" / "final" / "README.md").read_text()
+    assert "Throws dice." in text and f"| parameters | {model.num_parameters():,} |" in text
+    assert "# dots\n" in text and "It was not trained (`alice/dots`)." in text
 
 
 def test_one_row_evaluates_a_kind(dice: Any, tmp_path: Path) -> None:

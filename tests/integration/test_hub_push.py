@@ -18,6 +18,7 @@ import hf_vq
 from hf_vq import VQConfig, VQImageProcessor, VQModel
 from hf_vq.hub.lost_answers import find_commit
 from hf_vq.hub.models import reconstruction_picture
+from hf_vq.hub.new_branches import NewBranch
 from hf_vq.hub.repository import HubError, publish_folder
 
 if TYPE_CHECKING:
@@ -424,3 +425,54 @@ def test_another_commit_is_not_taken_for_the_lost_one(hub: HubServer) -> None:
     )  # fmt: skip
 
     assert found is None and same is not None and same.oid == head
+
+
+KILLED = """
+import os, signal, sys
+from huggingface_hub import HfApi
+from hf_vq.hub.repository import publish_folder
+HfApi.create_commit = lambda *arguments, **keywords: os.kill(os.getpid(), signal.SIGKILL)
+publish_folder(sys.argv[1], "alice/vq", revision="v2")
+"""
+
+
+def test_a_killed_push_leaves_no_branch_behind_for_good(hub: HubServer, tmp_path: Path) -> None:
+    """A push that died before its commit leaves an empty branch: the next one begins it anew, or takes it away."""
+    hf_vq.push_to_hub(tiny(0), NAME)
+    refs = hub.store.repositories["models", NAME].refs
+    (tmp_path / "notes.txt").write_text("mine")
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True, check=False)
+    assert killed.returncode == -9 and refs["v2"] == refs["main"]
+    hub.store.write(NAME, "other.txt", b"on main meanwhile")
+
+    hub.fail("POST", "/commit/")
+    with pytest.raises(HubError, match="Nothing half done is visible"):
+        publish_folder(tmp_path, NAME, revision="v2")
+    assert set(refs) == {"main"}  # it was known as left over, so its failure took it away
+    hub.mend()
+
+    HfApi().create_branch(NAME, branch="v2", revision="main")  # as a push that is killed now
+    new = NewBranch(HfApi(), NAME, "model", "v2")
+    new.begin(refs["v2"])
+    hub.store.write(NAME, "other.txt", b"on main again")
+    publish_folder(tmp_path, NAME, revision="v2")
+    assert hub.store.read(NAME, "other.txt", "v2") == b"on main again" and not new.note.exists()
+    assert hub.store.repositories["models", NAME].resolve("v2").parent == refs["main"]
+
+
+def test_a_branch_that_a_person_made_is_kept(hub: HubServer, tmp_path: Path) -> None:
+    """It looks the same, but no push from here made it: a failing push leaves it, a good one builds on it."""
+    hf_vq.push_to_hub(tiny(0), NAME)
+    refs = hub.store.repositories["models", NAME].refs
+    HfApi().create_branch(NAME, branch="v2")
+    begun = refs["v2"]
+    hub.store.write(NAME, "other.txt", b"on main meanwhile")
+    (tmp_path / "notes.txt").write_text("mine")
+    hub.fail("POST", "/commit/")
+    with pytest.raises(HubError):
+        publish_folder(tmp_path, NAME, revision="v2")
+    assert refs["v2"] == begun
+    hub.mend()
+
+    publish_folder(tmp_path, NAME, revision="v2")
+    assert "other.txt" not in hub.store.files(NAME, "v2") and "notes.txt" in hub.store.files(NAME, "v2")

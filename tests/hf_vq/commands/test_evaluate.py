@@ -59,7 +59,7 @@ def test_one_command_gives_a_table_and_a_picture(
     assert "| metric" in printed and "| a " in printed and "| 45 images" in printed
     assert f"Written to {tmp_path / 'out'}" in printed
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "evaluation.md", "evaluation.json", "evaluation.png"
+        "evaluation.md", "evaluation.tex", "evaluation.csv", "evaluation.json", "evaluation.png"
     }  # fmt: skip
     with pytest.raises(SystemExit):
         main(["--help"])

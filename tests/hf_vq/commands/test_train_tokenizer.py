@@ -67,13 +67,21 @@ def test_odd_images_are_converted_and_broken_ones_counted(
     (folder / "truncated.png").write_bytes((folder / "00.png").read_bytes()[:100])
     (folder / "text.png").write_text("not an image")
 
-    words = [*TINY, "--dataset", str(folder), "--output_dir", str(tmp_path / "out"), "--eval_fraction", "0"]
+    (folder / "train").mkdir()
+    for file in folder.glob("*.*"):
+        file.rename(folder / "train" / file.name)
+    (folder / "test").mkdir()
+    for name in ("02.png", "text.png", "03.png"):
+        (folder / "test" / name).write_bytes((folder / "train" / name).read_bytes())
+    words = [*TINY, "--dataset", str(folder), "--output_dir", str(tmp_path / "out"), "--eval_split", "test"]
     with caplog.at_level(logging.WARNING):
         main([*words, "--max_steps", "6"])
 
     assert "skipping 2 of 23 images" in caplog.text
     assert "truncated.png" in caplog.text and "text.png" in caplog.text
     assert AutoModel.from_pretrained(tmp_path / "out" / "final").config.num_codes == 8
+    card = (tmp_path / "out" / "final" / "README.md").read_text()
+    assert "| training images | 21 |" in card and "| images | test | 2 |" in card and "# out\n" in card
 
 
 def test_strict_stops_at_a_broken_image(main: Callable[[list[str]], None], folder: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import logging
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -344,6 +345,24 @@ def test_a_changed_setting_is_refused_with_the_difference(
     with pytest.raises(ValueError, match=f"begun with other settings:\n  {difference}\n"):
         tokenize_dataset(dataclasses.replace(args, **change))
     assert contents(tmp_path / "tokens") == before
+
+
+def test_a_run_gives_the_tokenizer_its_name(images: Path, tokenizer: str, tmp_path: Path) -> None:
+    """`emoji-vq/final` is called emoji-vq. What an earlier version began, under the name "final", is finished."""
+    (tmp_path / "emoji-vq").mkdir()
+    final = shutil.copytree(tokenizer, tmp_path / "emoji-vq" / "final")
+    out = tmp_path / "tokens"
+    args = arguments(str(final), images, out)
+    tokenize_dataset(args)
+    manifest = read_manifest(out)
+    assert manifest["tokenizer"]["name"] == "emoji-vq"
+
+    manifest["tokenizer"]["name"] = "final"
+    (out / "manifest.json").write_text(json.dumps(manifest | {"splits": {}}))
+    for shard in out.glob("*.parquet"):
+        shard.unlink()
+    tokenize_dataset(args)
+    assert read_manifest(out)["tokenizer"]["name"] == "final" and read_manifest(out)["splits"]
 
 
 def test_another_device_is_refused_with_the_difference(

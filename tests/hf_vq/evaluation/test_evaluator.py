@@ -246,7 +246,7 @@ def test_names_are_as_short_as_they_can_be() -> None:
         ("a", {"model": "b"}, "give either model, or compare"),
         ("a", {"image_size": 18}, "needs an image_size that 4 divides, got 18"),
         ("free", {"image_size": 16}, "generators make images of one size"),
-        ("a", {"features": "clip"}, "must be one of 8x8_pixels, inception, got 'clip'"),
+        ("a", {"features": "clip"}, "must be one of 8x8_pixels, efficientnet-lite0, inception, got 'clip'"),
         ("a", {"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ("a", {"split": "val"}, "unknown split 'val'.*available are train"),
     ],

