@@ -210,8 +210,9 @@ def check_tokenizer(
     if isinstance(tokenizer, str) and re.fullmatch(r"[0-9a-f]{64}", tokenizer):
         here["weights_sha256"] = tokenizer
     else:
-        model = tokenizer if isinstance(tokenizer, torch.nn.Module) else None
-        model = model or load_tokenizer(tokenizer, allow_unverified=allow_unverified)[0]
+        model = tokenizer
+        if not isinstance(model, torch.nn.Module):
+            model = load_tokenizer(model, allow_unverified=allow_unverified)[0]
         shape = manifest["image_tokens"]["shape"]
         there |= {"num_codes": manifest["image_tokens"]["num_codes"], "groups": shape[2] if len(shape) > 2 else 1}
         here = {

@@ -306,7 +306,7 @@ class BaseTrainer(TrainerState):
                 raise ckpt.CheckpointError(f"Could not write the model to '{folder}': {reason}") from reason
 
         on_main_process(write, self.accelerator)
-        self.published_model().name_or_path = str(folder)  # where `push_to_hub` finds its card
+        self.published_model().name_or_path = str(Path(folder).resolve())  # where `push_to_hub` finds its card
 
     def write_model(self, folder: Path) -> None:
         """Writes configuration, weights, processor and card into an existing folder."""

@@ -457,7 +457,7 @@ def test_a_killed_push_leaves_no_branch_behind_for_good(hub: HubServer, tmp_path
     hub.store.write(NAME, "other.txt", b"on main again")
     publish_folder(tmp_path, NAME, revision="v2")
     assert hub.store.read(NAME, "other.txt", "v2") == b"on main again" and not new.note.exists()
-    assert hub.store.repositories["models", NAME].resolve("v2").parent == refs["main"]
+    assert hub.store.repositories["models", NAME].commits[refs["v2"]].parent == refs["main"]
 
 
 def test_a_branch_that_a_person_made_is_kept(hub: HubServer, tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_every_loader_can_be_told_to_take_what_is_there(
     push_token_dataset(tmp_path / "tokens", "alice/tokens")
     config = MaskGitConfig(vq_config=tokenizer.config, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
     hf_vq.push_to_hub(MaskGitModel(config), "alice/maker")
-    vqgan = {"image_size": 16, "base_channels": 32, "channel_multiplier": [1, 1], "num_codes": 16}
+    vqgan: dict[str, Any] = {"image_size": 16, "base_channels": 32, "channel_multiplier": [1, 1], "num_codes": 16}
     hf_vq.push_to_hub(hf_vq.VQModel(hf_vq.VQConfig(**vqgan)), "alice/vqgan")
     for name in ("vq", "maker", "vqgan"):
         snapshot_download(f"alice/{name}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import EvalResult, ModelCard
@@ -31,9 +32,14 @@ def older(**facts: object) -> str:
     return fill_card(str(card), add_results(str(card), [EVALUATED], "### Measured on train\n\n| SSIM | 0.5 |"))
 
 
+def data(card: str) -> Any:
+    """The metadata."""
+    return ModelCard(card).data
+
+
 def results(card: str) -> dict[str, float]:
     """The numbers in the metadata."""
-    return {result.metric_type: result.metric_value for result in ModelCard(card).data.eval_results or []}
+    return {result.metric_type: result.metric_value for result in data(card).eval_results or []}
 
 
 def test_recipe_numbers_license_and_what_an_evaluation_added_are_kept() -> None:
@@ -42,8 +48,8 @@ def test_recipe_numbers_license_and_what_an_evaluation_added_are_kept() -> None:
 
     assert "| steps | 100 |" in kept and "0.001, cosine" in kept and "| data set | alice/dots |" in kept
     assert results(kept) == {"psnr": 21.5, "ssim": 0.5} and "| SSIM | 0.5 |" in kept
-    assert "## License\n\nmit\n" in kept and ModelCard(kept).data.license == "mit"
-    assert ModelCard(kept).data.datasets == ["alice/dots"] and "trained on (`alice/dots`)" in kept
+    assert "## License\n\nmit\n" in kept and data(kept).license == "mit"
+    assert data(kept).datasets == ["alice/dots"] and "trained on (`alice/dots`)" in kept
     assert "](p.png)" in kept and pictures_in(kept) == ["p.png"]
     assert "zhang2018unreasonable" in kept and "abs/1801.03924" in kept and kept.count("oord2017neural") == 1
     assert "# vq\n" in kept and "dots-vq" not in kept and 'name = "alice/vq"' in kept
@@ -62,7 +68,7 @@ def test_news_take_the_place_of_what_they_are_about() -> None:
     assert "| steps | 7 |" in kept and "| steps | 100 |" not in kept and "0.001, cosine" in kept
     assert results(kept) == {"psnr": 30.0, "ssim": 0.5} and "| SSIM | 0.5 |" in kept and "21.50" not in kept
     assert pictures_in(kept) == ["q.png"] and "trained on (`alice/other`)" in kept
-    assert ModelCard(kept).data.datasets == ["alice/other"]
+    assert data(kept).datasets == ["alice/other"]
 
 
 def test_a_generator_keeps_its_sampling() -> None:
@@ -94,5 +100,5 @@ def test_cards_of_version_0_1_are_understood(folder: Path) -> None:
     for heading in ("## Training\n", "## Evaluation\n", "## Limits\n"):
         section = there.partition(heading)[2].partition("\n## ")[0].strip()
         assert section and section in kept, heading
-    assert ModelCard(kept).data.eval_results == ModelCard(there).data.eval_results
+    assert data(kept).eval_results == data(there).eval_results
     assert 'name = "alice/old"' in kept and "path/to/this/folder" not in kept

@@ -63,10 +63,10 @@ def test_each_image_has_a_number_of_its_own() -> None:
     lpips, image = Lpips(), photos()
     noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     slight, strong = ((image + scale * noise).clamp(0, 1) for scale in (0.02, 0.3))
-    first, second = lpips(image, slight), lpips(image, strong)
-    assert first is not None and second is not None and first.dtype == torch.float64
+    same, first, second = (lpips(image, other) for other in (image, slight, strong))
+    assert same is not None and first is not None and second is not None and first.dtype == torch.float64
 
-    assert (lpips(image, image) == 0).all() and (first > 0).all() and (second > 2 * first).all()
+    assert (same == 0).all() and (first > 0).all() and (second > 2 * first).all()
     expected = reference(image.float(), strong.float(), normalize=True, reduction="mean")
     assert float(second.mean()) == pytest.approx(float(expected), rel=1e-5)
     alone = lpips(image[:1], strong[:1])
