@@ -34,7 +34,7 @@ def keep_known(
         picture: Whether the new card's picture takes the place of the older one.
 
     Returns:
-        The card's text, with what a person wrote into the older card. It is `ours` if that has no part of ours.
+        The card's text, with what a person wrote into the older card.
 
     Raises:
         ValueError: The older card cannot be read.
@@ -42,7 +42,7 @@ def keep_known(
     old, new = find_part(theirs), find_part(ours)
     assert new is not None, "the new card has no part of ours"
     if old is None:
-        return ours
+        return fill_card(theirs, ours)
     there, here, record = _sections(old.text), _sections(new.text), read_record(old)
     data = ModelCard(ours).data.to_dict()
     if not picture:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from hf_vq.cards.files import save_card
 from hf_vq.cards.keeping import keep_known
+from hf_vq.cards.merging import has_part
 from hf_vq.hub.folders import CONFIG_FILE, PROCESSOR_FILE, BrokenModel, kind_in, load_folder, require_model
 from hf_vq.hub.origins import Origin, origin_of
 from hf_vq.hub.repository import (
@@ -119,7 +120,7 @@ def push_to_hub(
             picture = kind.picture_file
             resolve(kind.picture)(model, processor, images).save(folder / picture)
         known, recipe = _card_of(origin), dict(training or {})
-        if origin is not None and known and not is_same:
+        if origin is not None and has_part(known) and not is_same:
             logger.warning(
                 "The weights are not those of '%s' any more, so the card leaves out the recipe and the numbers that "
                 "are told of there. Say what is new by `training` and `metrics`.",
@@ -254,7 +255,7 @@ def _load_from(folder: Path) -> PreTrainedModel:
 
 
 def _card_of(origin: Origin | None) -> str:
-    """The card beside the weights that a model was loaded from; empty without one that has a part of ours."""
+    """The card beside the weights that a model was loaded from; empty without one."""
     if origin is None:
         return ""
     try:

@@ -55,10 +55,10 @@ class Origin:
         return None
 
     def card(self) -> str:
-        """The text of its card; empty if it has none with a part of ours."""
+        """The text of its card; empty without one, or if it is a repository's and has no part of ours."""
         path = self.find(CARD_FILE)
         text = "" if path is None else path.read_text(encoding="utf-8")
-        return text if has_part(text) else ""
+        return text if self.commit is None or has_part(text) else ""
 
     def image_processor(self) -> VQImageProcessor | None:
         """The image processor beside the weights."""

@@ -81,11 +81,12 @@ def test_a_generator_keeps_its_sampling() -> None:
     assert 'name = "alice/maker"' in kept and pictures_in(kept) == ["samples.png"]
 
 
-@pytest.mark.parametrize("card", ["", "# My model\n\nNothing of ours.\n"])
-def test_a_card_that_is_not_ours_tells_nothing(card: str) -> None:
-    """Then the new card is all there is."""
+def test_a_card_without_a_part_of_ours_gets_one() -> None:
+    """Without a card the new one is all there is; beside what a person wrote it stands below."""
     new = str(tokenizer_card(CONFIG, {}, repo_id="alice/vq"))
-    assert keep_known(new, card) == new
+    assert ModelCard(keep_known(new, "")).text.strip() == ModelCard(new).text.strip()
+    kept = keep_known(new, "---\nlanguage: [en]\n---\n# My model\n\nRead this.\n")
+    assert kept.index("Read this.") < kept.index("hf_vq: begin") and "# vq" not in kept and "- en" in kept
 
 
 @pytest.mark.parametrize(
