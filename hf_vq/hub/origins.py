@@ -99,9 +99,10 @@ def origin_of(model: PreTrainedModel, folder: Path, token: str | bool | None = N
         The place, None if it was not loaded or if that place is gone, and whether its weights are those in `folder`.
     """
     place, commit = str(model.name_or_path or ""), getattr(model.config, "_commit_hash", None)
-    if place and Path(place).is_dir():
+    # `from_hub` tells the commit, whatever folder has the same name. A run writes the whole path of its folder.
+    if place and Path(place).is_dir() and (commit is None or Path(place).is_absolute()):
         origins = [Origin(place, None)]
-    elif is_hub_id(place):
+    elif commit or is_hub_id(place):
         # `from_pretrained` does not tell the commit. It is one of those in the cache.
         commits = [commit] if commit else _cached_commits(place)
         origins = [Origin(place, known, token) for known in commits]

@@ -127,6 +127,18 @@ def test_the_method_of_the_trained_model_keeps_them_too(hub: HubServer, trained:
     assert hf_vq.push_to_hub(hf_vq.from_hub(NAME)[0], NAME) == first
 
 
+def test_a_folder_of_the_same_name_is_not_taken_for_the_repository(
+    hub: HubServer, trained: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`from_hub` knows where its model is from, whatever lies in the working directory."""
+    hf_vq.push_to_hub(trained[0], NAME)
+    (tmp_path / NAME).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    hf_vq.push_to_hub(hf_vq.from_hub(NAME)[0], "alice/copy")
+
+    assert "| learning rate | 0.00123, cosine |" in text(hub, "alice/copy")
+
+
 def test_changed_weights_do_not_inherit(
     hub: HubServer, trained: tuple[Path, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
