@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from huggingface_hub import ModelCard, ModelCardData
+import yaml
+from huggingface_hub import ModelCard, ModelCardData, parse_eval_result_entries
 
 import hf_vq
 from hf_vq import MaskGitModel, VQModel
+from hf_vq.evaluation.cards import update_cards
 from hf_vq.evaluation.evaluator import evaluate
 from hf_vq.evaluation.subjects import load_subjects
 from hf_vq.hub.repository import HubError
@@ -87,6 +89,31 @@ def test_a_persons_card_is_kept(hub: HubServer, models: Path, images: Path, tmp_
     assert set(results(fresh)) == {f"{name}_8x8_pixels" for name in ("frechet", "kernel", "precision", "recall")}
     assert "11 samples, 11 images" in fresh and "arccos" in fresh
     assert fresh.index("## Evaluation") < fresh.index(HEADING) < fresh.index("## Limits")
+
+
+def test_numbers_of_a_data_set_on_the_hub_are_entries_for_its_board(
+    hub: HubServer, models: Path, images: Path, tmp_path: Path
+) -> None:
+    """Beside the card of a folder and of a repository; numbers of a folder of images are none."""
+    model, processor = VQModel.from_pretrained(models / "b"), load_subjects([str(models / "b")])[0].processor
+    hf_vq.push_to_hub(model, "alice/vq", image_processor=processor)
+    model.save_pretrained(tmp_path / "b")
+    processor.save_pretrained(tmp_path / "b")
+    report = evaluate(arguments(tmp_path, "b", images, tmp_path / "out", update_cards=True))
+    path = tmp_path / "b" / ".eval_results" / "hf_vq.yaml"
+    assert not path.exists()
+
+    report.protocol["dataset"]["name"] = "alice/dots"
+    for name, text in ((str(tmp_path / "b"), path.read_text), ("alice/vq", lambda: read(hub))):
+        update_cards(report, [(name, model)])
+        entries = {entry.task_id: entry for entry in parse_eval_result_entries(yaml.safe_load(text()))}
+        assert entries["psnr"].value == pytest.approx(report.results[0]["metrics"]["psnr"], rel=1e-5)
+        assert entries["psnr"].dataset_id == "alice/dots" and "split train" in str(entries["psnr"].notes)
+
+
+def read(hub: HubServer) -> str:
+    """The entries in the repository."""
+    return hub.store.read("alice/vq", ".eval_results/hf_vq.yaml").decode()
 
 
 def test_no_card_is_written_when_one_cannot_be(models: Path, images: Path, tmp_path: Path) -> None:
