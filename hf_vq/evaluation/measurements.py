@@ -139,7 +139,12 @@ def evaluate_generators(
     columns = min((len(row) for _, row in pictures), default=0)
     labels = [label for label, _ in pictures]
     sheet = [image for _, row in pictures for image in row[:columns]]
-    return results, details, sample_sheet(sheet, row_labels=labels, columns=columns) if columns else None
+    return results, details, _sheet(sheet, labels, columns) if columns else None
+
+
+def _sheet(images: list[PIL.Image.Image], labels: list[str], columns: int) -> PIL.Image.Image:
+    """Rows of images of the data set and of each model, which are no pairs."""
+    return sample_sheet(images, row_labels=labels, columns=columns, are_pairs=False)
 
 
 def _samples(

@@ -20,6 +20,7 @@ from hf_vq.plots.style import (
     PAPER,
     USED,
     as_map,
+    fitting,
     legend_above,
     legend_below,
     new_figure,
@@ -126,7 +127,8 @@ def projection(
         is_used = mask.detach().cpu().bool().numpy()
         scatter_codebook(axes, project(p, center, components), project(c, center, components), is_used)
         facts = f"{int(is_used.sum()):,} of {len(is_used):,} codes in use"
-        axes.set_title(f"{name}\n{facts}" if name else facts, fontsize=11, color=INK)
+        title = fitting(f"{name}\n{facts}" if name else facts, figure.get_figwidth() / count - 0.5, 11)
+        axes.set_title(title, fontsize=11, color=INK)
         axes.set_xlabel(f"{shares[0]:.0%} of the variance", fontsize=9)
         axes.set_ylabel(f"{shares[1]:.0%}", fontsize=9)
         axes.margins(0.05)

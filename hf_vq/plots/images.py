@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import PIL.Image
 import PIL.ImageDraw
-import PIL.ImageFont
 import torch
 
 from hf_vq.modeling.pixel_range_vq import SIGNED, convert_pixels
+from hf_vq.plots.labels import draw_left_of, height_of, printable, width_of, wrapped
 from hf_vq.plots.style import INK, PAPER
+
+_GAP, _MARGIN = 6, 14
+_LABEL_WIDTH = 240  # pixels at which labels are wrapped
 
 
 def reconstruction_grid(
@@ -26,7 +28,7 @@ def reconstruction_grid(
 
     Args:
         originals: Images (batch, 1 or 3, height, width) in `pixel_range`.
-        reconstructions: Mapping from row label to reconstructions of the same shape.
+        reconstructions: Mapping from row label to reconstructions of the same shape. Long labels are wrapped.
         pixel_range: Range of all these images, as in the configuration.
         max_images: Number of columns. Further images are left out.
         width: Approximate width of the picture in pixels. Small images are enlarged by whole factors, not smoothed.
@@ -45,27 +47,19 @@ def reconstruction_grid(
             f"`reconstruction_grid` expected images (batch, channels, height, width), at least one, got the shape "
             f"{tuple(originals.shape)}."
         )
-    font = _font(17)
-    rows = [("original", originals), *((_shortened(name, 40), values) for name, values in reconstructions.items())]
+    labels = _Labels(["original", *printable(list(reconstructions))])
+    rows = [originals, *reconstructions.values()]
     columns = min(max_images, originals.shape[0])
-    gap, margin = 6, 14
-    label_width = max(int(font.getlength(name)) for name, _ in rows) + 2 * margin
     height, side = originals.shape[-2:]
-    room = max(1, (width - label_width - margin) // columns - gap)
+    room = max(1, (width - labels.width - _MARGIN) // columns - _GAP)
     scale = round(room / side)
     cell_height, cell_width = (height * scale, side * scale) if scale else (max(1, height * room // side), room)
-
-    canvas_width = label_width + columns * (cell_width + gap) - gap + margin
-    canvas = PIL.Image.new("RGB", (canvas_width, len(rows) * (cell_height + gap) - gap + 2 * margin), PAPER)
-    draw = PIL.ImageDraw.Draw(canvas)
-    for row, (name, values) in enumerate(rows):
-        top = margin + row * (cell_height + gap)
-        draw.text((label_width - margin, top + cell_height // 2), name, fill=INK, font=font, anchor="rm")
-        for column in range(columns):
-            filter_ = PIL.Image.Resampling.NEAREST if scale else PIL.Image.Resampling.LANCZOS
-            image = _to_pil(values[column], pixel_range).resize((cell_width, cell_height), filter_)
-            canvas.paste(image, (label_width + column * (cell_width + gap), top))
-    return canvas
+    filter_ = PIL.Image.Resampling.NEAREST if scale else PIL.Image.Resampling.LANCZOS
+    cells = [
+        [_to_pil(image, pixel_range).resize((cell_width, cell_height), filter_) for image in values[:columns]]
+        for values in rows
+    ]
+    return _draw_rows(cells, labels)
 
 
 def sample_sheet(
@@ -74,14 +68,19 @@ def sample_sheet(
     row_labels: Sequence[str] | None = None,
     columns: int = 8,
     width: int = 1100,
+    instead: Sequence[str] | None = None,
+    are_pairs: bool = True,
 ) -> PIL.Image.Image:
     """Draws generated images in rows, each with its label.
 
     Args:
         images: Images of one size, row after row.
-        row_labels: One label for each row, such as the names of the classes. Long labels are cut off.
+        row_labels: One label for each row, such as the names of the classes. Long labels are wrapped.
         columns: Number of images in a row.
         width: Approximate width of the picture in pixels. Small images are enlarged by whole factors, not smoothed.
+        instead: What to print in place of each label that has letters of no installed font, such as "class 3".
+        are_pairs: Whether the images of a column have something in common. If not, every second row is shifted by half
+            an image, so that nobody compares an image with the one below.
 
     Raises:
         ValueError: If there is no image, or if the number of labels is not the number of rows.
@@ -92,29 +91,51 @@ def sample_sheet(
             f"`sample_sheet` needs images, and a label for each row of {columns}, got {len(images)} images and the "
             f"labels {row_labels}."
         )
-    font = _font(17)
-    gap, margin = 6, 14
-    labels = [_shortened(label) for label in row_labels or []]
-    label_width = 2 * margin + max(int(font.getlength(label)) for label in labels) if labels else margin
-    room = (width - label_width - margin) // columns - gap
+    labels = _Labels(printable(row_labels, instead) if row_labels else [])
+    shift = 0 if are_pairs or rows < 2 else 0.5
+    room = int((width - labels.width - _MARGIN) / (columns + shift)) - _GAP
     size = images[0].size
     scale = room // size[0] or room / size[0]
-    cell_width, cell_height = (max(1, round(side * scale)) for side in size)
+    cell_size = tuple(max(1, round(side * scale)) for side in size)
     filter_ = PIL.Image.Resampling.NEAREST if scale >= 1 else PIL.Image.Resampling.LANCZOS
-
-    canvas_size = (
-        label_width + min(columns, len(images)) * (cell_width + gap) - gap + margin,
-        rows * (cell_height + gap) - gap + 2 * margin,
+    cells = [image.convert("RGB").resize(cell_size, filter_) for image in images]  # type: ignore[arg-type]
+    return _draw_rows(
+        [cells[first : first + columns] for first in range(0, len(cells), columns)],
+        labels,
+        shift=round(shift * (cell_size[0] + _GAP)),
     )
-    canvas = PIL.Image.new("RGB", canvas_size, PAPER)
+
+
+class _Labels:
+    """The labels left of rows, wrapped."""
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        self.lines = [wrapped(label, _LABEL_WIDTH) for label in labels]
+        widest = max((width_of(line) for lines in self.lines for line in lines), default=0)
+        self.width = round(widest) + 2 * _MARGIN if labels else _MARGIN
+
+    def of(self, row: int) -> list[str]:
+        """The lines of a row's label."""
+        return self.lines[row] if self.lines else []
+
+
+def _draw_rows(rows: Sequence[Sequence[PIL.Image.Image]], labels: _Labels, shift: int = 0) -> PIL.Image.Image:
+    """Draws images of one size with a label left of each row. Every second row begins `shift` pixels further right."""
+    cell_width, cell_height = rows[0][0].size
+    heights = [max(cell_height, height_of(labels.of(row))) for row in range(len(rows))]
+    size = (
+        labels.width + max(map(len, rows)) * (cell_width + _GAP) - _GAP + _MARGIN + shift,
+        sum(heights) + (len(rows) - 1) * _GAP + 2 * _MARGIN,
+    )
+    canvas = PIL.Image.new("RGB", size, PAPER)
     draw = PIL.ImageDraw.Draw(canvas)
-    for row, label in enumerate(labels):
-        middle = margin + row * (cell_height + gap) + cell_height // 2
-        draw.text((label_width - margin, middle), label, fill=INK, font=font, anchor="rm")
-    for number, image in enumerate(images):
-        row, column = divmod(number, columns)
-        cell = image.convert("RGB").resize((cell_width, cell_height), filter_)
-        canvas.paste(cell, (label_width + column * (cell_width + gap), margin + row * (cell_height + gap)))
+    top = _MARGIN
+    for row, (images, height) in enumerate(zip(rows, heights, strict=True)):
+        draw_left_of(draw, labels.width - _MARGIN, top + height // 2, labels.of(row), INK)
+        for column, image in enumerate(images):
+            left = labels.width + column * (cell_width + _GAP) + row % 2 * shift
+            canvas.paste(image, (left, top + (height - cell_height) // 2))
+        top += height + _GAP
     return canvas
 
 
@@ -122,13 +143,3 @@ def _to_pil(image: torch.Tensor, pixel_range: Sequence[float]) -> PIL.Image.Imag
     image = convert_pixels(image.detach().float().cpu(), pixel_range, SIGNED)
     pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
     return PIL.Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert("RGB")
-
-
-def _shortened(label: str, length: int = 24) -> str:
-    return label if len(label) <= length else label[: length - 1] + "\N{HORIZONTAL ELLIPSIS}"
-
-
-def _font(size: int) -> PIL.ImageFont.FreeTypeFont:
-    import matplotlib
-
-    return PIL.ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)

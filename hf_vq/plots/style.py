@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import PIL.Image
 
+from hf_vq.plots.labels import SIZE, families, printable, wrapped
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -51,7 +53,7 @@ def new_figure(
 
     figure = Figure(figsize=(width, height), dpi=130, layout=ConstrainedLayoutEngine(h_pad=0.08), facecolor=PAPER)
     if title:
-        figure.suptitle(title, fontsize=13, color=INK)
+        figure.suptitle(fitting(title, width, 13), fontsize=13, color=INK)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         style(axes)
@@ -90,12 +92,18 @@ def legend_above(figure: Figure, axes: Axes, columns: int) -> None:
     """Puts a legend of one of the axes above the whole figure, if it has entries. A wide one gets fewer columns."""
     handles, labels = axes.get_legend_handles_labels()
     if any(labels):
-        inches = 0.7 + 0.08 * max(map(len, labels))
+        labels = [fitting(label, figure.get_figwidth() - 1, 10.5) for label in labels]
+        inches = 0.7 + 0.08 * max(len(line) for label in labels for line in label.splitlines())
         columns = max(1, min(columns, int(figure.get_figwidth() / inches)))
-        figure.legend(
-            handles, labels, loc="outside upper left", ncols=columns, frameon=False, fontsize=10.5, labelcolor=INK
-        )
-        rows = -(-len(labels) // columns)
+        # A title of the figure would lie on the legend.
+        title = figure.get_suptitle()
+        figure.suptitle("")
+        legend = figure.legend(
+            handles, labels, loc="outside upper left", ncols=columns, frameon=False, fontsize=10.5, labelcolor=INK,
+            title=title or None, title_fontsize=13, alignment="left",
+        )  # fmt: skip
+        legend.get_title().set_color(INK)
+        rows = -(-sum(label.count("\n") + 1 for label in labels) // columns)
         figure.set_figheight(figure.get_figheight() + 0.2 * max(0, rows - 2))  # keeps the size of the axes
 
 
@@ -111,10 +119,20 @@ def legend_below(figure: Figure, axes: Axes, markerscale: float = 1.0) -> None:
             handle.set_alpha(1.0)
 
 
-def picture(figure: Figure) -> PIL.Image.Image:
-    """Renders the figure as a picture."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def fitting(text: str, inches: float, points: float) -> str:
+    """A text with line breaks, so that it is no wider than this in a font of this size, and of printable letters."""
+    width = inches * 72 / points * SIZE
+    return "\n".join(line for part in text.splitlines() for line in wrapped(printable([part])[0], width))
 
+
+def picture(figure: Figure) -> PIL.Image.Image:
+    """Renders the figure as a picture, with a font for each of its letters."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        if not text.get_text().isascii():  # type: ignore[attr-defined]
+            text.set_fontfamily(["DejaVu Sans", *families(text.get_text())])  # type: ignore[attr-defined]
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     return PIL.Image.open(buffer).convert("RGB")

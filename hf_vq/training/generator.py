@@ -154,17 +154,18 @@ class GeneratorTrainer(BaseTrainer):
     def samples(self) -> Image.Image:
         """A sheet of samples, a row for each of some classes, always of the same seeds."""
         config, count = self.model.config, self.args.num_sample_images
-        labels, row_labels = None, None
+        labels, row_labels, instead = None, None, None
         if config.num_classes:
             rows = -(-count // SHEET_COLUMNS)
             classes = [row * config.num_classes // rows for row in range(rows)]
             row_labels = [class_names(config)[number] for number in classes]
+            instead = [f"class {number}" for number in classes]
             labels = torch.tensor(classes).repeat_interleave(SHEET_COLUMNS)[:count].to(self.accelerator.device)
         images: list[Image.Image] = []
         for first in range(0, count, self.args.eval_batch_size):
             numbers = range(first, min(first + self.args.eval_batch_size, count))
             images += self._generate(None if labels is None else labels[first : numbers.stop], numbers, "pil")
-        return sample_sheet(images, row_labels=row_labels, columns=SHEET_COLUMNS)
+        return sample_sheet(images, row_labels=row_labels, columns=SHEET_COLUMNS, instead=instead)
 
     def _generate(self, labels: Tensor | None, numbers: Sequence[int], output_type: str) -> Any:
         """Images of given classes, each from random numbers of its own."""

@@ -37,11 +37,40 @@ def test_grid_takes_gray_and_large_images():
     assert colored(grid, "#808080") > 2 * 4 * 100 * 100
 
 
-def test_grid_cuts_long_labels_and_keeps_every_row():
-    images = torch.zeros(8, 3, 16, 16)
-    short = reconstruction_grid(images, {"x" * 40: images})
-    assert reconstruction_grid(images, {"x" * 200: images}).height == short.height
+def ink(image: PIL.Image.Image, width: int) -> int:
+    """Counts dark pixels in the left of a picture, where labels are."""
+    return int((np.asarray(image.convert("L"))[:, :width] < 128).sum())
+
+
+def test_labels_are_wrapped_and_never_cut_off():
+    """A long label has all its ink, in rows that grow with it; nothing reaches the edge of the picture."""
+    images = torch.ones(8, 3, 16, 16)
+    pictures = [reconstruction_grid(images, {"x" * count: images}) for count in (20, 40, 200)]
+    plain = ink(reconstruction_grid(images, {" ": images}), 200)
+    letters = [(ink(picture, 260) - plain) / count for picture, count in zip(pictures, (20, 40, 200), strict=True)]
+
+    assert letters[1] == pytest.approx(letters[0], rel=0.02) and letters[2] == pytest.approx(letters[0], rel=0.02)
+    assert pictures[2].height > pictures[1].height == pictures[0].height
+    assert ink(pictures[2], 10) == 0 and pictures[2].width <= 1100 + 40
     assert reconstruction_grid(images, {"original": images}).size == reconstruction_grid(images, {"an": images}).size
+    names = ("a class", "a class with a name of many words, of which none may be missing " * 3)
+    white = [PIL.Image.new("RGB", (8, 8), "white")] * 2
+    sheets = [sample_sheet(white, row_labels=[name], columns=2) for name in names]
+    assert ink(sheets[1], 1000) > 20 * ink(sheets[0], 1000)
+
+
+def test_columns_that_are_no_pairs_are_shifted():
+    """Every second row begins half an image further right, and all images are still whole."""
+    images = [PIL.Image.new("RGB", (8, 8), color) for color in ("red", "red", "blue", "blue", "lime", "lime")]
+    sheet = np.asarray(sample_sheet(images, row_labels=["a", "b", "c"], columns=2, width=300, are_pairs=False))
+    aligned = np.asarray(sample_sheet(images, row_labels=["a", "b", "c"], columns=2, width=300))
+    red, blue, lime = ((sheet == color).all(-1) for color in ((255, 0, 0), (0, 0, 255), (0, 255, 0)))
+
+    assert red.sum() == blue.sum() == lime.sum() and sheet.shape[1] <= 300
+    side = int((red.sum() / 2) ** 0.5)
+    assert blue.any(0).argmax() - red.any(0).argmax() == round((side + 6) / 2)
+    assert lime.any(0).argmax() == red.any(0).argmax()
+    assert (aligned == (0, 0, 255)).all(-1).any(0).argmax() == (aligned == (255, 0, 0)).all(-1).any(0).argmax()
 
 
 def test_grid_refuses_reconstructions_of_other_images():
