@@ -6,7 +6,7 @@
 
 Importing this package registers its classes, so that `AutoConfig`, `AutoModel`, `AutoImageProcessor` and `pipeline`
 load its checkpoints without `trust_remote_code`. Everything that is not needed for this is imported on first use. The
-trainers and `load_token_dataset` need the extra `hf_vq[train]`.
+trainers and `load_token_dataset` need the extra `hf_vq[train]`: `from hf_vq import *` has them where it is installed.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,7 @@ from hf_vq.modeling import (
     register_quantizer,
 )
 from hf_vq.modeling.version_vq import __version__
+from hf_vq.utils.extras import is_installed
 from hf_vq.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
@@ -97,7 +98,6 @@ _lazy, __getattr__, __dir__ = lazy_names(
     extra="train",
 )
 
-# Names that need the training extra are left out: a star import has to work without it.
 __all__ = [
     "RECOMMENDED_QUANTIZER",
     "FiniteScalarQuant",
@@ -128,3 +128,15 @@ __all__ = [
     "push_to_hub",
     "register_quantizer",
 ]
+if is_installed("accelerate", "datasets", "matplotlib", "torchmetrics", "tqdm"):
+    # Without the training extra, a star import has to work as well. It leaves these names out, and whoever asks for
+    # one of them is told what to install.
+    __all__ += [
+        "ClassifierTrainer",
+        "ClassifierTrainingArguments",
+        "GeneratorTrainer",
+        "GeneratorTrainingArguments",
+        "TokenizerTrainer",
+        "TokenizerTrainingArguments",
+        "load_token_dataset",
+    ]

@@ -63,6 +63,8 @@ import hf_vq
 model = hf_vq.VQModel(hf_vq.VQConfig(architecture="sqvae", image_size=32, base_channels=16)).eval()
 tokens = model.encode(torch.zeros(1, 3, 32, 32)).image_tokens
 assert model.decode(tokens).decoded_pixel_values.shape == (1, 3, 32, 32)
+from hf_vq import *
+assert VectorQuant is hf_vq.VectorQuant and "TokenizerTrainer" not in globals()
 try:
     hf_vq.TokenizerTrainer
 except ModuleNotFoundError as error:

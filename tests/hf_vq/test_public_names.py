@@ -37,13 +37,25 @@ def test_a_package_offers_what_type_checkers_see(name: str) -> None:
 
 
 def test_the_packages_lazy_names_are_those_of_type_checkers() -> None:
-    """The front of the package likewise; star imports leave out what needs the training extra."""
+    """The front of the package likewise."""
     lazy = names_for_type_checkers(PACKAGE / "__init__.py")
 
     assert {"TokenizerTrainer", "from_hub", "load_token_dataset", "push_to_hub"} <= lazy
     assert set(hf_vq._lazy) == lazy
     for name in lazy:
         assert getattr(hf_vq, name) is not None and name in dir(hf_vq)
+
+
+def test_a_star_import_is_complete() -> None:
+    """With the training extra it brings every name that the package offers."""
+    names: dict[str, object] = {}
+    exec("from hf_vq import *", names)
+
+    statements = ast.parse((PACKAGE / "__init__.py").read_text()).body
+    fronts = [each for each in statements if isinstance(each, ast.ImportFrom) and each.module == "hf_vq.modeling"]
+    imported = {alias.name for front in fronts for alias in front.names}
+    assert imported | set(hf_vq._lazy) | {"__version__"} == set(hf_vq.__all__) == set(names) - {"__builtins__"}
+    assert len(set(hf_vq.__all__)) == len(hf_vq.__all__)
 
 
 @pytest.mark.parametrize(

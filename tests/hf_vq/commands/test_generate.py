@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
-from hf_vq import MaskGitConfig, MaskGitModel, VQConfig, VQModel
+from hf_vq import MaskGitConfig, MaskGitModel, VQConfig, VQImageProcessor, VQModel
 from hf_vq.commands import generate
 from hf_vq.modeling.autoencoder_vq import SQVAEDecoder
 
@@ -98,10 +98,102 @@ def test_inpainting_keeps_the_rest(main: Callable[[list[str]], None], folder: Pa
     assert difference[24:].max() > 20 and difference[:8].max() == 0
 
 
+def photograph(folder: Path, size: tuple[int, int] = (48, 40)) -> str:
+    """Writes a photograph, width x height, and a mask of its right quarter; returns the words that name them."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, size[::-1] + (3,), dtype=np.uint8)).save(
+        folder / "in.png"
+    )
+    mask = Image.new("L", size)
+    mask.paste(255, (size[0] - 12, 0, *size))
+    mask.save(folder / "mask.png")
+    return f"--image {folder}/in.png --mask {folder}/mask.png"
+
+
+def test_kept_pixels_are_the_photographs(main: Callable[[list[str]], None], folder: Path, tmp_path: Path) -> None:
+    """Outside the mask to the bit, in the picture and in every frame of an animation."""
+    words = photograph(tmp_path) + " --keep_pixels"
+    run(main, folder, tmp_path / "kept.png", words)
+    run(main, folder, tmp_path / "kept.webp", words)
+    pixels = VQImageProcessor(image_size=32)(Image.open(tmp_path / "in.png"), return_tensors="pt").pixel_values
+    expected = VQImageProcessor().postprocess(pixels, "np")[0]
+    frames = [np.asarray(each.convert("RGB")) for each in ImageSequence.Iterator(Image.open(tmp_path / "kept.webp"))]
+
+    for picture in (read(tmp_path / "kept.png"), *frames):
+        assert np.array_equal(picture[:, :22], expected[:, :22])
+    assert len(frames) == 4 and np.array_equal(frames[-1], read(tmp_path / "kept.png"))
+    assert (abs(frames[0][:, 27:].astype(int) - 128) <= 1).mean() > 0.3  # gray, where there are no tokens yet
+
+
+def test_masks_that_do_not_fit_are_told(main: Callable[[list[str]], None], folder: Path, tmp_path: Path) -> None:
+    """All black, or of another aspect ratio."""
+    words = photograph(tmp_path)
+    Image.new("L", (48, 40)).save(tmp_path / "mask.png")
+    with pytest.raises(SystemExit, match="error: The mask is black where the model sees it"):
+        run(main, folder, tmp_path / "out.png", words)
+    Image.new("L", (40, 40), 255).save(tmp_path / "mask.png")
+    with pytest.raises(
+        SystemExit, match="another aspect ratio than the image: it has 40 x 40 pixels, the image 48 x 40"
+    ):
+        run(main, folder, tmp_path / "out.png", words)
+    assert not (tmp_path / "out.png").exists()
+
+
+@pytest.mark.parametrize(
+    "name, format_", [("x.jpg", "JPEG"), ("x.JPEG", "JPEG"), ("x.bmp", "BMP"), ("x.webp", "WEBP")]
+)
+def test_the_name_says_the_format(
+    main: Callable[[list[str]], None], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str,
+    format_: str,
+) -> None:  # fmt: skip
+    """Files are what their names say; a picture that loses nothing visible has the pixels of the PNG."""
+    run(main, folder, tmp_path / name, "--class_labels cat")
+    run(main, folder, tmp_path / "x.png", "--class_labels cat")
+    written = Image.open(tmp_path / name)
+
+    assert written.format == format_ and f"Wrote 1 image to {tmp_path / name}\n" in capsys.readouterr().out
+    written.seek(getattr(written, "n_frames", 1) - 1)
+    assert abs(np.asarray(written.convert("RGB")).astype(int) - read(tmp_path / "x.png")).mean() < 6
+
+
+@pytest.mark.parametrize("name", ["x.mp4", "x.MOV", "x.heic.avi", "x.ico", "x.psd"])
+def test_other_files_are_refused(main: Callable[[list[str]], None], folder: Path, tmp_path: Path, name: str) -> None:
+    """Before anything is made, and no folder of that name appears; other dots in names of folders are fine."""
+    with pytest.raises(SystemExit, match=r"error: --output cannot be a \.\w+ file. Give a picture .*\.jpg.*a folder"):
+        run(main, folder, tmp_path / name)
+    assert not (tmp_path / name).exists()
+    run(main, folder, tmp_path / "run-0.5")
+    assert [path.name for path in (tmp_path / "run-0.5").iterdir()] == ["00000.png"]
+
+
+def test_a_sweep_has_a_row_for_each_guidance(
+    main: Callable[[list[str]], None], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same seeds in each row, labeled; a folder for each into a folder."""
+    words = "--class_labels cat dog"
+    run(main, folder, tmp_path / "sweep.png", words + " --guidance_sweep 1 2.5")
+    run(main, folder, tmp_path / "sweep", words + " --guidance_sweep 1 2.5")
+    run(main, folder, tmp_path / "one", words + " --guidance_scale 2.5")
+
+    assert "Wrote 4 images with 2 guidance scales to" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "sweep").iterdir()) == ["guidance_1", "guidance_2.5"]
+    single = [read(tmp_path / "one" / f"0000{i}.png") for i in range(2)]
+    for i in range(2):
+        assert np.array_equal(read(tmp_path / "sweep" / "guidance_2.5" / f"0000{i}.png"), single[i])
+    sheet = read(tmp_path / "sweep.png")
+    assert sheet.shape[0] > 2 * 32 and sheet.shape[1] > 2 * 32 + 60  # two rows, and room for labels
+    assert (sheet[:, :60] < 128).any()
+    with pytest.raises(SystemExit, match="--guidance_sweep makes a picture or folders"):
+        run(main, folder, tmp_path / "sweep.gif", words + " --guidance_sweep 1 2")
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
-        ("--class_labels cow", r"error: There are no classes \['cow'\].*'cat', 'dog'"),
+        ("--class_labels cow", "error: There is no class 'cow'.*'cat', 'dog'"),
+        ("--class_labels Dog cow", "error: There are no classes 'Dog', 'cow'. Did you mean 'dog'?"),
+        ("--keep_pixels", "error: --keep_pixels needs the image whose pixels are kept"),
+        ("--guidance_sweep 1 2", "error: .*no effect without `class_labels`"),
+        ("--class_labels 0 --guidance_sweep 1 2 --guidance_scale 3", "error: --guidance_sweep sets --guidance_scale"),
         ("--class_labels 2", r"error: .*must be in \[0, 2\)"),
         ("--class_labels 0 1 --num_images 3", "error: There are 2 labels for 3 images"),
         ("--sampler halton --choice_temperature 1", "error: .*has no effect"),
