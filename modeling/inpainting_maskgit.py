@@ -109,8 +109,8 @@ def _size(picture: Any) -> tuple[int, int]:
 
 
 def _require_aspect_ratio(mask: tuple[int, int], image: tuple[int, int], whose: str) -> None:
-    """Compares the ratio of height and width, up to a pixel that rounding may cost."""
-    if abs(mask[0] * image[1] - mask[1] * image[0]) > max(*image, *mask):
+    """Compares the ratio of height and width. Rounding may cost less than a pixel."""
+    if abs(mask[0] * image[1] - mask[1] * image[0]) >= max(*image, *mask):
         raise ValueError(
             f"The mask has another aspect ratio than {whose}: it has {mask[1]} x {mask[0]} pixels, {whose} "
             f"{image[1]} x {image[0]}. Make a mask of {image[1]} x {image[0]} pixels."

@@ -72,6 +72,7 @@ def test_a_mask_that_is_a_picture(tokenizer):
         (Image.new("L", (16, 16)), "The mask is black where the model sees it"),
         (picture((0, 0, 1, 1), (512, 512)), "The mask is black where the model sees it.*16 x 16 pixels: thin lines"),
         (picture((0, 0, 9, 9), (32, 16)), r"another aspect ratio than the images: it has 32 x 16 pixels, .* 16 x 16"),
+        (picture((0, 0, 9, 9), (4, 5)), "it has 4 x 5 pixels, the images 16 x 16"),
         ([picture((0, 0, 9, 9)), Image.new("L", (16, 16))], "The mask is black"),
         ([picture((0, 0, 9, 9))] * 3, "2 images.*3 in `mask`"),
     ],
