@@ -192,7 +192,7 @@ def write(images: list[Image.Image], frames: list[list[Image.Image]], output: Pa
         save_picture(to_grid(images), output)
     elif kind == "animation":
         pictures = [to_grid(list(step)) for step in zip(*frames, strict=True)]
-        options = {"lossless": True} if output.suffix.lower() == ".webp" else {}
+        options: dict[str, Any] = {"lossless": True} if output.suffix.lower() == ".webp" else {}
         pictures[0].save(output, save_all=True, append_images=pictures[1:], duration=duration, loop=0, **options)
     else:
         for number, image in enumerate(images):
@@ -217,7 +217,7 @@ def write_sweep(sweep: dict[float, list[Image.Image]], output: Path) -> None:
 
 def save_picture(picture: Image.Image, output: Path) -> None:
     """Saves a picture as the name says, JPEGs at a quality at which pixels stay sharp."""
-    options = {"quality": 95, "subsampling": 0} if output.suffix.lower() in (".jpg", ".jpeg") else {}
+    options: dict[str, Any] = {"quality": 95, "subsampling": 0} if output.suffix.lower() in (".jpg", ".jpeg") else {}
     picture.save(output, **options)
 
 
