@@ -130,7 +130,7 @@ from accelerate import PartialState
 
 from hf_vq.data import tokenize as tokenization
 
-look = tokenization._continue
+look = tokenization.go_on
 
 
 def look_late(folder, *rest):
@@ -143,7 +143,7 @@ def look_late(folder, *rest):
     return record
 
 
-tokenization._continue = look_late
+tokenization.go_on = look_late
 runpy.run_module("hf_vq.commands.tokenize_dataset", run_name="__main__")
 """
 
