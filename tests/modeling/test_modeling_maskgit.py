@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModel
 
-from hf_vq import MaskGitConfig, MaskGitModel, VQConfig, VQModel
+from hf_vq import MaskGitConfig, MaskGitModel, VQConfig, VQImageProcessor, VQModel
 from hf_vq.modeling.transformer_maskgit import rotary_embedding
 
 TOKENIZER = {
@@ -400,6 +400,7 @@ import json, sys
 
 sys.modules["hf_vq"] = None  # importing it now raises
 import torch
+from PIL import Image
 from transformers import AutoModel, pipeline
 
 folder = sys.argv[1]
@@ -409,11 +410,16 @@ tokens = model.generate(class_labels=[0, 1], **options).image_tokens
 pipe = pipeline("image-generation", model=folder, trust_remote_code=True)
 options["generator"] = torch.Generator().manual_seed(0)
 outputs = pipe([0, 1], **options)
+photo = Image.new("RGB", (40, 40), (10, 200, 90))
+mask = Image.new("L", (40, 40))
+mask.paste(255, (20, 0, 40, 40))
+inpainted = pipe("LABEL_1", image=photo, mask=mask, keep_pixels=True, seed=3, num_steps=2, output_format="json")
 model.save_pretrained(folder + "-again")
 print(json.dumps({
     "module": type(model).__module__,
     "tokens": tokens.tolist(),
     "pipe": [output["image_tokens"].tolist() for output in outputs],
+    "inpainted": inpainted,
     "frozen": not any(parameter.requires_grad for parameter in model.tokenizer.parameters()),
 }))
 """
@@ -438,6 +444,9 @@ def test_a_saved_model_runs_without_the_package(tmp_path):
 
     assert answer["module"].startswith("transformers_modules.")
     assert answer["tokens"] == answer["pipe"] == tokens
+    inpainted = VQImageProcessor().fetch_images(answer["inpainted"]["image"])
+    left = inpainted.crop((0, 0, inpainted.width // 2, inpainted.height))
+    assert left.getcolors() == [(left.width * left.height, (10, 200, 90))] and len(inpainted.getcolors()) > 1
     assert answer["frozen"]
     files = [{path.name for path in (tmp_path / name).iterdir()} for name in ("checkpoint", "checkpoint-again")]
     assert files[0] - {"__pycache__"} == files[1] - {"__pycache__"}

@@ -115,7 +115,7 @@ def test_kept_pixels_are_the_photographs(main: Callable[[list[str]], None], fold
     run(main, folder, tmp_path / "kept.png", words)
     run(main, folder, tmp_path / "kept.webp", words)
     pixels = VQImageProcessor(image_size=32)(Image.open(tmp_path / "in.png"), return_tensors="pt").pixel_values
-    expected = VQImageProcessor().postprocess(pixels, "np")[0]
+    expected = np.asarray(VQImageProcessor().postprocess(pixels, "np"))[0]
     frames = [np.asarray(each.convert("RGB")) for each in ImageSequence.Iterator(Image.open(tmp_path / "kept.webp"))]
 
     for picture in (read(tmp_path / "kept.png"), *frames):
