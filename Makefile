@@ -6,7 +6,7 @@ TEST_VENV := .venv-test
 PYTEST_ARGS ?= -n 2 --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-BENCHES := bench-quantizer bench-tokenize bench-generator bench-quality bench-ablation bench-large-codebooks \
+BENCHES := bench-quantizer bench-tokenize bench-generator bench-quality bench-commitment bench-ablation bench-large-codebooks \
   bench-mechanism bench-classifiers bench-generator-quality
 
 .DEFAULT_GOAL := help
@@ -71,6 +71,9 @@ bench-generator: $(VENV)/bench  ## Speed of the generator beside diffusers
 
 bench-quality: $(VENV)/bench  ## Held-out error and codebook use of each method in one autoencoder
 	$(VENV)/bin/python benchmarks/quality.py
+
+bench-commitment: $(VENV)/bench  ## Weights of the commitment loss in a loop of one's own
+	$(VENV)/bin/python benchmarks/commitment_weight.py
 
 bench-ablation: $(VENV)/bench  ## Each part of the method alone, all but one, and the knobs
 	$(VENV)/bin/python benchmarks/ablation.py

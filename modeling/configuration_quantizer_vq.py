@@ -58,7 +58,14 @@ RECOMMENDED_QUANTIZER: dict[str, Any] = {
     "codebook_update": "gradient",
     "gradient_estimator": "ste",
 }
-"""Keyword arguments of `VectorQuant` for the full method; the defaults of configurations' fields of the same names."""
+"""Keyword arguments of `VectorQuant` for the full method; the defaults of configurations' fields of the same names.
+
+In a loop of your own, add `3 * out.loss` to a mean squared error of pixels in [-1, 1]. On the shipped emoji the
+weights 1 to 30 gave the same held-out error, within the noise of two seeds: 9.05 to 9.21 (x 1e-3) with codes of 8
+dimensions and 8.66 to 9.11 with 64. A weight of 0.1 gave 9.98 and 10.17. Without the loss nothing keeps the vectors
+small, and the error was 12.10 and 14.65. Where your error is larger by a factor, because it is a sum for example, make
+the weight larger by this factor. `VQModel` measures its error on the scale [0, 1], so its weight of 1 is 4 here.
+"""
 
 _CODEBOOK = {name: name for name in (*RECOMMENDED_QUANTIZER, "codebook_decay")}
 _GROUPS = {"groups": "num_groups", "share": "share_codebook"}

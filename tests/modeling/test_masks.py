@@ -236,6 +236,7 @@ class Sequences(nn.Module):
         return (self.decoder(z_q) - x)[mask].square().mean() + out.loss
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("name", ["recommended", "batch norm", "residual", "fsq"])
 def test_compiled_layers_train_with_masks_as_in_eager(name: str) -> None:
     """Losses and states agree, with another mask in each step."""
@@ -260,6 +261,7 @@ def test_compiled_layers_train_with_masks_as_in_eager(name: str) -> None:
     torch.testing.assert_close(compiled, eager, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("name", ["recommended", "separate groups, running", "residual", "fsq"])
 def test_eval_with_a_mask_is_one_graph(name: str) -> None:
     """`torch.compile(fullgraph=True)` and `torch.export` take the mask as an input."""

@@ -190,6 +190,7 @@ class Autoencoder(nn.Module):
         return (self.decoder(z_q) - pixels).square().mean() + out.loss
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("how", ["compiled", "recomputed"])
 def test_compiling_and_recomputation_change_nothing(how: str) -> None:
     """The same levels are left out, and each batch moves the codes once."""
