@@ -7,6 +7,7 @@ import fnmatch
 import io
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ class Page:
             takes_name = case.__code__.co_argcount
             for name in names:
                 assert name not in self.cases, name
-                self.cases[name] = (lambda name=name: case(name)) if takes_name else case
+                self.cases[name] = partial(case, name) if takes_name else case
             return case
 
         return add

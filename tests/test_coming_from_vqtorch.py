@@ -148,7 +148,7 @@ def _no_vq() -> None:
 
 @PAGE.row("`vqtorch.nn.MaxVecPool2d`")
 def _pools() -> None:
-    for pool in (MaxVecPool2d(2, stride=2), SoftMaxVecPool2d(2, stride=2)):
+    for pool in (MaxVecPool2d(2, padding=0), SoftMaxVecPool2d(2, padding=0)):
         assert pool(torch.randn(2, 8, 6, 6)).shape == (2, 8, 3, 3)
 
 

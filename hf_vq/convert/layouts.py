@@ -96,6 +96,11 @@ def detect_layout(keys: Collection[str]) -> str:
             "These are weights of a vqtorch layer, without encoder and decoder. Load them into a layer of the same "
             "settings with `load_vqtorch_state_dict`."
         )
+    if any(re.search(r"(?:^|\.)_codebook\.embed$", key) for key in keys):
+        raise ValueError(
+            "These are weights of a layer of vector-quantize-pytorch. `convert_vector_quantize_pytorch` reads them, "
+            "with the arguments that the layer was built with. No `VQModel` can be made of the networks around it."
+        )
     for layout in LAYOUTS.values():
         if layout.is_of(keys):
             return layout.name

@@ -425,6 +425,7 @@ def test_unknown_layouts_are_refused() -> None:
         ({"layer.weight": torch.zeros(1)}, "No known layout.*got 'layer.weight'"),
         (VQModel(VQConfig(**SMALL)).state_dict(), "weights of hf_vq itself"),
         ({"codebook.weight": torch.zeros(1)}, "load_vqtorch_state_dict"),
+        ({"vq._codebook.embed": torch.zeros(1)}, "`convert_vector_quantize_pytorch` reads them"),
     ):
         with pytest.raises(ValueError, match=words):
             convert_state_dict(state)
