@@ -73,6 +73,7 @@ class Facts(TypedDict, total=False):
     picture: str | None  # file name, in the repository, of a picture
     picture_caption: str | None  # what it shows
     preprocessing: str | None  # how the measured images were made ready, if not as the image processor does it
+    base_model: str | None  # Hub id of the model that it was fine-tuned from
     methods: Sequence[str]  # keys of `CITATIONS` to be cited besides those that the configuration implies
     sampling: Mapping[str, Any] | None  # arguments of `generate` in the card's code
 
@@ -128,7 +129,8 @@ def card(slots_of: Callable[[Any, Facts, str], Slots]) -> CardFunction:
             license=license,
             pipeline_tag=slots.pipeline_tag,
             tags=list(slots.tags),
-            datasets=[dataset] if dataset and is_hub_id(dataset) else None,
+            base_model=facts.get("base_model"),
+            datasets=[name] if name and is_hub_id(name) else None,
             model_name=repo_id.rstrip("/").split("/")[-1] if repo_id else facts.get("name") or slots.title,
             eval_results=results or None,
         )

@@ -74,6 +74,24 @@ def parse_command_line(
     return arguments, model
 
 
+def given_fields(
+    arguments_class: type[Any], config_class: type[PreTrainedConfig], argv: Sequence[str]
+) -> tuple[set[str], set[str]]:
+    """Which fields the words and the recipe give, of those that `parse_command_line` returns.
+
+    Returns:
+        The names of training fields that either gives, and of model fields that the words give.
+    """
+    training_names = {field.name for field in dataclasses.fields(arguments_class)}
+    model_names = model_field_names(config_class)
+    path, words = _take_config(list(argv))
+    recipe = read_recipe(path, training_names, model_names)[0] if path else {}
+    training_words, model = _split_words(words, training_names, model_names)
+    options = {word[2:].partition("=")[0].replace("-", "_") for word in training_words if word.startswith("--")}
+    given = {name if name in training_names else name.removeprefix("no_") for name in options}
+    return {*recipe, *given}, set(model)
+
+
 def read_recipe(
     path: str | Path, training_names: set[str], model_names: set[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from transformers import set_seed
 
-from hf_vq.commands.launching import read_or_launch
 from hf_vq.commands.running import command, errors_in_a_line
+from hf_vq.commands.runs import read_training_command
 from hf_vq.modeling.configuration_vq_classifier import VQImageClassificationConfig
 from hf_vq.modeling.modeling_vq_classifier import VQModelForImageClassification
 from hf_vq.training.arguments import ClassifierTrainingArguments
@@ -21,6 +21,7 @@ from hf_vq.training.classifier import ClassifierTrainer
 from hf_vq.training.classifier_data import classifier_config
 from hf_vq.training.image_data import build_image_datasets
 from hf_vq.training.signals import stop_signals
+from hf_vq.training.starting_point import load_starting_point
 from hf_vq.training.trainer import train_to_the_end
 
 
@@ -28,17 +29,23 @@ from hf_vq.training.trainer import train_to_the_end
 def main(words: list[str]) -> None:
     """Parses the command line, builds data and model, and trains."""
     with errors_in_a_line():
-        args, model_fields = read_or_launch(
+        args, model_fields, goes_on = read_training_command(
             "train-classifier", ClassifierTrainingArguments, VQImageClassificationConfig, words, __doc__
         )
     with stop_signals():
         with errors_in_a_line():
-            config = VQImageClassificationConfig(**model_fields)
+            point = None if goes_on else load_starting_point(args, "classifier")
+            config = VQImageClassificationConfig(**model_fields) if point is None else point.config(model_fields)
             train_images, eval_images = build_image_datasets(args, config)
             config = classifier_config(config, train_images)
             set_seed(args.seed)
             model = VQModelForImageClassification(config)
-            trainer = ClassifierTrainer(model, args, train_images, eval_images)
+            if point is None:
+                trainer = ClassifierTrainer(model, args, train_images, eval_images)
+            else:
+                processor = point.fitted_processor(config)
+                trainer = ClassifierTrainer(point.fit(model), args, train_images, eval_images, processor)
+                trainer.start_from(point)
         train_to_the_end(trainer)
 
 

@@ -3,8 +3,9 @@
     hf-vq train-tokenizer --config noto_emoji_32 --output_dir out
 
 The command line can override every field of the recipe, including the model's (`--num_codes 512`); `hf-vq recipes`
-lists the recipes. To train on your own images: `--dataset path/to/folder`. To continue a stopped run:
-`--resume_from_checkpoint latest`. To train on eight GPUs: `--num_processes 8`. `accelerate launch -m
+lists the recipes. To train on your own images: `--dataset path/to/folder`. To continue a stopped run, or a
+finished one with a larger `--max_steps`: `--resume_from_checkpoint latest --output_dir out`. To fine-tune a tokenizer:
+`--init_from FOLDER_OR_HUB_ID`. To train on eight GPUs: `--num_processes 8`. `accelerate launch -m
 hf_vq.commands.train_tokenizer` works as well.
 """
 
@@ -12,14 +13,15 @@ from __future__ import annotations
 
 from transformers import set_seed
 
-from hf_vq.commands.launching import read_or_launch
 from hf_vq.commands.running import command, errors_in_a_line
+from hf_vq.commands.runs import read_training_command
 from hf_vq.modeling.configuration_vq import VQConfig
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
 from hf_vq.modeling.modeling_vq import VQModel
 from hf_vq.training.arguments import TokenizerTrainingArguments
 from hf_vq.training.image_data import build_image_datasets
 from hf_vq.training.signals import stop_signals
+from hf_vq.training.starting_point import load_starting_point
 from hf_vq.training.tokenizer import TokenizerTrainer
 from hf_vq.training.trainer import train_to_the_end
 
@@ -28,14 +30,20 @@ from hf_vq.training.trainer import train_to_the_end
 def main(words: list[str]) -> None:
     """Parses the command line, builds data and model, and trains."""
     with errors_in_a_line():
-        args, model_fields = read_or_launch("train-tokenizer", TokenizerTrainingArguments, VQConfig, words, __doc__)
+        args, model_fields, goes_on = read_training_command(
+            "train-tokenizer", TokenizerTrainingArguments, VQConfig, words, __doc__
+        )
     with stop_signals():
         with errors_in_a_line():
-            config = VQConfig(**model_fields)
+            point = None if goes_on else load_starting_point(args, "tokenizer")
+            config = VQConfig(**model_fields) if point is None else point.config(model_fields)
             set_seed(args.seed)
             train_images, eval_images = build_image_datasets(args, config)
-            processor = VQImageProcessor.for_config(config)
-            trainer = TokenizerTrainer(VQModel(config), args, train_images, eval_images, processor)
+            processor = VQImageProcessor.for_config(config) if point is None else point.fitted_processor(config)
+            model = VQModel(config) if point is None else point.fit(VQModel(config))
+            trainer = TokenizerTrainer(model, args, train_images, eval_images, processor)
+            if point is not None:
+                trainer.start_from(point)
         train_to_the_end(trainer)
 
 

@@ -17,6 +17,7 @@ import torch
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from hf_vq.data.held_out import HeldOut
 from hf_vq.data.reading import Example, ImageReader, Preprocessor, with_reasons
 from hf_vq.modeling.pixel_range_vq import SIGNED
 from hf_vq.utils.text import MAX_NAMES
@@ -62,6 +63,7 @@ class ImageDataset(Dataset):
         if len(source) == 0:
             raise ValueError("no images found: the data set is empty")
         self.source, self.pixel_range = source, list(pixel_range)
+        self.held_out: HeldOut | None = None  # says which images these are, if they were drawn from a split
         self.reader = ImageReader(num_channels, strict=strict)
         self.preprocessor = Preprocessor(image_size, self.pixel_range, random_crop, random_flip, seed)
         # Shared memory, so that the main process learns what workers met, and lasting workers hear of a new epoch.

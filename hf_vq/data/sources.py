@@ -36,6 +36,7 @@ SPLIT_NAMES = {
 } | dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
 IMAGE_COLUMNS = ("image", "img", "images", "jpg", "jpeg", "png", "webp")
 LABEL_COLUMNS = ("label", "labels", "cls", "class")
+HUB_PREFIX = "hf://datasets/"
 
 
 def load_images(
@@ -57,7 +58,7 @@ def load_images(
               sub-folders, these are the labels;
             - a parquet file, a pattern such as ``"shards/*.parquet"`` or a folder of parquet files (a file or folder
               name that starts with train, validation or test says the split);
-            - the id of a data set on the Hub.
+            - the id of a data set on the Hub; ``"hf://datasets/NAME"`` asks the Hub whatever is here.
         split: Name of the split. Slices like ``"train[:90%]"`` work unless a Hub or parquet data set is streamed.
         streaming: Whether to return an `IterableDataset` that reads as it goes.
         image_column: Column that holds the images, where it cannot be told.
@@ -196,6 +197,12 @@ def find_on_hub(place: Place) -> Source | None:
         raise ValueError(f"{place.dataset!r} is a single file: expected a folder of images, parquet files or a Hub id")
     if place.path.is_absolute() or place.dataset.startswith((".", "~")) or len(place.path.parts) > 2:
         raise FileNotFoundError(f"no images found in {place.dataset!r}: there is no such folder or file")
+    # Hardly anybody's: a name without its owner, or in a folder that is here.
+    if len(place.path.parts) == 1 or place.path.parent.is_dir():
+        raise FileNotFoundError(
+            f"no images found in {place.dataset!r}: there is no such folder here; ask the Hub for it with "
+            f"{HUB_PREFIX}{place.dataset}"
+        )
     return _HubDataset(place)
 
 
@@ -204,6 +211,8 @@ SOURCES: list[Callable[[Place], Source | None]] = [find_sample, find_in_folder, 
 
 
 def _find(place: Place) -> Source:
+    if place.dataset.startswith(HUB_PREFIX):
+        return _HubDataset(place._replace(dataset=place.dataset.removeprefix(HUB_PREFIX)))
     return next(source for find in SOURCES if (source := find(place)) is not None)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_vq.data.held_out import HELD_OUT
 from hf_vq.metrics.features import FEATURES, SHRUNK_PIXELS
 from hf_vq.metrics.generation import SAMPLE_SIZE
 from hf_vq.modeling.options_maskgit import MaskGitSampling
@@ -38,7 +39,10 @@ class EvaluationArguments:
     )
 
     # Images
-    split: str = field(default="test", metadata={"help": "Split of the data set."})
+    split: str = field(
+        default="test",
+        metadata={"help": "Split of the data set, or held-out: the images that the models' run held out of it."},
+    )
     dataset_revision: str | None = field(default=None, metadata={"help": "Commit, branch or tag of a Hub data set."})
     image_column: str | None = field(default=None, metadata={"help": "Column with the images (found if not given)."})
     streaming: bool = field(default=False, metadata={"help": "Read the data set as a stream, without storing it."})
@@ -103,6 +107,8 @@ class EvaluationArguments:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}.")
+        if self.split == HELD_OUT and self.streaming:
+            raise ValueError("the split held-out is found by the rows' numbers: leave streaming out.")
         if self.features not in FEATURES:
             raise ValueError(f"features must be one of {', '.join(FEATURES)}, got {self.features!r}.")
         if self.update_cards and any(split_revision(name)[1] for name in self.names):

@@ -15,12 +15,13 @@ import torch
 import torchmetrics
 import transformers
 
+from hf_vq.data.held_out import HELD_OUT, find_held_out
 from hf_vq.data.sources import load_images, pinned_revision
 from hf_vq.evaluation.arguments import EvaluationArguments
 from hf_vq.evaluation.cards import update_cards
 from hf_vq.evaluation.images import ImageBatches, describe_preprocessing
 from hf_vq.evaluation.report import Report
-from hf_vq.evaluation.subjects import common_processor, load_subjects
+from hf_vq.evaluation.subjects import common_processor, held_out_by, load_subjects
 from hf_vq.kinds import kind_of, resolve
 from hf_vq.metrics.features import make_extractor
 from hf_vq.modeling.version_vq import __version__
@@ -50,9 +51,12 @@ def evaluate(args: EvaluationArguments) -> Report:
         subjects = load_subjects(args.names, allow_unverified=args.allow_unverified)
         processor = common_processor(subjects, args.image_size)
         revision = pinned_revision(args.dataset, args.dataset_revision)
-        images = load_images(
-            args.dataset, args.split, streaming=args.streaming, image_column=args.image_column, revision=revision
-        )
+        where: dict[str, Any] = {"image_column": args.image_column, "revision": revision}
+        if args.split == HELD_OUT:
+            record = held_out_by(subjects)
+            images = find_held_out(load_images(args.dataset, record.split, **where), args.dataset, record)
+        else:
+            images = load_images(args.dataset, args.split, streaming=args.streaming, **where)
         extractor = make_extractor(args.features, processor.num_channels, args.inception_weights)
     if state.is_main_process:  # hours before the numbers go there
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)

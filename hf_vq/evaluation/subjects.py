@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_vq.data.held_out import SPLIT_FILE, HeldOut, read_held_out
 from hf_vq.evaluation.arguments import split_revision
 from hf_vq.evaluation.images import describe_preprocessing, resized
 from hf_vq.hub.loading import load_model
+from hf_vq.hub.repository import fetch_file
 from hf_vq.kinds import KINDS, kind_of
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
 from hf_vq.modeling.pixel_range_vq import pixel_range_of
@@ -71,6 +74,36 @@ def load_subjects(names: Sequence[str], *, allow_unverified: bool = False) -> li
         found = ", ".join(f"'{subject.name}' is a {subject.kind}" for subject in subjects)
         raise ValueError(f"tokenizers and generators have no numbers in common: {found}. Compare one kind at a time")
     return subjects
+
+
+def held_out_by(subjects: Sequence[Subject]) -> HeldOut:
+    """What says which images the runs of all models held out.
+
+    Raises:
+        ValueError: A model does not say it, is a generator, or two held out others.
+    """
+    records = []
+    for subject in subjects:
+        if subject.kind == "generator":
+            raise ValueError(f"'{subject.name}' is a generator, whose run held out tokens: name a split of the images")
+        name, revision = split_revision(subject.name)
+        folder = Path(name).expanduser()
+        try:
+            if folder.is_dir():  # beside a run's final model, the run itself says the names
+                small, whole = folder / SPLIT_FILE, folder.absolute().parent / SPLIT_FILE
+                file = whole if small.exists() and whole.exists() else small
+            else:
+                file = fetch_file(name, SPLIT_FILE, getattr(subject.model.config, "_commit_hash", None) or revision)
+            records.append(read_held_out(file))
+        except FileNotFoundError:
+            raise ValueError(
+                f"'{subject.name}' has no {SPLIT_FILE}: its run held nothing out of its training split. Name a split"
+            ) from None
+    first = records[0]
+    for subject, record in zip(subjects, records, strict=True):
+        if dataclasses.replace(record, names=None) != dataclasses.replace(first, names=None):
+            raise ValueError(f"'{subjects[0].name}' and '{subject.name}' held out different images: name a split")
+    return first
 
 
 def common_processor(subjects: Sequence[Subject], image_size: int | None = None) -> VQImageProcessor:

@@ -16,6 +16,8 @@ from hf_vq.training.launcher import (
 from hf_vq.utils.fields import RepeatedFields
 from hf_vq.utils.text import public_name
 
+AUTO_SPLIT, NO_SPLIT = "auto", "none"
+
 
 @dataclass
 class BaseTrainingArguments:
@@ -37,13 +39,22 @@ class BaseTrainingArguments:
         metadata={"help": "Let a resumed run change learning rate, batch size and the like; it writes down what."},
     )
 
+    init_from: str | None = field(
+        default=None,
+        metadata={"help": "Folder or Hub id of a model whose weights the run starts from, to fine-tune it."},
+    )
+    init_from_revision: str | None = field(
+        default=None, metadata={"help": "Commit, branch or tag of that model, if it is on the Hub."}
+    )
+
     # Data
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    eval_split: str | None = field(
-        default=None, metadata={"help": "Held-out split; with none, eval_fraction of the train split is held out."}
+    eval_split: str = field(
+        default=AUTO_SPLIT,
+        metadata={"help": "Held-out split; auto holds eval_fraction of the train split out, none holds nothing out."},
     )
     eval_fraction: float = field(
-        default=0.05, metadata={"help": "Part of the train split held out when there is no eval_split (0 = none)."}
+        default=0.05, metadata={"help": "Part of the train split held out by eval_split auto (0 = none)."}
     )
     dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that read the data (0 = none)."})
 
@@ -105,6 +116,10 @@ class BaseTrainingArguments:
     disable_tqdm: bool = field(default=False, metadata={"help": "No progress bar."})
 
     # Publishing
+    save_training_state: bool = field(
+        default=False,
+        metadata={"help": "Keep discriminator and optimizers beside the final model, for those who fine-tune it."},
+    )
     push_to_hub: bool = field(
         default=False, metadata={"help": "Publish the final model on the Hub, as the user of `hf auth login`."}
     )
@@ -120,17 +135,18 @@ class BaseTrainingArguments:
             "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "allow_changes", "dataloader_num_workers",
             "eval_batch_size", "max_eval_images", "use_cpu", "logging_steps", "eval_steps", "save_steps",
             "save_total_limit", "report_to", "run_name", "disable_tqdm", "push_to_hub", "hub_model_id",
-            "hub_private_repo",
+            "hub_private_repo", "save_training_state",
         }
     )  # fmt: skip
     # What decides which images are held out stays, or held-out images would have been trained on.
-    never_changes: ClassVar[frozenset[str]] = frozenset({"seed", "eval_fraction"})
+    never_changes: ClassVar[frozenset[str]] = frozenset({"seed", "eval_fraction", "init_from", "init_from_revision"})
 
     def __post_init__(self) -> None:
         require_supported()
         self.gradient_accumulation_steps = followed_accumulation(self.gradient_accumulation_steps)
         self.mixed_precision = followed_precision(self.mixed_precision)
         self.report_to = [name for name in self.report_to if name != "none"]
+        self.eval_split = self.eval_split or AUTO_SPLIT  # None said so in version 0.1.0
         for name in ("max_steps", "train_batch_size", "eval_batch_size", "gradient_accumulation_steps"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("learning_rate", "adam_epsilon"):
@@ -186,7 +202,18 @@ class BaseTrainingArguments:
 
     def measured_split(self) -> str:
         """The split that evaluations measure, in words."""
-        return self.eval_split or f"{self.eval_fraction:.0%} of {self.train_split}, held out"
+        drawn = self.eval_split == AUTO_SPLIT
+        return f"{self.eval_fraction:.0%} of {self.train_split}, held out" if drawn else self.eval_split
+
+    @property
+    def named_eval_split(self) -> str | None:
+        """The split of the data set to measure on; None if part of the train split is held out, or nothing."""
+        return None if self.eval_split in (AUTO_SPLIT, NO_SPLIT) else self.eval_split
+
+    @property
+    def drawn_fraction(self) -> float:
+        """The part of the train split to hold out; 0 if there is another split, or nothing is held out."""
+        return self.eval_fraction if self.eval_split == AUTO_SPLIT else 0.0
 
 
 @dataclass

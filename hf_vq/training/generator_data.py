@@ -14,15 +14,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from hf_vq.data.held_out import HeldOut
 from hf_vq.data.tokens import load_token_dataset, read_manifest
 from hf_vq.hub.loading import load_tokenizer
 from hf_vq.modeling.configuration_maskgit import MaskGitConfig
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
 from hf_vq.modeling.masking_maskgit import draw_mask, draw_uniform, mask_ratio
 from hf_vq.modeling.modeling_vq import VQModel
-from hf_vq.training.arguments import GeneratorTrainingArguments
+from hf_vq.training.arguments import NO_SPLIT, GeneratorTrainingArguments
 from hf_vq.training.order import is_stream
 from hf_vq.utils.processes import processes_of_run
+from hf_vq.utils.text import public_name
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +50,8 @@ def load_run_tokenizer(args: GeneratorTrainingArguments) -> tuple[VQModel, VQIma
 def build_token_datasets(args: GeneratorTrainingArguments, tokenizer: VQModel) -> tuple[Any, Any]:
     """Loads the training and the held-out tokens that a run names.
 
-    Without an `eval_split`, `eval_fraction` of the training images is held out, with all their views and the same ones
-    for the same seed. Of held-out images only the first view is used, the image as its processor takes it.
+    With `eval_split` "auto", `eval_fraction` of the training images is held out, with all their views and the same
+    ones for the same seed. Of held-out images only the first view is used, the image as its processor takes it.
 
     Args:
         args: The settings.
@@ -71,17 +73,22 @@ def build_token_datasets(args: GeneratorTrainingArguments, tokenizer: VQModel) -
         manifest = read_manifest(args.tokens, revision=args.tokens_revision, allow_unverified=args.allow_unverified)
         num_views = len(manifest["views"]["names"])
         train = _load(args, args.train_split, tokenizer)
-        held_out = None if args.eval_split is None else _load(args, args.eval_split, tokenizer)
+        held_out = None if args.named_eval_split is None else _load(args, args.named_eval_split, tokenizer)
     num_images = len(train) // num_views
     if held_out is not None:
         return train, held_out.select(range(0, len(held_out), num_views))
-    if args.eval_fraction == 0 or num_images < 2:
-        logger.warning("Nothing is held out, so nothing will be measured: name an eval_split.")
+    if args.drawn_fraction == 0 or num_images < 2:
+        if args.eval_split != NO_SPLIT:
+            logger.warning("Nothing is held out, so nothing will be measured: name an eval_split.")
         return train, None
     order = np.random.default_rng(args.seed).permutation(num_images)
-    count = max(1, round(args.eval_fraction * num_images))
+    count = max(1, round(args.drawn_fraction * num_images))
     held, kept = np.sort(order[:count]) * num_views, np.sort(order[count:]) * num_views
-    return train.select((kept[:, None] + np.arange(num_views)).flatten()), train.select(held)
+    held_out = train.select(held)
+    numbers = [str(number) for number in held // num_views]
+    name = public_name(args.tokens) or args.tokens
+    held_out.held_out = HeldOut(name, args.train_split, num_images, count, args.seed, names=numbers)
+    return train.select((kept[:, None] + np.arange(num_views)).flatten()), held_out
 
 
 def generator_config(tokenizer: VQModel, dataset: Any, fields: dict[str, Any]) -> MaskGitConfig:

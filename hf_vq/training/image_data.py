@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from hf_vq.data.held_out import HeldOut, hold_out
 from hf_vq.data.images import ImageDataset, ImageStream
 from hf_vq.data.sources import UnknownSplitError, load_images
 from hf_vq.modeling.configuration_vq import VQConfig
 from hf_vq.modeling.configuration_vq_classifier import VQImageClassificationConfig
-from hf_vq.training.arguments import ImageTrainingArguments
+from hf_vq.training.arguments import NO_SPLIT, ImageTrainingArguments
 from hf_vq.utils.processes import processes_of_run
 
 logger = logging.getLogger(__name__)
@@ -20,8 +21,8 @@ def build_image_datasets(
 ) -> tuple[Any, Any]:
     """Loads the training and the held-out images that a run names.
 
-    Augmentation is for training only. Without an `eval_split`, `eval_fraction` of the training images is held out, the
-    same ones for the same seed; a stream cannot be split so.
+    Augmentation is for training only. With `eval_split` "auto", `eval_fraction` of the training images is held out,
+    the same ones for the same seed, and the data set says which (`held_out`); a stream cannot be split so.
 
     Args:
         args: The settings.
@@ -41,13 +42,15 @@ def build_image_datasets(
     with state.main_process_first():  # one process downloads and converts, the others read its cache
         train = _load(args, args.train_split)
         try:
-            held_out = _load(args, args.eval_split) if args.eval_split is not None else None
+            held_out = None if args.named_eval_split is None else _load(args, args.named_eval_split)
         except UnknownSplitError as error:
-            raise ValueError(f"{error}; with --eval_split none, a part of the train split is held out") from None
-    if held_out is None and args.eval_fraction > 0 and not args.streaming and len(train) > 1:
-        parts = train.train_test_split(max(1, round(args.eval_fraction * len(train))), seed=args.seed)
-        train, held_out = parts["train"], parts["test"]
-    elif held_out is None:
+            raise ValueError(
+                f"{error}; with --eval_split auto, a part of the train split is held out, with none, nothing"
+            ) from None
+    record: HeldOut | None = None
+    if args.drawn_fraction > 0 and not args.streaming and len(train) > 1:
+        train, held_out, record = hold_out(train, args.dataset, args.train_split, args.drawn_fraction, args.seed)
+    elif held_out is None and args.eval_split != NO_SPLIT:
         logger.warning("Nothing is held out, so nothing will be measured: name an eval_split.")
 
     image_size = config.image_size
@@ -60,6 +63,8 @@ def build_image_datasets(
         return stream, None if held_out is None else ImageStream(held_out, image_size, **common, **place)
     train_images = ImageDataset(train, image_size, **augmentation, **common)
     eval_images = None if held_out is None else ImageDataset(held_out, image_size, **common)
+    if eval_images is not None:
+        eval_images.held_out = record
     if state.is_main_process:
         for images in (train_images, eval_images):
             if images is not None and len(images) <= args.check_images_up_to:

@@ -26,6 +26,7 @@ def card_of_run(trainer: Any, dataset: str | None, **facts: Any) -> ModelCard:
         dataset: What it was trained on.
         **facts: Further ones, see `hf_vq.cards.base.Facts`.
     """
+    base = trainer.base_model
     return write_card(
         trainer.published_model(),
         trainer.eval_metrics or {},
@@ -33,6 +34,7 @@ def card_of_run(trainer: Any, dataset: str | None, **facts: Any) -> ModelCard:
         trainer.args.measured_split() if dataset else None,
         trainer.recipe(),
         repo_id=trainer.hub_repository,
+        base_model=base["name"] if base and base["on_hub"] else None,
         name=trainer.output_dir.resolve().name,
         versions={"torch": torch.__version__, "transformers": transformers.__version__, "hf_vq": __version__},
         **facts,

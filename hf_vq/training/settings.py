@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from hf_vq.modeling.version_vq import VERSION_KEY
-from hf_vq.training.arguments import BaseTrainingArguments
+from hf_vq.training.arguments import AUTO_SPLIT, BaseTrainingArguments
 from hf_vq.training.checkpoints import CheckpointError
 from hf_vq.utils.settings import differing_values
 
@@ -162,7 +162,8 @@ def saved_arguments(saved: dict[str, Any], args: Any) -> dict[str, Any]:
         saved: The settings in the checkpoint.
         args: Training arguments, or their class.
     """
-    return _argument_defaults(args) | saved["arguments"]
+    arguments = _argument_defaults(args) | saved["arguments"]
+    return arguments | {"eval_split": arguments["eval_split"] or AUTO_SPLIT}  # None said so in version 0.1.0
 
 
 def _argument_defaults(args: Any) -> dict[str, Any]:

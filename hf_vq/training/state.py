@@ -19,6 +19,8 @@ from hf_vq.training.order import Place, TrainingData
 from hf_vq.training.random_state import random_state, set_random_state
 from hf_vq.training.reporting import LogWindow
 from hf_vq.training.settings import described, run_settings, saved_arguments
+from hf_vq.training.starting_point import StartingPoint
+from hf_vq.training.training_state import read_training_state
 from hf_vq.utils.processes import on_main_process
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ class TrainerState:
     gathers_statistics: bool
     eval_metrics: dict[str, float] | None
     changes: list[dict[str, Any]]
+    base_model: dict[str, Any] | None
 
     def extra_state(self) -> dict[str, Any]:
         """What else changes in training, equal on all ranks: tensors in plain containers."""
@@ -57,7 +60,8 @@ class TrainerState:
     def settings(self) -> dict[str, Any]:
         """All settings of the run, as they read back from JSON."""
         num_processes, num_images = self.accelerator.num_processes, self.data.num_images
-        return run_settings(self.args, self.model.config, num_processes, num_images, self.changes)
+        settings = run_settings(self.args, self.model.config, num_processes, num_images, self.changes)
+        return settings | {"base_model": self.base_model}
 
     def save_checkpoint(self) -> None:
         """Writes `checkpoint-N` of the current step.
@@ -113,6 +117,13 @@ class TrainerState:
         self.step, self.eval_metrics = progress["step"], progress["eval_metrics"]
         self.data.place = Place(**progress.get("place", {}))  # version 0.1.0 had none: its runs never changed
 
+    def start_from(self, point: StartingPoint) -> None:
+        """Remembers the model that the run starts from, and takes the state of its training, if it brings one."""
+        self.base_model = point.describe()
+        if point.state_file is not None:
+            count = read_training_state(point.state_file, self.networks)
+            logger.info("'%s' brings the state of its training: moments of %d parameters", point.name, count)
+
     def change(self, saved: dict[str, Any], changed: dict[str, list[Any]], rank_states: list[dict[str, Any]]) -> None:
         """Makes the changes of a run that has been put into the state of a checkpoint.
 
@@ -124,7 +135,7 @@ class TrainerState:
             changed: Old and new value of each setting that changes.
             rank_states: The states of the checkpoint's processes; those of further ones are added.
         """
-        self.changes = saved.get("changes", [])
+        self.changes, self.base_model = saved.get("changes", []), saved.get("base_model")
         rank_states += [{**rank_states[0], "random": None}] * (self.accelerator.num_processes - len(rank_states))
         if not changed:
             return

@@ -208,13 +208,15 @@ class TokenizerTrainer(ImageTrainer):
         )
 
     def _warn_of_few_images(self) -> None:
-        images, codes = self.data.num_images, self.model.config.num_codes
-        if images is not None and images < codes:
-            side = self.model.config.image_size // self.model.config.downsample_factor
+        images, config = self.data.num_images, self.model.config
+        if images is None:
+            return
+        vectors = images * (config.image_size // config.downsample_factor) ** 2 * config.num_groups
+        if vectors < config.num_codes:
             warnings.warn(
-                f"The training set has {images:,} images ({images * side**2:,} vectors to quantize), fewer than the "
-                f"{codes:,} codes: codes will stay unused or stand for single patches, and usage on other images will "
-                f"be low. Use more images, or a smaller num_codes (at most about {max(1, images):,}).",
+                f"The training set has {images:,} images, which make {vectors:,} vectors to quantize, fewer than the "
+                f"{config.num_codes:,} codes: codes will stay unused or stand for single vectors. Use more images, or "
+                f"a smaller num_codes.",
                 stacklevel=3,
             )
 

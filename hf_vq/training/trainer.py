@@ -19,6 +19,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import PreTrainedModel
 
 from hf_vq.cards.files import save_card
+from hf_vq.data.held_out import HeldOut
 from hf_vq.modeling.micro_batches_vq import micro_batch
 from hf_vq.training import checkpoints as ckpt
 from hf_vq.training.accelerators import make_accelerator
@@ -31,10 +32,18 @@ from hf_vq.training.order import Batch, TrainingData, evaluation_batches
 from hf_vq.training.publishing import open_repository, publish_model
 from hf_vq.training.random_state import preserved_random_state
 from hf_vq.training.reporting import LogWindow, Reporter
-from hf_vq.training.run_folder import FINAL_FOLDER, OutputFolderInUseError, choose_start, locked, take_back_later_steps
+from hf_vq.training.run_folder import (
+    FINAL_FOLDER,
+    OutputFolderInUseError,
+    choose_start,
+    locked,
+    take_back_later_steps,
+    write_run,
+)
 from hf_vq.training.settings import changed_settings, described
 from hf_vq.training.signals import RunStopped, StopSignals, stop_signals
 from hf_vq.training.state import TrainerState
+from hf_vq.training.training_state import write_training_state
 from hf_vq.utils.files import atomic_folder
 from hf_vq.utils.processes import average_over_processes, on_main_process
 
@@ -78,6 +87,7 @@ class BaseTrainer(TrainerState):
         self.train_dataset = train_dataset
         self.eval_dataset = eval_dataset
         self.processor = processor
+        self.held_out: HeldOut | None = getattr(eval_dataset, "held_out", None)
         self.output_dir = Path(args.output_dir)
         self.accelerator = make_accelerator(args)
         rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
@@ -93,6 +103,7 @@ class BaseTrainer(TrainerState):
         self.eval_metrics: dict[str, float] | None = None
         self.eval_pictures: dict[str, Image.Image] | None = None
         self.changes: list[dict[str, Any]] = []  # of settings, each with the step at which the run was resumed
+        self.base_model: dict[str, Any] | None = None  # what the run started from
         self.hub_repository: str | None = None
         self.signals = StopSignals()
         self.window = LogWindow(self.summed_metrics)
@@ -226,6 +237,7 @@ class BaseTrainer(TrainerState):
             logger.info("continuing from '%s'", start)
         if accelerator.is_main_process:
             take_back_later_steps(self.output_dir, self.step)
+        on_main_process(lambda: write_run(self.output_dir, self.settings(), self.held_out), accelerator)
         self.reporter.start(self.settings(), self.step)
         for callback in self.callbacks:
             callback.on_train_begin(self)
@@ -313,11 +325,16 @@ class BaseTrainer(TrainerState):
         self.published_model().save_pretrained(folder)
         if self.processor is not None:
             self.processor.save_pretrained(folder)
+        if self.held_out is not None:
+            self.held_out.write(folder)
+        if self.args.save_training_state:
+            write_training_state(folder, self.networks)
         save_card(self.card(folder), folder)
 
     def recipe(self) -> dict[str, Any]:
         """The card's rows on how the weights were made; what is off is None."""
         return {
+            "fine-tuned from": self.base_model_name(),
             "training images": self.data.num_readable,
             "steps": self.step,
             "images per step": self.data.images_per_step,
@@ -326,6 +343,11 @@ class BaseTrainer(TrainerState):
             "processes": f"{self.accelerator.num_processes} x {self.accelerator.device.type}",
             **self.args.recipe(),
         }
+
+    def base_model_name(self) -> str | None:
+        """What the run was fine-tuned from, with the commit; None if it started from nothing."""
+        base = self.base_model
+        return None if base is None else f"{base['name']}@{base['commit'][:12]}" if base["commit"] else base["name"]
 
 
 def _due(step: int, every: int) -> bool:

@@ -40,6 +40,7 @@ def public_name(name: str | None, *, follow_links: bool = False) -> str | None:
         name: A path, or the id of a model or a data set on the Hub.
         follow_links: Whether a link counts as what it leads to.
     """
+    name = name.removeprefix("hf://datasets/") if name else name
     if not name or is_hub_id(name):
         return name
     path = Path(name).expanduser()

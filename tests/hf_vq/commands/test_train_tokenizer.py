@@ -99,7 +99,7 @@ def test_data_that_is_not_there_is_an_error(main: Callable[[list[str]], None], f
 
     with pytest.raises(SystemExit, match="error: no images found in .*empty"):
         main([*TINY, "--dataset", str(tmp_path / "empty"), "--output_dir", str(tmp_path / "out")])
-    with pytest.raises(SystemExit, match="unknown split 'test' of .*; with --eval_split none, a part of the train"):
+    with pytest.raises(SystemExit, match="unknown split 'test' of .*; with --eval_split auto, a part of the train"):
         main([*TINY, "--dataset", str(folder), "--output_dir", str(tmp_path / "out"), "--eval_split", "test"])
     with pytest.raises(SystemExit, match="error: No data set is named"):
         main([*TINY, "--output_dir", str(tmp_path / "out")])

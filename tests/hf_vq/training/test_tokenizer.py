@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -217,13 +218,19 @@ def test_the_perceptual_loss_is_added_with_its_weight(
     assert torch.isclose(values["loss"], own + 3.0 * values["perceptual_loss"])
 
 
-def test_fewer_images_than_codes_is_a_warning(make_trainer: MakeTrainer, images: Any) -> None:
-    """A tiny data set trains, and the warning says the numbers and what to do."""
-    with pytest.warns(UserWarning, match=r"5 images .* fewer than the 16 codes.*smaller num_codes"):
-        trainer = make_trainer(train=images(5), max_steps=2, train_batch_size=8)
+def test_fewer_vectors_than_codes_are_a_warning(make_trainer: MakeTrainer, images: Any) -> None:
+    """A tiny data set trains, and the warning says the numbers; few images with many vectors are fine."""
+    with pytest.warns(
+        UserWarning, match=r"5 images, which make 80 vectors .* fewer than the 96 codes.*smaller num_codes"
+    ):
+        trainer = make_trainer(model={"num_codes": 96}, train=images(5), max_steps=2, train_batch_size=8)
     trainer.train()
 
     assert trainer.step == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_trainer(model={"num_codes": 80}, train=images(5))
+        make_trainer(model={"num_codes": 160, "quantizer_type": "residual", "num_groups": 2}, train=images(5))
 
 
 def test_an_empty_training_set_is_an_error(make_trainer: MakeTrainer, images: Any) -> None:
