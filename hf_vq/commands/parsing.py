@@ -86,7 +86,7 @@ def given_fields(
     model_names = model_field_names(config_class)
     path, words = _take_config(list(argv))
     recipe = read_recipe(path, training_names, model_names)[0] if path else {}
-    training_words, model = _split_words(words, training_names, model_names)
+    training_words, model = _split_words(words, training_names, model_names, set())
     options = {word[2:].partition("=")[0].replace("-", "_") for word in training_words if word.startswith("--")}
     given = {name if name in training_names else name.removeprefix("no_") for name in options}
     return {*recipe, *given}, set(model)
