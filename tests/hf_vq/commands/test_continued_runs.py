@@ -164,6 +164,9 @@ def test_held_out_images_are_evaluated_by_name(
     small = json.loads((run / "final" / SPLIT_FILE).read_text())
     assert small == {name: value for name, value in record.items() if name != "names"}
 
+    tokens = json.loads((folder / "generator" / SPLIT_FILE).read_text())  # of a generator, the numbers of its images
+    assert (tokens["dataset"], len(tokens["names"])) == ("tokens", 4)
+
     def measure(model: Path, dataset: Path) -> Any:
         words = ["--model", str(model), "--dataset", str(dataset), "--split", "held-out", "--use_cpu"]
         evaluate.main([*words, "--disable_tqdm", "--output_dir", str(tmp_path / "evaluation")])
