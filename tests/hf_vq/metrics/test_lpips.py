@@ -39,7 +39,9 @@ def alexnet(weights: Any) -> Any:
 @pytest.fixture
 def torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     """A package in torchvision's place, which the two files of torchmetrics have found."""
-    models = types.SimpleNamespace(alexnet=alexnet, AlexNet_Weights=types.SimpleNamespace(DEFAULT=None))
+    models = types.SimpleNamespace(
+        alexnet=alexnet, AlexNet_Weights=types.SimpleNamespace(DEFAULT=None, IMAGENET1K_V1=None)
+    )
     module = types.ModuleType("torchvision")
     module.models = models  # type: ignore[attr-defined]
     module.__spec__ = types.SimpleNamespace(name="torchvision")  # type: ignore[assignment]
