@@ -152,6 +152,19 @@ def test_nothing_counts_in_a_batch_that_is_masked_whole(name: str) -> None:
     assert all(p.grad is None or p.grad.isfinite().all() for p in layer.parameters())
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_statistics_and_loss_in_eval_are_those_of_the_vectors_alone(name: str) -> None:
+    """Perplexity, usage and loss of a padded batch."""
+    torch.manual_seed(0)
+    layer = LAYERS[name]()
+    for step in range(3):
+        layer(padded(step), PREFIX)
+    layer.eval()
+    out, alone = layer(padded(3), PREFIX)[1], layer(padded(3)[PREFIX])[1]
+    for field in ("loss", "perplexity", "usage"):
+        torch.testing.assert_close(out[field], alone[field], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("dim", [1, 2, -2])
 def test_any_axis(dim: int) -> None:
     """The mask has the shape of the input without the axis of the features."""
