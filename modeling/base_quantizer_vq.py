@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from .batch_norm_vq import in_backward
-from .distributed_vq import sum_over_ranks
+from .distributed_vq import is_distributed, sum_over_ranks
 from .quantizer_output_vq import QuantizerOutput, blank, count_ids, describe_counts
 
 
@@ -86,6 +86,8 @@ class Quantizer(nn.Module):
         groups: ids for each position, the last axis of `q`.
         code_dim: size of a code.
         enabled: False under `no_vq`.
+        changes_itself: whether a training forward changes the layer, by steps that depend on values and on all ranks.
+            `torch.compile` leaves such a forward out of its graphs.
         micro_batch: which of how many micro batches of an optimizer step the next forward is, see `micro_batch`.
         takes_nearest: whether a vector's code is the nearest one of a list, which other libraries can hold as well.
         takes_mask: whether `forward` takes a mask. A call has checked it and made the masked vectors zero. `forward`
@@ -101,6 +103,7 @@ class Quantizer(nn.Module):
     enabled: bool = True
     takes_nearest: bool = False
     takes_mask: bool = False
+    changes_itself: bool = False
     micro_batch: tuple[int, int] = (0, 1)
     _frozen: bool = False
     _no_split_modules: tuple[str, ...] = ()
@@ -127,6 +130,11 @@ class Quantizer(nn.Module):
             ValueError: shape or dtype of `z` or of the mask is another.
             NotImplementedError: this kind of quantizer takes no mask.
         """
+        if self.training and torch.compiler.is_compiling() and (self.changes_itself or is_distributed()):
+            return _out_of_graph(self, z, mask)
+        return self._quantize(z, mask)
+
+    def _quantize(self, z: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, QuantizerOutput]:
         self._check_input(z)
         if mask is not None:
             self._check_mask(z, mask)
@@ -261,7 +269,8 @@ class Quantizer(nn.Module):
         Ids of -1 do not count.
         """
         counts = count_ids(q, self.num_codes)
-        if self.training and not in_backward():  # a recomputation by activation checkpointing is this rank's affair
+        # A recomputation by activation checkpointing is this rank's affair.
+        if self.training and is_distributed() and not in_backward():
             sum_over_ranks(counts)
         return describe_counts(counts)
 
@@ -334,6 +343,20 @@ class Quantizer(nn.Module):
         if output.perplexity is None or output.usage is None:
             missing["perplexity"], missing["usage"] = self.statistics(output.q)
         return dataclasses.replace(output, **missing) if missing else output
+
+
+@torch.compiler.disable
+def _out_of_graph(
+    layer: Quantizer, z: torch.Tensor, mask: torch.Tensor | None
+) -> tuple[torch.Tensor, QuantizerOutput]:
+    """A training forward of a layer as it is without `torch.compile`, up to the mask of replaced codes.
+
+    An output that has a mask in one step and None in the next would compile twice whatever reads it.
+    """
+    z_q, output = layer._quantize(z, mask)
+    if output.q is not None and output.replaced is None:
+        output = dataclasses.replace(output, replaced=torch.zeros(layer.num_codes, dtype=torch.bool, device=z.device))
+    return z_q, output
 
 
 @contextmanager

@@ -24,11 +24,18 @@ class _CountsOnce(nn.modules.batchnorm._BatchNorm):
     changes no statistics.
     """
 
+    gradient_checkpointing = False  # `gradient_checkpointing_enable()` of transformers sets it
+
+    def _recomputes(self) -> bool:
+        """Whether this forward is a recomputation. It breaks a compiled graph, so there it is asked only if needed."""
+        asks = self.gradient_checkpointing or not torch.compiler.is_compiling()
+        return asks and in_backward()
+
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Keeps the shape, (batch, num_features, ...)."""
         mean, var = self.running_mean, self.running_var
         alone = input.numel() == input.shape[1]
-        if self.training and (alone or in_backward()):
+        if self.training and (alone or self._recomputes()):
             assert mean is not None and var is not None
             # Copies, because a recomputation must save as many tensors for the backward pass as the first run did.
             return F.batch_norm(

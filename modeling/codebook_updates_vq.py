@@ -39,6 +39,7 @@ def begin_forward(codebook: Codebook) -> None:
     if not codebook._ranks_agree and is_distributed():
         broadcast_from_first(*(tensor.data for tensor in (*codebook.parameters(), *codebook.buffers())))
         codebook._ranks_agree = True
+        codebook._initialized_then = codebook._clocks_then = None  # written to without a trace
 
 
 @torch.no_grad()
@@ -112,30 +113,16 @@ def replace_due_codes(codebook: Codebook, books: Callable[[], list[torch.Tensor]
         codebook: The codes.
         books: Makes for each book the vectors `(N, code_dim)` that it quantizes; called where a code may be due.
     """
-    dead, breaks_down = dead_codes(codebook), has_single_holder(codebook)
-    if dead is None and not breaks_down:
+    longest, breaks_down = codebook.read_clocks()
+    due = 0 < codebook.replace_freq <= longest
+    if not due and not breaks_down:
         return
+    dead = codebook.unused_steps >= (codebook.replace_freq if due else longest + 1)
     vectors_of_books = books()
     if breaks_down:
-        lost = lost_codes(codebook, vectors_of_books)
-        dead = lost if dead is None else dead | lost
-    assert dead is not None
+        dead = dead | lost_codes(codebook, vectors_of_books)
     for book, vectors in enumerate(vectors_of_books if bool(dead.any()) else []):
         replace_codes(codebook, dead, book, vectors)
-
-
-def dead_codes(codebook: Codebook) -> torch.Tensor | None:
-    """bool `(num_codes,)`: codes due for replacement; None if there are none."""
-    if not codebook.replace_freq:
-        return None
-    dead = codebook.unused_steps >= codebook.replace_freq
-    return dead if bool(dead.any()) else None
-
-
-def has_single_holder(codebook: Codebook) -> bool:
-    """Whether some book has more than one code, but all vectors of the last training forward went to one of them."""
-    used = (codebook.unused_steps == 0).unflatten(0, (codebook.num_books, -1))
-    return used.shape[1] > 1 and bool(((used.sum(1) <= 1) & (codebook.num_forwards > 0)).any())
 
 
 @torch.no_grad()
@@ -144,7 +131,7 @@ def lost_codes(codebook: Codebook, books: list[torch.Tensor]) -> torch.Tensor:
 
     The search rounds to the size of the farthest code. One bad batch can move a code so far that all vectors look the
     same from there. Then one code takes them all, and as it is in use, replacement never frees it. So call this when
-    one code holds everything (`has_single_holder`). A code is lost if it is not finite, or if its distance to the
+    one code holds everything (`Codebook.read_clocks`). A code is lost if it is not finite, or if its distance to the
     mean of the vectors is over 100 times their spread (root mean square) and over 100 times the codes' median.
 
     Args:
@@ -314,6 +301,8 @@ def end_forward(codebook: Codebook, counts: torch.Tensor, takes_part: torch.Tens
     if codebook.last_counts is not None:
         known = counts if takes_part is None else torch.where(takes_part, counts, codebook.last_counts)
         codebook.last_counts.copy_(known)
+    if not counts.is_meta:
+        codebook.send_clocks()
 
 
 def _finite(vectors: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .base_quantizer_vq import AveragedParameter
+from .late_values_vq import LateValues, Unchanged
 from .precision_vq import at_least_float32
 from .quantizer_output_vq import count_ids
 
@@ -143,6 +144,8 @@ class Codebook(nn.Module):
                 self.register_buffer(name, buffer, persistent=False)
         self.rewritten: torch.Tensor | None = None
         self._ranks_agree = False
+        self._initialized_then: Unchanged | None = None
+        self._clocks_then: tuple[Unchanged, LateValues] | None = None
         self.reset_parameters()
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
@@ -250,6 +253,36 @@ class Codebook(nn.Module):
     def overwrite(self, effective: torch.Tensor, rows: torch.Tensor) -> None:
         """As `rewrite`, leaving clocks and averages as they are."""
         self.weight.copy_(torch.where(rows[:, None], self._raw(effective), self.weight))
+
+    # --- what the host knows ---------------------------------------------------------------------------------------
+
+    def is_initialized(self) -> bool:
+        """The value of `initialized`. Once it is true, the device is not asked again until something writes to it."""
+        if self._initialized_then is None or not self._initialized_then.holds(self.initialized):
+            self._initialized_then = Unchanged(self.initialized) if bool(self.initialized) else None
+        return self._initialized_then is not None
+
+    def send_clocks(self) -> None:
+        """Sends to the host what `read_clocks` returns in the next forward."""
+        then = Unchanged(self.unused_steps, self.num_forwards)
+        self._clocks_then = then, LateValues(self._clocks())
+
+    def read_clocks(self) -> tuple[int, bool]:
+        """The longest time that a code has been unused, in forwards; and whether some book broke down.
+
+        A book of several codes broke down if all vectors of the last training forward went to one of them. What
+        `send_clocks` sent is read, unless the clocks were written to since.
+        """
+        then, self._clocks_then = self._clocks_then, None
+        if then is None or not then[0].holds(self.unused_steps, self.num_forwards):
+            then = Unchanged(), LateValues(self._clocks())
+        longest, breaks_down = then[1].read()
+        return longest, bool(breaks_down)
+
+    def _clocks(self) -> torch.Tensor:
+        used = (self.unused_steps == 0).unflatten(0, (self.num_books, -1))
+        breaks_down = (used.shape[1] > 1) & (used.sum(1) <= 1) & (self.num_forwards > 0)
+        return torch.stack([self.unused_steps.amax(), breaks_down.any().long()])
 
     # --- shares and uses ------------------------------------------------------------------------------------------
 

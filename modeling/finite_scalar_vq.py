@@ -121,16 +121,19 @@ class FiniteScalarQuant(Quantizer):
         shift = shift / 0.8  # 2 sigmoid(1.6 x) - 1 = tanh(0.8 x)
         return (2 * (1.6 * (x + shift)).sigmoid() - 1) * half_length - offset
 
-    # Made of plain numbers at each call: buffers that are not saved would be lost when a model is loaded.
+    # Made of plain numbers at each call: buffers that are not saved would be lost when a model is loaded. Their copies
+    # to the device are queued, and nobody waits for them.
 
     def _levels(self, device: torch.device) -> torch.Tensor:
-        return torch.tensor(self.levels, device=device)
+        return torch.tensor(self.levels).to(device, non_blocking=True)
 
     def _strides(self, device: torch.device) -> torch.Tensor:
-        return torch.tensor([math.prod(self.levels[:channel]) for channel in range(self.code_dim)], device=device)
+        strides = [math.prod(self.levels[:channel]) for channel in range(self.code_dim)]
+        return torch.tensor(strides).to(device, non_blocking=True)
 
     def _half_widths(self, like: torch.Tensor) -> torch.Tensor:
-        return torch.tensor([level // 2 for level in self.levels], device=like.device, dtype=like.dtype)
+        half_widths = torch.tensor([level // 2 for level in self.levels], dtype=like.dtype)
+        return half_widths.to(like.device, non_blocking=True)
 
     @classmethod
     def card_words(cls, config: Any) -> str:

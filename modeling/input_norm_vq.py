@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from .batch_norm_vq import BatchNorm1d, in_backward
+from .distributed_vq import is_distributed
 from .precision_vq import at_least_float32
 
 
@@ -43,7 +44,7 @@ def apply_norm_layer(layer: nn.Module, x: torch.Tensor, mask: torch.Tensor | Non
         normed = _normalize_kept(layer, vectors, mask)
     else:
         normed = _normalize(layer, vectors)
-    if layer.training and isinstance(layer, BatchNorm1d) and not in_backward():
+    if layer.training and isinstance(layer, BatchNorm1d) and is_distributed() and not in_backward():
         layer.average_over_ranks()
     return normed.to(x.dtype)
 

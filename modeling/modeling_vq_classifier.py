@@ -143,8 +143,9 @@ class VQModelForImageClassification(VQPreTrainedModel):
                 "layer. Set `quantized_size=None` to find it again."
             )
         quantized, out = self.quantize(states.movedim(axis, -1))
-        # In a backward pass this is a recomputation of a checkpointed layer around this one.
-        if not self.training or not in_backward():
+        # In a backward pass this is a recomputation of a checkpointed layer around this one. Nobody reads what that
+        # keeps, so where the question would break a compiled graph it is not asked.
+        if not self.training or torch.compiler.is_compiling() or not in_backward():
             self._quantized, self._with_gradients = out, torch.is_grad_enabled()
         return _with_states(output, quantized.movedim(-1, axis))
 

@@ -31,7 +31,8 @@ class QuantizerOutput(ShortOutput):
         perplexity: exponential of the entropy of the batch's code frequencies, in `[1, num_codes]`, a scalar. In
             training over all ranks, in eval over this one; 0 for an empty batch.
         usage: share of the codes used by the batch, in `[0, 1]`, a scalar; over the ranks as `perplexity`.
-        replaced: bool `(num_codes,)`, the codes initialized or replaced at the start of this forward; None if none.
+        replaced: bool `(num_codes,)`, the codes initialized or replaced at the start of this forward; None if none,
+            or under `torch.compile` a mask without True.
     """
 
     z: torch.Tensor | None = None

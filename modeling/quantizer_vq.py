@@ -82,6 +82,7 @@ class VectorQuant(Quantizer):
     quantizer_dropout: float = 0.0
     takes_nearest = True
     takes_mask = True
+    changes_itself = True
 
     def __init__(
         self,
@@ -192,9 +193,8 @@ class VectorQuant(Quantizer):
     def _train_codebook(self, x: torch.Tensor, kept: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """All that changes the codebook in a training forward. Returns ids and their counts over all ranks.
 
-        It stays out of compiled graphs. Its shapes and branches depend on the values, and its collectives and random
-        draws have to happen in the order of an uncompiled run. It sees the vectors `x` `(N, groups, code_dim)` where
-        `kept` `(N,)` is true.
+        It sees the vectors `x` `(N, groups, code_dim)` where `kept` `(N,)` is true. Its shapes and branches depend on
+        values, and its collectives and random draws keep their order, so it stays out of compiled graphs.
         """
         if kept is None or x.is_meta:
             return self._update_codebook(x)
@@ -216,7 +216,7 @@ class VectorQuant(Quantizer):
             return self._hold(x)
         size, x, self._held = len(x), torch.cat(self._held) if number else x, []
         if not x.is_meta:  # without values nothing says which codes have to be written anew
-            if not codebook.initialized:
+            if not codebook.is_initialized():
                 self._initialize(x)
             replace_due_codes(codebook, lambda: self._vectors_of_books(x))
         levels = self._draw_levels(x)
@@ -235,7 +235,7 @@ class VectorQuant(Quantizer):
 
     def _hold(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids of an early micro batch: the codes wait for the last one, but the very first step needs some to read."""
-        if self.micro_batch[0] == 0 and not x.is_meta and not self.codebook.initialized:
+        if self.micro_batch[0] == 0 and not x.is_meta and not self.codebook.is_initialized():
             initialize_for_now(self.codebook, lambda: self._initialize(x))
         index = self._assign(x, self._draw_levels(x))[1]
         return self._remember(x, index), self.codebook.count(index)

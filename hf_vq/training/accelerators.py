@@ -19,6 +19,7 @@ def make_accelerator(args: BaseTrainingArguments) -> Accelerator:
         cpu=args.use_cpu or not torch.accelerator.is_available(),
         # Trainers divide their losses themselves, and Accelerate would divide once more by what the launcher says.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        dynamo_backend="no",  # the networks are compiled where they are wrapped, as each run's own settings say
         log_with=args.report_to or None,
         project_config=ProjectConfiguration(
             project_dir=args.output_dir, logging_dir=str(Path(args.output_dir) / LOGGING_FOLDER)

@@ -7,12 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hf_vq.modeling.options_maskgit import MaskGitSampling
-from hf_vq.training.launcher import (
-    followed_accumulation,
-    followed_precision,
-    require_precision_runs,
-    require_supported,
-)
+from hf_vq.training import launcher
 from hf_vq.utils.fields import RepeatedFields
 from hf_vq.utils.text import public_name
 
@@ -100,6 +95,10 @@ class BaseTrainingArguments:
             "choices": ["no", "bf16", "fp16"],
         },
     )
+    torch_compile: bool = field(
+        default=None,  # type: ignore[assignment]
+        metadata={"help": "Compile the networks (inductor, or the launcher's backend); its word if not given."},
+    )
     channels_last: bool = field(default=False, metadata={"help": "Channels-last memory layout (faster on GPUs)."})
     use_cpu: bool = field(default=False, metadata={"help": "Train on the CPU although an accelerator is there."})
     seed: int = field(default=0, metadata={"help": "Seed of weights, data order, augmentation and codebook."})
@@ -135,16 +134,17 @@ class BaseTrainingArguments:
             "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "allow_changes", "dataloader_num_workers",
             "eval_batch_size", "max_eval_images", "use_cpu", "logging_steps", "eval_steps", "save_steps",
             "save_total_limit", "report_to", "run_name", "disable_tqdm", "push_to_hub", "hub_model_id",
-            "hub_private_repo", "save_training_state",
+            "hub_private_repo", "save_training_state", "torch_compile",
         }
     )  # fmt: skip
     # What decides which images are held out stays, or held-out images would have been trained on.
     never_changes: ClassVar[frozenset[str]] = frozenset({"seed", "eval_fraction", "init_from", "init_from_revision"})
 
     def __post_init__(self) -> None:
-        require_supported()
-        self.gradient_accumulation_steps = followed_accumulation(self.gradient_accumulation_steps)
-        self.mixed_precision = followed_precision(self.mixed_precision)
+        launcher.require_supported()
+        self.gradient_accumulation_steps = launcher.followed_accumulation(self.gradient_accumulation_steps)
+        self.mixed_precision = launcher.followed_precision(self.mixed_precision)
+        self.torch_compile = launcher.followed_compile(self.torch_compile)
         self.report_to = [name for name in self.report_to if name != "none"]
         self.eval_split = self.eval_split or AUTO_SPLIT  # None said so in version 0.1.0
         for name in ("max_steps", "train_batch_size", "eval_batch_size", "gradient_accumulation_steps"):
@@ -162,7 +162,7 @@ class BaseTrainingArguments:
             self._require(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1, or none")
         self._require("lr_scheduler", self.lr_scheduler in ("constant", "cosine", "onecycle"), "a known schedule")
         self._require("mixed_precision", self.mixed_precision in ("no", "bf16", "fp16"), "no, bf16 or fp16")
-        require_precision_runs(self.mixed_precision, self.use_cpu)
+        launcher.require_precision_runs(self.mixed_precision, self.use_cpu)
         if self.warmup_steps >= self.max_steps and self.warmup_steps > 0:
             raise ValueError(
                 f"warmup_steps ({self.warmup_steps}) must be smaller than max_steps ({self.max_steps}), or the "
@@ -197,6 +197,7 @@ class BaseTrainingArguments:
             "weight average": f"decay {self.ema_decay}" if self.use_ema else None,
             "micro batches per step": micro_batches if micro_batches > 1 else None,
             "precision": {"no": "float32"}.get(self.mixed_precision, self.mixed_precision),
+            "compiled": "yes" if self.torch_compile else None,
             "seed": self.seed,
         }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,30 +28,35 @@ class WeightEMA:
         self.updates = 0
 
     @torch.no_grad()
-    def update(self, model: nn.Module, rewritten: dict[int, Tensor] | None = None) -> None:
+    def update(
+        self, model: nn.Module, rewritten: dict[int, Tensor] | None = None, masked: Tensor | None = None
+    ) -> None:
         """Takes one step towards the model's weights.
 
         Args:
             model: The model that was trained.
             rewritten: For the `id` of a parameter, the rows that were freshly initialized or replaced since the last
                 update. They are copied: an average with the vector that the row held before is no code of anything.
+            masked: On the device, bool `()`; where it is true, averages stay as they are. What is taken over and not
+                averaged is the caller's to put back, see `take_over`.
         """
+        if masked is not None:
+            rewritten = {name: rows & ~masked for name, rows in (rewritten or {}).items()}
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        averages: list[Tensor] = []
-        weights: list[Tensor] = []
+        shares: dict[torch.dtype, Any] = {}  # the weights' shares of the average, on the device
+        if masked is not None:
+            for dtype in {weight.dtype for weight in model.parameters() if _is_averaged(weight)}:
+                share = torch.full((), 1 - decay, dtype=dtype, device=masked.device)
+                shares[dtype] = share.masked_fill_(masked, 0)
         for average, weight in zip(self.module.parameters(), model.parameters(), strict=True):
-            if not weight.requires_grad or not weight.is_floating_point():
-                average.copy_(weight)
+            if not _is_averaged(weight):
                 continue
             rows = (rewritten or {}).get(id(weight))
             if rows is not None:
                 average.copy_(torch.where(_as_rows(rows, weight), weight, average))
-            averages.append(average)
-            weights.append(weight.detach())
-        if averages:
-            torch._foreach_lerp_(averages, weights, 1 - decay)
-        self.copy_buffers(model)
+            average.lerp_(weight.detach(), shares.get(weight.dtype, 1 - decay))
+        self.take_over(model)
         if rewritten:
             self._take_over_codes(model, rewritten)
 
@@ -62,10 +68,22 @@ class WeightEMA:
                 average.take_over(layer, theirs)
 
     @torch.no_grad()
+    def take_over(self, model: nn.Module) -> None:
+        """Takes over all that is not averaged, as it is."""
+        for average, weight in zip(self.module.parameters(), model.parameters(), strict=True):
+            if not _is_averaged(weight):
+                average.copy_(weight)
+        self.copy_buffers(model)
+
+    @torch.no_grad()
     def copy_buffers(self, model: nn.Module) -> None:
         """Takes over the model's buffers as they are."""
         for average, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
             average.copy_(buffer)
+
+
+def _is_averaged(weight: nn.Parameter) -> bool:
+    return weight.requires_grad and weight.is_floating_point()
 
 
 def _as_rows(rows: Tensor, weight: Tensor) -> Tensor:

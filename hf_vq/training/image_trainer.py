@@ -89,7 +89,8 @@ class ImageTrainer(BaseTrainer):
         forget_gradients(now.items())
         for weight, rows in now.items():
             self.rewritten[weight] = self.rewritten[weight] | rows if weight in self.rewritten else rows
-        return output, torch.as_tensor(sum(rows.sum() for rows in now.values()), device=pixel_values.device)
+        none = pixel_values.new_zeros((), dtype=torch.long)
+        return output, sum((rows.sum() for rows in now.values()), start=none)
 
     def running_statistics(self) -> list[Tensor]:
         """The running means and variances of all batch norms."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -83,6 +84,33 @@ def followed_accumulation(own: int | None) -> int:
     if own is not None and launcher not in (1, own):
         raise ValueError(_contradiction("gradient_accumulation_steps", launcher, own))
     return launcher if own is None else own
+
+
+def followed_compile(own: bool | None) -> bool:
+    """Whether a run compiles its networks: as it says itself, or else as the launcher (`--dynamo_backend`) says.
+
+    Args:
+        own: What the run's settings say; None if nothing.
+
+    Raises:
+        ValueError: The launcher names a backend, and the run's settings say not to compile.
+    """
+    backend = _launcher_backend()
+    if own is False and backend != "no":
+        raise ValueError(_contradiction("torch_compile", f"{backend} (--dynamo_backend)", False))
+    return backend != "no" if own is None else own
+
+
+def compile_options() -> dict[str, Any]:
+    """The arguments of `torch.compile`: inductor, or the backend, mode and so on that the launcher names."""
+    from accelerate.utils import TorchDynamoPlugin
+
+    backend = _launcher_backend()
+    return TorchDynamoPlugin(backend="inductor" if backend == "no" else backend).to_kwargs()
+
+
+def _launcher_backend() -> str:
+    return os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() or "no"
 
 
 def _contradiction(name: str, launcher: object, own: object) -> str:

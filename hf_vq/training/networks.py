@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,25 +11,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from hf_vq.training.arguments import BaseTrainingArguments
-from hf_vq.training.checkpoints import list_checkpoints
+from hf_vq.training.launcher import compile_options
 from hf_vq.training.optimization import build_schedule, learning_rate_factor
 
 MODEL = "model"
 """The name of the model itself; a discriminator, for example, has another."""
 _OPTIONS = ("initial_lr", "betas", "eps", "weight_decay")  # of a group of an optimizer, as the settings say them
-
-
-class NonFiniteLossError(FloatingPointError):
-    """The loss or its gradient became NaN or infinite."""
-
-    def __init__(self, step: int, losses: Tensor, output_dir: Path) -> None:
-        checkpoints = list_checkpoints(output_dir)
-        last = f"The last good checkpoint is '{checkpoints[-1]}'" if checkpoints else "There is no checkpoint yet"
-        super().__init__(
-            f"The loss or its gradient is NaN or infinite in step {step} (loss on this process: {losses.tolist()}). "
-            f"Training stopped before the optimizer's step, and nothing was overwritten. {last}. "
-            "A smaller learning_rate, a longer warm-up, or mixed_precision=no usually mends it."
-        )
 
 
 class TrainedNetworks:
@@ -45,10 +32,9 @@ class TrainedNetworks:
         self.args = args
         self.memory_format = torch.channels_last if args.channels_last else torch.contiguous_format
         self.modules: dict[str, nn.Module] = {}
-        self.wrapped: dict[str, nn.Module] = {}
+        self.wrapped: dict[str, Any] = {}  # modules, which torch.compile types as functions
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.schedules: dict[str, torch.optim.lr_scheduler.LambdaLR] = {}
-        self.signum = 0  # the signal that any rank was told to stop with, as of the last step
 
     def place(self, network: nn.Module) -> None:
         """Moves a network to the device of this process, in the memory layout of the run."""
@@ -60,13 +46,18 @@ class TrainedNetworks:
         args = self.args
         self.place(network)
         optimizer = torch.optim.AdamW(
-            groups, lr=learning_rate, betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon
+            groups,
+            lr=learning_rate,
+            betas=(args.adam_beta1, args.adam_beta2),
+            eps=args.adam_epsilon,
+            fused=True if self.accelerator.device.type == "cuda" else None,
         )
         self.modules[name] = network
         self.optimizers[name] = optimizer
         self.schedules[name] = build_schedule(optimizer, args)
         # The optimizers stay unwrapped: Accelerate would update the fp16 loss scale once for each of them.
-        self.wrapped[name] = self.accelerator.prepare_model(network)
+        wrapped = self.accelerator.prepare_model(network)
+        self.wrapped[name] = torch.compile(wrapped, **compile_options()) if args.torch_compile else wrapped
 
     def train(self) -> None:
         """Puts all networks into training mode."""
@@ -87,31 +78,23 @@ class TrainedNetworks:
             norms[name] = nn.utils.clip_grad_norm_(parameters, self.args.max_grad_norm or float("inf"))
         return norms
 
-    def are_finite(self, losses: Tensor, norms: dict[str, Tensor], signum: int = 0) -> bool:
-        """Whether losses and norms of gradients are finite, on all ranks; one rank must not stop alone.
+    def step(self, names: list[str], masked: Tensor) -> None:
+        """Steps the optimizers and the schedules of some networks, and clears their gradients.
 
-        The signal `signum` that this rank was told to stop with, 0 if none, goes the same way: `signum` is that of any
-        rank afterwards.
+        Args:
+            names: The networks.
+            masked: On the device, bool `()`; where it is true, the weights stay as they are.
         """
-        bad = (~torch.isfinite(losses)).any().float()
-        self.signum = signum
-        if self.accelerator.num_processes > 1:
-            told = torch.stack([bad, bad.new_full((), signum)])
-            torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
-            bad, self.signum = told[0], int(told[1])
-        if self.accelerator.scaler is None:  # with loss scaling an infinite gradient is ordinary: the step is skipped
-            bad = bad + (~torch.isfinite(torch.stack(list(norms.values())))).any()  # equal on all ranks
-        return bad.item() == 0
-
-    def step(self, names: list[str]) -> None:
-        """Steps the optimizers and the schedules of some networks, and clears their gradients."""
         scaler = self.accelerator.scaler
         for name in names:
-            if scaler is not None:
-                scaler.step(self.optimizers[name])
+            optimizer = self.optimizers[name]
+            if optimizer.defaults["fused"] and scaler is None:  # such an optimizer leaves its step out by itself
+                optimizer.grad_scale, optimizer.found_inf = None, masked.float()  # type: ignore[attr-defined]
+                optimizer.step()
             else:
-                self.optimizers[name].step()
-            self.optimizers[name].zero_grad()
+                with _masked(optimizer, masked):
+                    optimizer.step() if scaler is None else scaler.step(optimizer)
+            optimizer.zero_grad()
             self.schedules[name].step()
         if scaler is not None:
             scaler.update()
@@ -140,7 +123,9 @@ class TrainedNetworks:
                 network.load_state_dict(weights)
             optimizer, schedule = self.optimizers[name], self.schedules[name]
             options = [{key: group[key] for key in _OPTIONS} for group in optimizer.param_groups]
-            optimizer.load_state_dict(state["optimizers"][name])
+            saved, fused = state["optimizers"][name], optimizer.defaults["fused"]  # which depends on the device
+            groups = [{**group, "fused": fused} for group in saved["param_groups"]]
+            optimizer.load_state_dict({**saved, "param_groups": groups})
             schedule.load_state_dict({**state["schedules"][name], "base_lrs": schedule.base_lrs})
             for group, own in zip(optimizer.param_groups, options, strict=True):
                 group.update(own, lr=own["initial_lr"] * learning_rate_factor(schedule.last_epoch, self.args))
@@ -156,3 +141,14 @@ class TrainedNetworks:
 
 def _shapes(weights: dict[str, Tensor]) -> dict[str, torch.Size]:
     return {name: weight.shape for name, weight in weights.items()}
+
+
+@contextmanager
+def _masked(optimizer: torch.optim.Optimizer, masked: Tensor) -> Iterator[None]:
+    """Puts an optimizer's weights back after its step where `masked` says so, on the device; keeps a copy of them."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    before = [weight.detach().clone() for weight in weights]
+    yield
+    with torch.no_grad():
+        for weight, value in zip(weights, before, strict=True):
+            weight.copy_(torch.where(masked, value, weight))

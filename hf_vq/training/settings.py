@@ -32,6 +32,8 @@ CHANGEABLE_MODEL_FIELDS = frozenset(
 )  # fmt: skip
 """The fields of models that say how they are trained; all others say what the weights are weights of."""
 
+_BATCHES = frozenset({"num_processes", "train_batch_size", "gradient_accumulation_steps"})
+
 
 def run_settings(
     args: BaseTrainingArguments,
@@ -68,8 +70,9 @@ def changed_settings(
 ) -> dict[str, list[Any]]:
     """Compares the settings of a checkpoint with those of the run that continues it.
 
-    A larger `max_steps` may be given as it is, other changes only with `allow_changes`. What the weights are weights
-    of never changes. A setting that the checkpoint does not know counts as its default.
+    A larger `max_steps` may be given as it is, and so may another number of processes with the same images per step
+    (but not for a stream). Other changes need `allow_changes`. What the weights are weights of never changes. A
+    setting that the checkpoint does not know counts as its default.
 
     Args:
         folder: The checkpoint, for the message.
@@ -94,8 +97,17 @@ def changed_settings(
         {**first, "model": _meaningful(_with_defaults(saved["model"], config))},
         {**second, "model": _meaningful(current["model"])},
     )
-    require_allowed(folder, saved["step"], differing, args)
+    free = _BATCHES if _same_global_batch(saved["num_processes"], arguments, current) else frozenset()
+    asked = {name: values for name, values in differing.items() if name not in free}
+    require_allowed(folder, saved["step"], asked, args)
     return {name: list(values) for name, values in differing.items()}
+
+
+def _same_global_batch(num_processes: int, arguments: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
+    """Whether another number of processes takes the same images in each step: their order does not depend on it."""
+    runs = ((num_processes, arguments), (current["num_processes"], current["arguments"]))
+    sizes = {count * each["train_batch_size"] * each["gradient_accumulation_steps"] for count, each in runs}
+    return current["num_train_images"] is not None and num_processes != current["num_processes"] and len(sizes) == 1
 
 
 def require_allowed(

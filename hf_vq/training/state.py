@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from hf_vq.modeling.base_quantizer_vq import get_vq_layers
 from hf_vq.training import checkpoints as ckpt
 from hf_vq.training.ema import WeightEMA
+from hf_vq.training.flags import StepFlags
 from hf_vq.training.networks import TrainedNetworks
 from hf_vq.training.order import Place, TrainingData
 from hf_vq.training.random_state import random_state, set_random_state
@@ -40,6 +41,7 @@ class TrainerState:
     ema: WeightEMA | None
     data: TrainingData
     window: LogWindow
+    flags: StepFlags
     step: int
     gathers_statistics: bool
     eval_metrics: dict[str, float] | None
@@ -68,7 +70,9 @@ class TrainerState:
 
         Raises:
             CheckpointError: On all ranks, if it could not be written. Older checkpoints are untouched.
+            NonFiniteLossError: On all ranks, if the step was not finite.
         """
+        self.flags.read()
         self.average_statistics()
         rank_states = gather_object([self.rank_state_dict()])
 

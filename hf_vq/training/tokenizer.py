@@ -87,6 +87,9 @@ class TokenizerTrainer(ImageTrainer):
                 parameter_groups(self.discriminator, args.weight_decay),
                 args.discriminator_learning_rate or args.learning_rate,
             )
+            if args.torch_compile and args.adaptive_adversarial_weight:
+                # Its gradients go through compiled graphs more than once.
+                torch._functorch.config.donated_buffer = False
         self.adversarial_kind: AdversarialKind = "hinge" if args.discriminator_loss == "hinge" else "nonsaturating"
         self.perceptual_loss: nn.Module | None = None
         if args.perceptual_weight > 0:
@@ -135,7 +138,7 @@ class TokenizerTrainer(ImageTrainer):
             self.discriminator.requires_grad_(False)
             deception = generator_loss(self.discriminator(reconstruction).float(), self.adversarial_kind)
             self.discriminator.requires_grad_(True)
-            weight = loss.new_tensor(args.adversarial_weight)
+            weight = loss.new_full((), args.adversarial_weight)
             if args.adaptive_adversarial_weight:
                 weight = weight * adaptive_weight(task, deception, output_layer_weight(self.model))
             terms |= {"generator_loss": deception, "adversarial_weight": weight}

@@ -20,13 +20,15 @@ from transformers import PreTrainedModel
 
 from hf_vq.cards.files import save_card
 from hf_vq.data.held_out import HeldOut
+from hf_vq.modeling.base_quantizer_vq import get_vq_layers
 from hf_vq.modeling.micro_batches_vq import micro_batch
 from hf_vq.training import checkpoints as ckpt
 from hf_vq.training.accelerators import make_accelerator
 from hf_vq.training.arguments import BaseTrainingArguments
 from hf_vq.training.callbacks import TrainerCallback
 from hf_vq.training.ema import WeightEMA
-from hf_vq.training.networks import MODEL, NonFiniteLossError, TrainedNetworks
+from hf_vq.training.flags import NonFiniteLossError, StepFlags
+from hf_vq.training.networks import MODEL, TrainedNetworks
 from hf_vq.training.optimization import forget_moments
 from hf_vq.training.order import Batch, TrainingData, evaluation_batches
 from hf_vq.training.publishing import open_repository, publish_model
@@ -105,6 +107,7 @@ class BaseTrainer(TrainerState):
         self.changes: list[dict[str, Any]] = []  # of settings, each with the step at which the run was resumed
         self.base_model: dict[str, Any] | None = None  # what the run started from
         self.hub_repository: str | None = None
+        self.flags = StepFlags(self.accelerator, self.output_dir, self._changed_by_forwards, self._put_back)
         self.signals = StopSignals()
         self.window = LogWindow(self.summed_metrics)
         self.reporter = Reporter(self.accelerator, self.output_dir, args)
@@ -146,6 +149,7 @@ class BaseTrainer(TrainerState):
     def train_step(self, batches: list[Batch]) -> dict[str, Tensor]:
         """One optimizer step on the micro batches of a step; returns scalars to log."""
         self.rewritten = {}
+        self.flags.begin_step()
         values: dict[str, Tensor] = {}
         for number, batch in enumerate(batches):
             with micro_batch(self.model, *((number, len(batches)) if self.gathers_statistics else (0, 1))):
@@ -159,12 +163,13 @@ class BaseTrainer(TrainerState):
         names = self.learning_networks()
         losses = torch.stack([values["loss" if name == MODEL else f"{name}_loss"] for name in names])
         norms = self.networks.clip_gradients(names)
-        if not self.networks.are_finite(losses, norms, self.signals.received):
-            raise NonFiniteLossError(self.step + 1, losses, self.output_dir)
+        # With loss scaling an infinite gradient is ordinary: the scaler leaves the step out.
+        checked = None if self.accelerator.scaler is not None else torch.stack(list(norms.values()))
+        masked = self.flags.end_step(self.step + 1, losses, checked, self.signals.received)
         self.last_learning_rate = float(self.networks.schedules[MODEL].get_last_lr()[0])
-        self.networks.step(names)
+        self.networks.step(names, masked)
         if self.ema is not None:
-            self.ema.update(self.model, {id(weight): rows for weight, rows in self.rewritten.items()})
+            self.ema.update(self.model, {id(weight): rows for weight, rows in self.rewritten.items()}, masked)
         return values | {"grad_norm" if name == MODEL else f"{name}_grad_norm": norm for name, norm in norms.items()}
 
     # ------------------------------------------------------------------ the loop
@@ -189,11 +194,14 @@ class BaseTrainer(TrainerState):
         silent = args.disable_tqdm or not accelerator.is_main_process
         progress = tqdm(total=args.max_steps, initial=self.step, disable=silent, desc="train")
         self.networks.train()
+        started = self.step
         with progress, logging_redirect_tqdm():
             while self.step < args.max_steps:
                 began = time.perf_counter()
                 values = self.train_step([next(batches) for _ in range(args.gradient_accumulation_steps)])
                 self.step += 1
+                if args.torch_compile and self.step == started + 1:
+                    logger.info("the first step took %.1f s, with compilation", time.perf_counter() - began)
                 self.window.add(values, self.data.images_per_step, time.perf_counter() - began)
                 progress.update()
                 last = self.step == args.max_steps
@@ -204,7 +212,7 @@ class BaseTrainer(TrainerState):
                 for callback in self.callbacks:
                     callback.on_step_end(self)
                 # One rank alone looks at once; several have agreed within the step.
-                signum = self.signals.received if accelerator.num_processes == 1 else self.networks.signum
+                signum = self.signals.received if accelerator.num_processes == 1 else self.flags.signum
                 # After logging: every line up to a checkpoint's step is on the disk when the checkpoint is.
                 if last or signum or _due(self.step, args.save_steps):
                     self.save_checkpoint()
@@ -249,7 +257,18 @@ class BaseTrainer(TrainerState):
         else:
             set_seed(args.seed, device_specific=True)
 
+    def _changed_by_forwards(self) -> list[Tensor]:
+        """Codes and buffers, which change before it is known whether a step is finite."""
+        layers = [layer for layer in get_vq_layers(self.model) if not layer.is_frozen()]
+        codes = [weight for layer in layers for weight in layer.code_parameters()]
+        return [*codes, *(buffer for network in self.networks.modules.values() for buffer in network.buffers())]
+
+    def _put_back(self) -> None:
+        if self.ema is not None:
+            self.ema.take_over(self.model)
+
     def _log_training(self) -> dict[str, float]:
+        self.flags.read()
         values = self.window.take(lambda stacked: self.accelerator.reduce(stacked, "mean"))
         values["learning_rate"] = self.last_learning_rate
         self.reporter.training(self.step, self.data.epoch(self.step), values)
@@ -288,6 +307,7 @@ class BaseTrainer(TrainerState):
                 self.ema.copy_buffers(self.model)
 
     def _evaluate(self) -> tuple[dict[str, float], dict[str, Image.Image]]:
+        self.flags.read()
         if self.eval_dataset is None:
             raise ValueError("There is no eval_dataset to evaluate on.")
         self.average_statistics()

@@ -9,9 +9,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from two_processes import fingerprint, make_trainer
+import torch
+from two_processes import Noise, fingerprint, make_trainer
 
 from hf_vq.training.signals import RunStopped
+
+
+class Recorder(Noise):
+    """The images, and which of them were read."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        self.seen.append(index)
+        return super().__getitem__(index)
 
 
 def main(folder: Path) -> None:
@@ -38,8 +50,13 @@ def main(folder: Path) -> None:
     result["resumed_from"] = [path.name for path in sorted((folder / "stopped").glob("checkpoint-*"))]
     resumed.train()
     result["equal"] = fingerprint(resumed) == fingerprint(straight)
+
+    joined = make_trainer(folder / "joined", resume_from_checkpoint=str(folder / "alone" / "checkpoint-4"))
+    joined.data.dataset = recorder = Recorder()
+    joined.train()
+    result["joined"] = recorder.seen
     (folder / f"rank-{rank}.json").write_text(json.dumps(result))
-    for used in (stopped, resumed):
+    for used in (stopped, resumed, joined):
         used.networks.wrapped.clear()
     straight.close()
 

@@ -8,15 +8,48 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from torch import Tensor
 
 from hf_vq.training.checkpoints import list_checkpoints
+from hf_vq.training.order import DataOrder
 
 from .test_two_processes import ROOT, free_port, launch
+from .two_processes import Noise, make_trainer
 
 
-def test_one_rank_stops_all_at_the_same_step(tmp_path: Path) -> None:
-    """The rank that got no signal ends with the same status, and both go on to the bits of a run without it."""
+class Recorder(Noise):
+    """The images, and which of them were read."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        self.seen.append(index)
+        return super().__getitem__(index)
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate_state() -> Iterator[None]:
+    """Accelerate keeps its state in class attributes."""
+    yield
+    AcceleratorState._reset_state(True)
+    PartialState._reset_state()
+    GradientState._reset_state()
+
+
+def test_one_rank_stops_all_at_the_same_step(tmp_path: Path, runs: Any) -> None:
+    """The rank that got no signal ends with the same status, and both go on to the bits of a run without it.
+
+    A run of one process goes on in two, and that of two in one, with the images that each step would have had.
+    """
+    alone = {"train_batch_size": 4, "use_cpu": True}
+    make_trainer(tmp_path / "alone", **alone).train()
     launch(
         *("torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()),
         *(str(Path(__file__).with_name("signal_processes.py")), str(tmp_path)),
@@ -27,6 +60,21 @@ def test_one_rank_stops_all_at_the_same_step(tmp_path: Path) -> None:
         assert (seen["code"], seen["step"]) == (143, 3)
         assert seen["resumed_from"] == ["checkpoint-2", "checkpoint-3"]
         assert seen["equal"]
+
+    left = make_trainer(tmp_path / "left", **alone, resume_from_checkpoint=str(tmp_path / "stopped" / "checkpoint-4"))
+    left.data.dataset = recorder = Recorder()
+    left.train()
+    order = DataOrder(21, 8, 0)
+    steps = [images for epoch in range(3) for images in order.batches_of_epoch(epoch)][4:6]  # of 8 images each
+    joined = [json.loads((tmp_path / f"rank-{rank}.json").read_text())["joined"] for rank in range(2)]
+    assert recorder.seen == sum(steps, [])
+    assert sorted(sum(joined, [])) == sorted(recorder.seen)
+    losses = [
+        [line["loss"] for line in runs.metrics(tmp_path / name) if line["step"] == 6 and line["split"] == "train"]
+        for name in ("stopped", "left", "alone", "joined")
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+    assert losses[3] == pytest.approx(losses[2], rel=0.1)
 
 
 def test_a_launcher_that_is_told_to_stop_lets_the_run_save(tmp_path: Path) -> None:
