@@ -89,7 +89,7 @@ def test_no_picture_has_a_box(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "".join(drawn).count("Кошка") == 1 and all(ord(letter) in characters for letter in "".join(drawn))
     counts, cloud = torch.randint(0, 9, (16,)), torch.randn(16, 4)
     with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # of glyphs that a font lacks
+        warnings.filterwarnings("error", message="Glyph .* missing")
         usage_histogram({name: counts, "b": counts}, title=name)
         usage_curves({name: [(0, 1), (1, 2)]}, title=name)
         projection({name: cloud}, {name: cloud}, {name: counts}, title=name)
