@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import huggingface_hub
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 
 LAUNCHED = "HF_VQ_LAUNCHED"
@@ -69,6 +71,11 @@ def _set_up_messages() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     if not is_main_process():
         warnings.simplefilter("ignore")
+    if not (is_main_process() and sys.stderr.isatty()):  # in a log a bar is a heap of lines
+        huggingface_hub.utils.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()
+        if "datasets" in sys.modules:
+            sys.modules["datasets"].disable_progress_bars()
 
 
 def _tell_launcher(message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,11 @@ PICTURES_FOLDER = "eval"
 LOGGING_FOLDER = "logs"
 
 logger = logging.getLogger(__name__)
+
+
+def can_draw_bars() -> bool:
+    """Whether progress bars can be drawn: on a terminal and in a notebook, but not in a log."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 class Reporter:
@@ -62,9 +68,16 @@ class Reporter:
                 init_kwargs={"tensorboard": {"purge_step": step + 1}} if step else {},
             )
 
-    def training(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
-        """Reports metrics of training."""
+    def training(self, step: int, epoch: float, values: Mapping[str, float], in_words: bool = False) -> None:
+        """Reports metrics of training; `in_words` also as a line, for a run without a progress bar."""
         self._numbers(step, "train", {"epoch": epoch, **values})
+        if in_words and self.accelerator.is_main_process:
+            losses = sorted(
+                (name for name in values if name.endswith("loss")), key=lambda name: (name != "loss", name)
+            )
+            shown = (*losses, "learning_rate", "images_per_second")
+            summary = ", ".join(f"{name} {values[name]:.4g}" for name in shown if name in values)
+            logger.info("step %d/%d: %s", step, self.args.max_steps, summary)
 
     def evaluation(
         self, step: int, epoch: float, values: Mapping[str, float], pictures: Mapping[str, Image.Image]

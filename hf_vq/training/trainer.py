@@ -33,7 +33,7 @@ from hf_vq.training.optimization import forget_moments
 from hf_vq.training.order import Batch, TrainingData, evaluation_batches
 from hf_vq.training.publishing import open_repository, publish_model
 from hf_vq.training.random_state import preserved_random_state
-from hf_vq.training.reporting import LogWindow, Reporter
+from hf_vq.training.reporting import LogWindow, Reporter, can_draw_bars
 from hf_vq.training.run_folder import (
     FINAL_FOLDER,
     OutputFolderInUseError,
@@ -191,7 +191,7 @@ class BaseTrainer(TrainerState):
     def _train(self) -> dict[str, float]:
         args, accelerator = self.args, self.accelerator
         batches = self.data.batches(self.step)
-        silent = args.disable_tqdm or not accelerator.is_main_process
+        silent = args.disable_tqdm or not accelerator.is_main_process or not can_draw_bars()
         progress = tqdm(total=args.max_steps, initial=self.step, disable=silent, desc="train")
         self.networks.train()
         started = self.step
@@ -206,7 +206,7 @@ class BaseTrainer(TrainerState):
                 progress.update()
                 last = self.step == args.max_steps
                 if last or _due(self.step, args.logging_steps):
-                    progress.set_postfix(self._log_training())
+                    progress.set_postfix(self._log_training(in_words=silent))
                 if self.eval_dataset is not None and (last or _due(self.step, args.eval_steps)):
                     self._log_evaluation()
                 for callback in self.callbacks:
@@ -267,11 +267,11 @@ class BaseTrainer(TrainerState):
         if self.ema is not None:
             self.ema.take_over(self.model)
 
-    def _log_training(self) -> dict[str, float]:
+    def _log_training(self, in_words: bool) -> dict[str, float]:
         self.flags.read()
         values = self.window.take(lambda stacked: self.accelerator.reduce(stacked, "mean"))
         values["learning_rate"] = self.last_learning_rate
-        self.reporter.training(self.step, self.data.epoch(self.step), values)
+        self.reporter.training(self.step, self.data.epoch(self.step), values, in_words)
         return {name: values[name] for name in self.progress_metrics if name in values}
 
     def close(self) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,13 +78,33 @@ def test_a_tracker_that_is_not_installed_is_an_error(
         make_trainer(report_to=["tensorbord"])
 
 
-def test_a_bar_shows_progress_and_loss(make_trainer: MakeTrainer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bar_shows_progress_and_loss(
+    make_trainer: MakeTrainer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The progress bar counts optimizer steps and shows the last metrics."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     make_trainer(max_steps=3, disable_tqdm=False).train()
 
     bar = capsys.readouterr().err
     assert "3/3" in bar
     assert "loss=" in bar and "usage=" in bar
+
+
+@pytest.mark.parametrize("settings", [{"disable_tqdm": True}, {"disable_tqdm": False}])
+def test_without_a_bar_there_is_a_line(
+    make_trainer: MakeTrainer, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, settings: Any
+) -> None:
+    """A log shows step, losses, learning rate and speed, and no bar, whether or not one was asked for."""
+    with caplog.at_level(logging.INFO):
+        make_trainer(max_steps=4, logging_steps=2, eval_steps=0, **settings).train()
+
+    number = r"[\d.e+-]+"
+    losses = f"loss {number}, commitment_loss {number}, reconstruction_loss {number}"
+    pattern = f"step {{}}/4: {losses}, learning_rate {number}, images_per_second {number}"
+    lines = [line for line in caplog.messages if line.startswith("step ") and "/4:" in line]
+    assert len(lines) == 2
+    assert re.fullmatch(pattern.format(2), lines[0]) and re.fullmatch(pattern.format(4), lines[1])
+    assert "train:" not in capsys.readouterr().err
 
 
 def test_none_reports_to_no_tracker(make_trainer: MakeTrainer, tmp_path: Path) -> None:
