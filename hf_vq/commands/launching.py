@@ -6,6 +6,8 @@ import argparse
 import dataclasses
 import logging
 import os
+import signal
+import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,9 +18,6 @@ from transformers import PreTrainedConfig
 
 from hf_vq.commands.parsing import Arguments, parse_command_line
 from hf_vq.commands.running import LAUNCHED
-
-STOPPED = (130, 143)
-"""Exit codes of processes that were asked to stop, by SIGINT or SIGTERM."""
 
 
 @dataclass
@@ -135,8 +134,8 @@ def launch(name: str, words: Sequence[str], settings: LauncherArguments, use_cpu
             settings, num_processes=settings.num_processes or 1, num_machines=settings.num_machines or 1
         )
         options = [*said.words(), *"--mixed_precision no --dynamo_backend no".split()]
-    if settings.main_process_port is None and (settings.num_machines or 1) == 1:
-        options += ["--main_process_port", "0"]  # a free one
+        if settings.main_process_port is None and said.num_machines == 1:
+            options += ["--main_process_port", str(_free_port())]
     on_cpu = use_cpu or not torch.accelerator.is_available()
     os.environ[LAUNCHED] = "1"
     if settings.num_cpu_threads_per_process is not None:
@@ -147,10 +146,15 @@ def launch(name: str, words: Sequence[str], settings: LauncherArguments, use_cpu
         logging.getLogger(library).setLevel(logging.CRITICAL)  # what ended a process is said below, in one line
     many = accelerate.multi_gpu_launcher
 
+    def pass_on(signum: int, frame: Any) -> None:
+        raise SignalException(f"got signal {signum}", sigval=signal.Signals(signum))
+
     def start(args: argparse.Namespace) -> None:
         """Stands for two launchers of accelerate. Its simple one starts one process, whatever number it is given."""
         if args.num_processes > 1:
             _fit_to_machine(args, on_cpu)
+            if hasattr(signal, "SIGUSR1"):  # a signal that trainers know and torch's launcher does not
+                signal.signal(signal.SIGUSR1, pass_on)
             many(args)
         else:
             _become(args)
@@ -168,6 +172,13 @@ def launch(name: str, words: Sequence[str], settings: LauncherArguments, use_cpu
     finally:
         accelerate.simple_launcher, accelerate.multi_gpu_launcher = launchers
     raise SystemExit(0)
+
+
+def _free_port() -> int:
+    """A port of this machine that nobody uses."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def _fit_to_machine(args: argparse.Namespace, on_cpu: bool) -> None:
@@ -201,7 +212,7 @@ def _told(rank: int, failure: Any) -> int:
     message = failure.message["message"] if isinstance(failure.message, dict) else None
     if code < 0:
         message, code = f"error: process {rank} was ended by {signal_name}.", 128 - code
-    elif message is None and code not in STOPPED:
+    elif message is None and code < 128:  # above, the process was asked to stop by a signal
         message = f"error: process {rank} ended with exit code {code}. What it wrote is above."
     if message is not None:
         print(message, file=sys.stderr)

@@ -113,5 +113,7 @@ def evaluated_card(
                 )
             )
     split = f"{dataset['name']}, split {dataset['split']}"
-    section = f"### Measured by `scripts/evaluate.py` on {split}\n\n{report.to_markdown([result['label']])}"
+    section = f"### Measured by `hf-vq evaluate` on {split}\n\n{report.to_markdown([result['label']])}"
+    # So that it takes the place of the section that an older card has.
+    existing = existing.replace("### Measured by `scripts/evaluate.py` on", "### Measured by `hf-vq evaluate` on")
     return add_results(existing, results, section)

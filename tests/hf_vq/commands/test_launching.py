@@ -8,14 +8,16 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from accelerate.commands import launch as accelerate
 
-from hf_vq.commands.launching import LauncherArguments, launch, take_launcher_words
+from hf_vq.commands.launching import LauncherArguments, _free_port, launch, take_launcher_words
 
 TINY = (
     "--config noto_emoji_32 --base_channels 8 --num_res_blocks 1 --num_codes 16 --max_steps 2 --train_batch_size 4 "
@@ -33,8 +35,12 @@ def start(*words: object, module: str = "hf_vq") -> subprocess.Popen[str]:
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
     """Exit code and what was written."""
     try:
-        return process.wait(timeout=240), "".join(process.communicate())
+        text = "".join(process.communicate(timeout=240))
+        return process.returncode, text
     finally:
+        with suppress(psutil.NoSuchProcess):  # those that it has started are in sessions of their own
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.kill()
         process.kill()
 
 
@@ -56,7 +62,7 @@ def test_two_processes_are_two(tmp_path: Path) -> None:
 def test_accelerates_own_launcher_shows_the_error_last(tmp_path: Path) -> None:
     """The one line of two processes stands once above the launcher's words, and at their end."""
     words = "launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no".split()
-    command = "--main_process_port 0 -m hf_vq.commands.train_tokenizer".split()
+    command = f"--main_process_port {_free_port()} -m hf_vq.commands.train_tokenizer".split()
     run = start(*words[1:], *command, "--output_dir", tmp_path, "--use_cpu", module="accelerate.commands.launch")
     code, text = finish(run)
 
@@ -73,21 +79,21 @@ def test_accelerates_simple_launcher_is_explained(tmp_path: Path) -> None:
     assert "accelerate tells below of a failed command" in text.partition("Traceback")[0]
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGUSR1, 138)])
 def test_signals_reach_the_processes(tmp_path: Path, sent: signal.Signals, code: int) -> None:
-    """Ctrl-C, or the end of a job, ends both processes and then the launcher: its exit code, and no traceback."""
-    words = ["--num_processes", "2", "--max_steps", "100000", "--output_dir", tmp_path / "out"]
+    """Ctrl-C, or the end of a job: both save and end, then the launcher with their exit code, without traceback."""
+    words = ["--num_processes", "2", "--max_steps", "100000", "--logging_steps", "1", "--output_dir", tmp_path / "out"]
     process = start("train-tokenizer", *TINY, *words)
     deadline = time.monotonic() + 120
-    while not (tmp_path / "out").is_dir():
-        assert process.poll() is None, finish(process)
-        assert time.monotonic() < deadline, "the run does not begin"
+    while not (tmp_path / "out" / "metrics.jsonl").is_file():
+        assert process.poll() is None and time.monotonic() < deadline, finish(process)
         time.sleep(0.05)
-    time.sleep(1)
     process.send_signal(sent)
 
     ended, text = finish(process)
     assert ended == code and "Traceback" not in text, text
+    assert text.count(f"Stopped by {sent.name} after step") == 1
+    assert len(list((tmp_path / "out").glob("checkpoint-*"))) == 1
 
 
 def test_words_of_the_launcher_are_split_off() -> None:

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard, ModelCardData, parse_eval_result_entries
 
 import hf_vq
 from hf_vq import MaskGitModel, VQModel
-from hf_vq.evaluation.cards import update_cards
+from hf_vq.evaluation.cards import evaluated_card, update_cards
 from hf_vq.evaluation.evaluator import evaluate
 from hf_vq.evaluation.subjects import load_subjects
 from hf_vq.hub.repository import HubError
@@ -22,7 +22,7 @@ from .conftest import arguments
 if TYPE_CHECKING:
     from ...hub_server import HubServer
 
-HEADING = "### Measured by `scripts/evaluate.py` on"
+HEADING = "### Measured by `hf-vq evaluate` on"
 PERSONS_CARD = "---\nlicense: mit\n---\n# My tokenizer\n\nRead this first.\n"
 
 
@@ -67,6 +67,9 @@ def test_numbers_go_into_the_repository_in_one_commit(
     evaluate(arguments(Path("alice"), "vq", images, tmp_path, update_cards=True, max_images=5))
     card = hub.store.read("alice/vq", "README.md", "main").decode()
     assert card.count(HEADING) == 1 and "| 5 images |" in card and "| 11 images |" not in card
+    older = card.replace(HEADING, "### Measured by `scripts/evaluate.py` on")
+    renewed = evaluated_card(older, report, report.results[0], model)
+    assert renewed.count(HEADING) == 1 and "scripts/" not in renewed and "| 5 images |" not in renewed
     assert VQModel.from_pretrained("alice/vq").config.num_codes == model.config.num_codes
 
     hf_vq.push_to_hub(VQModel.from_pretrained(models / "b"), "alice/vq", image_processor=processor)
