@@ -190,7 +190,7 @@ def _as_words(recipe: dict[str, Any]) -> list[str]:
 def _as_field(value: Any, annotation: Any) -> Any:
     """A value as written, in the form that a model field wants: `none`, one entry for a list, `1e3` for 1000."""
     written = str(annotation)
-    if isinstance(value, str) and value.lower() in ("none", "null") and "None" in written:
+    if isinstance(value, str) and value.lower() in ("none", "null") and ("None" in written or annotation is Any):
         return None
     if "list[" in written and not isinstance(value, list | tuple) and value is not None:
         value = [value]

@@ -130,6 +130,14 @@ def test_every_shipped_recipe_is_valid(name: str) -> None:
         VQConfig(**parse(*words)[1])
 
 
+def test_a_field_of_any_type_takes_nothing() -> None:
+    """A recipe's backbone can be given up for the default one."""
+    words = ["--config", "noto_emoji_32_classifier", "--output_dir", "out", "--backbone_config", "none"]
+    _, model = parse_command_line(ClassifierTrainingArguments, VQImageClassificationConfig, words)
+
+    assert model["backbone_config"] is None
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
