@@ -147,7 +147,8 @@ class ImageTokenizationPipeline(Pipeline):
             images = _Inputs(inputs)
         else:
             images = (_Input(image, position) for position, image in enumerate(inputs))
-        results = _warn_of_skipped(super().__call__(images, **kwargs))
+        is_empty = isinstance(images, _Inputs) and not len(inputs)  # transformers 5.4 looks at the first
+        results = iter(()) if is_empty else _warn_of_skipped(super().__call__(images, **kwargs))
         return list(results) if isinstance(inputs, (list, tuple, np.ndarray, torch.Tensor)) else results
 
     def _tokenize_folder(self, root: Path, **kwargs: Any) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,13 +31,21 @@ for _name in [name for name in os.environ if name.startswith(("HF_", "HUGGING", 
 os.environ |= {"HF_ENDPOINT": _SERVER.url, "HF_HOME": _HOME.name, "HF_HUB_DISABLE_XET": "1"}
 
 
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skips what torch cannot compile or export before 2.8: its tracer stops in the code of transformers."""
-    if item.get_closest_marker("compiles"):
-        import torch
+# Marker -> the package whose older versions lack something, the version that brought it, and what it is.
+_LATER: dict[str, tuple[str, tuple[int, int], str]] = {
+    "compiles": ("torch", (2, 8), "compiling and exporting the models"),
+    "same_numbers": ("torch", (2, 8), "the floating point numbers of the stored runs"),
+    "local_code": ("transformers", (5, 12), "loading the code of a local folder whose files import each other"),
+    "module_names": ("transformers", (5, 20), "this name of a module in a backbone"),
+}
 
-        if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 8):
-            pytest.skip("torch compiles and exports the models from 2.8 on")
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what the oldest versions that we support cannot do."""
+    for name, (package, version, what) in _LATER.items():
+        installed = metadata.version(package)
+        if item.get_closest_marker(name) and tuple(map(int, installed.split(".")[:2])) < version:
+            pytest.skip(f"{what} needs {package} {version[0]}.{version[1]}, this is {installed}")
 
 
 @pytest.fixture

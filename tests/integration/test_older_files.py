@@ -151,6 +151,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.local_code
 def test_a_folder_with_its_code_loads_with_and_without_the_package(tmp_path: Path) -> None:
     """The folder exactly as it was written: its own code runs elsewhere, and here the installed classes come first."""
     folder = tmp_path / "vector"
@@ -281,6 +282,7 @@ def hash_of_settings(manifest: dict[str, Any]) -> str:
 # ---- unfinished runs
 
 
+@pytest.mark.same_numbers
 @pytest.mark.parametrize("name", list(EXPECTED["runs"]))
 def test_unfinished_runs_end_as_if_nothing_had_happened(
     name: str, files: Path, run: Callable[[str, list[str]], None], caplog: pytest.LogCaptureFixture

@@ -425,6 +425,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.local_code
 def test_a_saved_model_runs_without_the_package(tmp_path):
     """Where hf_vq cannot be imported, the code in the folder makes the same images, alone and in the pipeline."""
     model = make_model()

@@ -311,7 +311,7 @@ def _checkpoint(model: Any, *settings: Any) -> None:
     (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)(*settings)
 
 
-@pytest.mark.parametrize("layer", [None, "layers.0.mlp"])
+@pytest.mark.parametrize("layer", [None, pytest.param("layers.0.mlp", marks=pytest.mark.module_names)])
 def test_checkpointed_activations_change_no_gradient(layer: str | None) -> None:
     """Gradients are the same for a whole block, and inside one, where backward runs the quantizer again."""
     gradients = []
@@ -326,6 +326,7 @@ def test_checkpointed_activations_change_no_gradient(layer: str | None) -> None:
     assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
 
 
+@pytest.mark.module_names
 def test_checkpointing_that_loses_the_commitment_is_refused() -> None:
     """A quantizer inside a block that is checkpointed with reentry would have no gradient for its loss."""
     model = make(VIT, quantized_layer="layers.0.mlp").train()
@@ -375,6 +376,7 @@ print(len(pipeline("image-classification", model=sys.argv[1], trust_remote_code=
 """
 
 
+@pytest.mark.local_code
 @pytest.mark.parametrize("name", ["alexnet", "vit"])
 def test_it_loads_without_the_package(name: str, tmp_path: Path) -> None:
     """The code beside the weights is enough, for the model and for the pipeline."""
@@ -432,7 +434,11 @@ def test_bad_fields_are_refused(fields: dict[str, Any], message: str) -> None:
         ({"quantized_layer": 7}, r"out of range: the backbone's blocks are 0 to 6"),
         ({"quantized_layer": "layers.9"}, r"'layers.9'` is no module of the backbone, whose blocks are layers.0"),
         ({"quantized_layer": "layers"}, r"'layers'` runs 0 times"),
-        ({"backbone": SWIN, "quantized_layer": "swin.encoder"}, r"must be, or begin with, a tensor"),
+        pytest.param(
+            {"backbone": SWIN, "quantized_layer": "swin.encoder"},
+            r"must be, or begin with, a tensor",
+            marks=pytest.mark.module_names,
+        ),
         ({"backbone": {"model_type": "uvdoc_backbone"}, "image_size": 32}, r"18 channels, but returns \(1, 128\)"),
     ],
 )

@@ -97,6 +97,7 @@ def load_elsewhere(names, workplace):
     return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
 
 
+@pytest.mark.local_code
 def test_a_saved_model_runs_and_saves_again_without_the_package(tmp_path, hub):
     """Where hf_vq cannot be imported, Auto classes and pipelines load a folder and a repository; so a third time."""
     torch.manual_seed(0)
@@ -130,6 +131,7 @@ def test_a_saved_model_runs_and_saves_again_without_the_package(tmp_path, hub):
             assert file_names(tmp_path / name) == file_names(folder)
 
 
+@pytest.mark.local_code
 def test_a_model_without_a_codebook_runs_without_the_package(tmp_path):
     """The levels of finite scalar quantization come from the configuration alone; tokens and pixels are the same."""
     torch.manual_seed(0)

@@ -97,6 +97,7 @@ def test_grouped_tokenizers_state_all_their_tokens():
     assert "1,024 codes of 4 dimensions" in text and "(1, 8, 8, 2), int64" in text
 
 
+@pytest.mark.local_code
 def test_the_code_of_the_card_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """What the card tells people to type loads the folder, encodes and decodes."""
     torch.manual_seed(0)

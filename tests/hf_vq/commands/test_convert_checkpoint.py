@@ -41,6 +41,7 @@ def theirs() -> Any:
     return model.eval()
 
 
+@pytest.mark.local_code
 def test_there_and_back(theirs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The folder loads by its own code, gives the same tokens, and goes back to equal weights."""
     theirs.save_pretrained(tmp_path / "theirs")
