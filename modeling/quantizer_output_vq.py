@@ -60,7 +60,7 @@ def blank(
     for name, value in (("z", 0.0), ("z_q", 0.0), ("d", 0.0), ("q", -1)):
         field = getattr(output, name)
         if field is not None:
-            new[name] = torch.where(mask[(..., *[None] * (field.ndim - mask.ndim))], field, value)
+            new[name] = torch.where(mask.reshape(mask.shape + (1,) * (field.ndim - mask.ndim)), field, value)
     return torch.where(mask.unsqueeze(dim), z_q, 0.0), dataclasses.replace(output, **new)
 
 

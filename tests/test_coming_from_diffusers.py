@@ -41,7 +41,7 @@ def both() -> tuple[Any, VQModel, torch.Tensor]:
     return CONVERTED[0], CONVERTED[1], CONVERTED[2]
 
 
-FIELDS = {
+FIELDS: dict[str, dict[str, Any]] = {
     "`in_channels=3, out_channels=3`": {"num_channels": 3},
     "`block_out_channels=(128, 256)`": {"base_channels": 16, "channel_multiplier": [1, 2]},
     "`layers_per_block=2`": {"num_res_blocks": 2},

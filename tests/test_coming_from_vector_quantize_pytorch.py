@@ -19,7 +19,7 @@ from .pages import Page
 
 vqp = pytest.importorskip("vector_quantize_pytorch")
 PAGE = Page("coming-from-vector-quantize-pytorch.md")
-LEARNED = {"learnable_codebook": True, "ema_update": False}
+LEARNED: dict[str, Any] = {"learnable_codebook": True, "ema_update": False}
 
 
 def converted(class_name: str = "VectorQuantize", settings: Any = None, **arguments: Any) -> tuple[Any, Any]:
@@ -122,7 +122,8 @@ def _learned() -> None:
 @PAGE.row("`commitment_weight=1.0`")
 def _commitment() -> None:
     z = torch.randn(2, 25, 8)
-    for arguments, beta, factor in (({}, 0.0, 1), (LEARNED, 0.5, 2)):
+    cases: list[tuple[dict[str, Any], float, int]] = [({}, 0.0, 1), (LEARNED, 0.5, 2)]
+    for arguments, beta, factor in cases:
         theirs, ours = converted(rotation_trick=False, commitment_weight=0.25, **arguments)
         assert ours.beta == beta
         for layer in (theirs.train(), ours.train()):
@@ -177,10 +178,13 @@ def _synchronized() -> None:
     theirs, ours = converted(rotation_trick=False, commitment_weight=0.0, sync_update_v=0.2, **LEARNED)
     z = torch.randn(2, 25, 8, requires_grad=True)
     theirs.train()(z)[0].sum().backward()
-    assert theirs._codebook.embed.grad is None and z.grad.unique().tolist() == pytest.approx([1.2])
+    assert (
+        theirs._codebook.embed.grad is None and z.grad is not None and z.grad.unique().tolist() == pytest.approx([1.2])
+    )
     layer = VectorQuant(8, 16, dim=-1, sync_nu=0.2)
     z = torch.randn(2, 25, 8, requires_grad=True)
     layer(z)[0].sum().backward()
+    assert z.grad is not None and layer.codebook.weight.grad is not None
     assert z.grad.unique().tolist() == [1.0] and layer.codebook.weight.grad.sum() == pytest.approx(0.2 * 50 * 8)
 
 
@@ -199,7 +203,13 @@ def _affine() -> None:
 
 @PAGE.row("`in_place_codebook_optimizer=...`")
 def _inner_steps() -> None:
-    make = {"alternating_steps": 1, "alternating_kind": "sgd", "affine_lr": 1.0, "sync_nu": 0.2, "replace_freq": 2}
+    make: dict[str, Any] = {
+        "alternating_steps": 1,
+        "alternating_kind": "sgd",
+        "affine_lr": 1.0,
+        "sync_nu": 0.2,
+        "replace_freq": 2,
+    }
     layer = VectorQuant(8, 16, dim=-1, **make)
     before = layer.get_codebook()
     layer(torch.randn(2, 25, 8))
@@ -218,7 +228,7 @@ def _freezing() -> None:
     assert not torch.equal(ours.get_codebook(), before)
 
 
-NOTED = {
+NOTED: dict[str, dict[str, Any]] = {
     "`stochastic_sample_codes=True`": {"stochastic_sample_codes": True},
     "`straight_through=True`": {"straight_through": True, "rotation_trick": False},
     "`orthogonal_reg_weight=1.0`": {"orthogonal_reg_weight": 1.0},
@@ -242,10 +252,10 @@ def _without_counterpart(name: str) -> None:
     assert any(note.startswith(f"`{argument}=") and "no counterpart" in note for note in conversion.notes)
     assert_same_ids(theirs, conversion.layer, torch.randn(2, 7, 8))
     with pytest.raises(TypeError):
-        VectorQuant(8, 16, **{argument: True})
+        VectorQuant(8, 16, **{argument: True})  # type: ignore[arg-type]
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "`vq_bridge=...`": ("VectorQuantize", {"vq_bridge": nn.Identity()}),
     "`implicit_neural_codebook=True`": ("ResidualVQ", {"implicit_neural_codebook": True}),
     "`beam_size=2`": ("ResidualVQ", {"beam_size": 2}),
@@ -257,7 +267,9 @@ REFUSED = {
 @PAGE.row(*REFUSED)
 def _refused(name: str) -> None:
     class_name, arguments = REFUSED[name]
-    given = {"levels": [3, 3]} if class_name == "FSQ" else {"dim": 8, "codebook_size": 16, "num_quantizers": 2}
+    given: dict[str, Any] = {"dim": 8, "codebook_size": 16, "num_quantizers": 2}
+    if class_name == "FSQ":
+        given = {"levels": [3, 3]}
     if class_name == "VectorQuantize":
         del given["num_quantizers"]
     with pytest.raises(ValueError, match=f"{next(iter(arguments))}=.*cannot be converted"):
@@ -416,7 +428,7 @@ def test_ours_are_arguments_of_our_layers() -> None:
         code = ours.strip("`")
         if "=" in code and "(" not in code and "nothing" not in code and ":" not in code:
             given = eval(f"dict({code})")
-            make = ResidualVectorQuant if {"share", "quantizer_dropout"} & set(given) else VectorQuant
+            make: Any = ResidualVectorQuant if {"share", "quantizer_dropout"} & set(given) else VectorQuant
             groups = {"groups": 2} if make is ResidualVectorQuant else {}
             defaults = {} if {"feature_size", "num_codes"} & set(given) else {"feature_size": 8, "num_codes": 16}
             if "feature_size" in given or "num_codes" in given:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from two_processes import Noise, fingerprint, make_trainer
+from two_processes import Noise, fingerprint, make_trainer  # type: ignore[import-not-found]
 
 from hf_vq.training.signals import RunStopped
 

@@ -65,8 +65,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind, main in COMMANDS.items():
         if kind == "generator":
             shutil.copytree(root / "tokenizer" / "final", root / "vq")  # the run itself goes on
-            names = (str(root / name) for name in ("vq", "images", "tokens"))
-            tokenize_dataset(TokenizationArguments(*names, use_cpu=True, disable_tqdm=True))
+            tokenizer, dataset, tokens = (str(root / name) for name in ("vq", "images", "tokens"))
+            tokenize_dataset(TokenizationArguments(tokenizer, dataset, tokens, use_cpu=True, disable_tqdm=True))
             data = ["--tokens", str(root / "tokens"), "--tokenizer", str(root / "vq")]
         else:
             data = ["--dataset", str(root / "images")]

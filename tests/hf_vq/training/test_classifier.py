@@ -149,12 +149,12 @@ def test_replaced_codes_start_without_moments(make_classifier: MakeTrainer) -> N
     seen = []
     step = trainer.networks.step
 
-    def look(names: list[str]) -> None:
+    def look(names: list[str], masked: torch.Tensor) -> None:
         rewritten = codebook.rewritten
         state = trainer.networks.optimizers["model"].state.get(weight)
         if state and rewritten is not None and rewritten.any():
             seen.append(state["exp_avg"][rewritten].abs().max().item())
-        step(names)
+        step(names, masked)
 
     trainer.networks.step = look  # type: ignore[method-assign]
     trainer.train()
