@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from two_processes import Noise, fingerprint, make_trainer  # type: ignore[import-not-found]
 
 from hf_vq.training.signals import RunStopped
+
+sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
+from two_processes import Noise, fingerprint, make_trainer  # type: ignore[import-not-found]  # noqa: E402
 
 
 class Recorder(Noise):

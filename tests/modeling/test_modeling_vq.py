@@ -513,11 +513,12 @@ def test_bad_tokens_are_refused(image_tokens, message):
         make_model().eval().decode(image_tokens)
 
 
-def test_bad_tokens_of_groups_are_refused():
-    """A grouped model wants its last axis."""
-    model = make_model(quantizer_type="residual", num_groups=2)
+@pytest.mark.parametrize(("kind", "groups"), [("group", "2"), ("residual", "1 to 2")])
+def test_bad_tokens_of_groups_are_refused(kind, groups):
+    """A grouped model wants its last axis, of which a residual one takes the first levels alone."""
+    model = make_model(quantizer_type=kind, num_groups=2)
 
-    with pytest.raises(ValueError, match=r"shape \(batch, height, width, 2\) for 2 groups, got \(1, 4, 4\)"):
+    with pytest.raises(ValueError, match=rf"shape \(batch, height, width, {groups}\) for 2 groups, got \(1, 4, 4\)"):
         model.decode(torch.zeros(1, 4, 4, dtype=torch.long))
 
 
