@@ -16,8 +16,8 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_the_readme_has_its_examples():
-    """A layer in a loop, loading a model, a pipeline, a trainer, a generator, the Hub, the layer's interface."""
-    assert len(BLOCKS) == 7
+    """A layer in a loop, loading a model, a pipeline, a generator, the Hub, the layer's interface."""
+    assert len(BLOCKS) == 6
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
