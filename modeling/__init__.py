@@ -9,14 +9,18 @@ The files are flat and import nothing but each other (with one dot), torch, NumP
 """
 
 from .base_quantizer_vq import Quantizer, get_vq_layers, no_vq
+from .binary_spherical_vq import BinarySphericalQuant
+from .checks_quantizer_vq import RECOMMENDED_QUANTIZER
 from .codebook_vq import Codebook
 from .configuration_maskgit import PRESETS, MaskGitConfig
-from .configuration_quantizer_vq import RECOMMENDED_QUANTIZER
 from .configuration_vq import VQConfig
 from .configuration_vq_classifier import VQImageClassificationConfig
 from .finite_scalar_vq import FiniteScalarQuant
 from .generation_maskgit import MaskGitGenerateOutput
+from .group_vq import GroupVectorQuant
 from .image_processing_vq import VQImageProcessor
+from .index_backprop_vq import IndexBackpropQuant
+from .lookup_free_vq import LookupFreeQuant
 from .masking_maskgit import draw_mask, mask_ratio
 from .micro_batches_vq import micro_batch
 from .modeling_maskgit import MaskGitModel, MaskGitOutput, MaskGitPreTrainedModel
@@ -28,18 +32,23 @@ from .pipeline_vq import ImageTokenizationPipeline
 from .pooling_vq import MaxVecPool2d, SoftMaxVecPool2d
 from .projected_quant_vq import ProjectedQuant
 from .quantizer_output_vq import QuantizerOutput
-from .quantizer_vq import GroupVectorQuant, VectorQuant
+from .quantizer_vq import VectorQuant
 from .quantizers_vq import register_quantizer
+from .residual_implicit_vq import ResidualFiniteScalarQuant, ResidualLookupFreeQuant
 from .residual_vq import ResidualVectorQuant
+from .sim_vq import SimVectorQuant
 
 __all__ = [
     "PRESETS",
     "RECOMMENDED_QUANTIZER",
+    "BinarySphericalQuant",
     "Codebook",
     "FiniteScalarQuant",
     "GroupVectorQuant",
     "ImageGenerationPipeline",
     "ImageTokenizationPipeline",
+    "IndexBackpropQuant",
+    "LookupFreeQuant",
     "MaskGitConfig",
     "MaskGitGenerateOutput",
     "MaskGitModel",
@@ -50,7 +59,10 @@ __all__ = [
     "ProjectedQuant",
     "Quantizer",
     "QuantizerOutput",
+    "ResidualFiniteScalarQuant",
+    "ResidualLookupFreeQuant",
     "ResidualVectorQuant",
+    "SimVectorQuant",
     "SoftMaxVecPool2d",
     "VQConfig",
     "VQDecoderOutput",

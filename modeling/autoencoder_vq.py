@@ -27,6 +27,7 @@ from .attention_vq import eager_attention_forward
 from .batch_norm_vq import BatchNorm2d
 from .configuration_vq import VQConfig
 from .pixel_range_vq import UNIT, convert_pixels
+from .wavelets_vq import from_wavelets, to_wavelets
 
 
 def _group_norm(config: VQConfig, channels: int) -> nn.GroupNorm:
@@ -176,15 +177,15 @@ class VQGANLevel(nn.Module):
     def __init__(
         self,
         config: VQConfig,
-        level: int,
+        side: int,
         in_channels: int,
+        channels: int,
         num_blocks: int,
         downsample: bool = False,
         upsample: bool = False,
     ) -> None:
         super().__init__()
-        channels = config.base_channels * config.channel_multiplier[level]
-        has_attention = (config.image_size >> level) in (config.attn_resolutions or [])
+        has_attention = side in (config.attn_resolutions or [])
         self.block = nn.ModuleList(
             VQGANResnetBlock(config, in_channels if index == 0 else channels, channels) for index in range(num_blocks)
         )
@@ -228,15 +229,16 @@ class VQGANEncoder(nn.Module):
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
         widths = [config.base_channels * multiplier for multiplier in config.channel_multiplier]
-        last = len(widths) - 1
-        self.conv_in = nn.Conv2d(config.num_channels, config.base_channels, 3, padding=1)
+        self.patch_size = config.patch_size
+        self.conv_in = nn.Conv2d(config.num_channels * config.patch_size**2, config.base_channels, 3, padding=1)
         self.down = nn.ModuleList(
             VQGANLevel(
                 config,
-                level,
+                config.resolutions[level],
                 in_channels=config.base_channels if level == 0 else widths[level - 1],
+                channels=widths[level],
                 num_blocks=config.num_res_blocks,
-                downsample=level < last,
+                downsample=level < config.num_resizes,
             )
             for level in range(len(widths))
         )
@@ -246,7 +248,7 @@ class VQGANEncoder(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
         """Maps (batch, num_channels, height, width) to (batch, latent_channels, height / f, width / f)."""
-        hidden_states = self.conv_in(pixel_values)
+        hidden_states = self.conv_in(to_wavelets(pixel_values, self.patch_size))
         for level in self.down:
             hidden_states = level(hidden_states, **kwargs)
         hidden_states = self.mid(hidden_states, **kwargs)
@@ -254,36 +256,39 @@ class VQGANEncoder(nn.Module):
 
 
 class VQGANDecoder(nn.Module):
-    """The VQGAN decoder. It mirrors the encoder, with one more block for each resolution.
+    """The VQGAN decoder. It mirrors the encoder, with one more block for each resolution and perhaps other widths.
 
     `up.0` works at the image's resolution, like `down.0`, so it runs last.
     """
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
-        widths = [config.base_channels * multiplier for multiplier in config.channel_multiplier]
+        multipliers = config.decoder_channel_multiplier or config.channel_multiplier
+        widths = [config.base_channels * multiplier for multiplier in multipliers]
         last = len(widths) - 1
         self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
         self.mid = VQGANMiddle(config, widths[-1])
         self.up = nn.ModuleList(
             VQGANLevel(
                 config,
-                level,
+                config.decoder_resolutions[level],
                 in_channels=widths[min(level + 1, last)],
+                channels=widths[level],
                 num_blocks=config.num_res_blocks + 1,
-                upsample=level > 0,
+                upsample=level > last - config.num_resizes,
             )
             for level in range(len(widths))
         )
         self.norm_out = _group_norm(config, widths[0])
-        self.conv_out = nn.Conv2d(widths[0], config.num_channels, 3, padding=1)
+        self.patch_size = config.patch_size
+        self.conv_out = nn.Conv2d(widths[0], config.num_channels * config.patch_size**2, 3, padding=1)
 
     def forward(self, latents: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
         """Maps (batch, latent_channels, height, width) to (batch, num_channels, f * height, f * width)."""
         hidden_states = self.mid(self.conv_in(latents), **kwargs)
         for level in reversed(self.up):
             hidden_states = level(hidden_states, **kwargs)
-        return self.conv_out(_norm_silu(self.norm_out, hidden_states))
+        return from_wavelets(self.conv_out(_norm_silu(self.norm_out, hidden_states)), self.patch_size)
 
 
 class SQVAEResBlock(GradientCheckpointingLayer):

@@ -128,8 +128,12 @@ class Quantizer(nn.Module):
 
         Raises:
             ValueError: shape or dtype of `z` or of the mask is another.
-            NotImplementedError: this kind of quantizer takes no mask.
+            NotImplementedError: this kind of quantizer takes no mask; or ONNX's older exporter, which is wrong, asks.
         """
+        if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():
+            raise NotImplementedError(
+                "the ONNX exporter that traces writes wrong tokens; call torch.onnx.export(..., dynamo=True)"
+            )
         if self.training and torch.compiler.is_compiling() and (self.changes_itself or is_distributed()):
             return _out_of_graph(self, z, mask)
         return self._quantize(z, mask)

@@ -205,11 +205,11 @@ def observe_moments(codebook: Codebook, book: int, vectors: torch.Tensor) -> Non
         "c_var": raw.var(0, correction=0),
     }
     seen = (count > 0) & torch.stack([value.isfinite().all() for value in moments.values()]).all()
-    momentum = torch.where(codebook.running_initialized[book], _RUNNING_MOMENTUM, 1.0) * seen
+    momentum = torch.where(codebook.running_initialized[book] > 0, _RUNNING_MOMENTUM, 1.0) * seen
     for name, value in moments.items():
         buffer = getattr(codebook, f"running_{name}")[book]
         buffer.lerp_(torch.where(seen, value, 0.0).to(buffer.dtype), momentum.to(buffer.dtype))
-    codebook.running_initialized[book] |= seen.squeeze()
+    codebook.running_initialized[book].masked_fill_(seen.squeeze(), 1)
 
 
 @torch.no_grad()

@@ -27,6 +27,9 @@ MAX_NORM = 10.0
 _MIN_SCALE = 1e-4
 _SHORT = 1e-4
 _RUNNING_EPS = 1e-8
+# Booleans in state dicts. In memory they are numbers, and true above zero, since booleans cannot be averaged:
+# `torch.optim.swa_utils.AveragedModel` averages buffers too.
+_FLAGS = ("initialized", "running_initialized")
 _DEFAULT_STEP = {"sgd": 50.0, "centroid": 0.3}
 
 
@@ -118,9 +121,9 @@ class Codebook(nn.Module):
         if self.running_affine:
             for name in ("running_z_mean", "running_z_var", "running_c_mean", "running_c_var"):
                 self.register_buffer(name, torch.empty(num_books, code_dim, dtype=dtype))
-            self.register_buffer("running_initialized", torch.empty(num_books, dtype=torch.bool))
+            self.register_buffer("running_initialized", torch.empty(num_books, dtype=torch.float32))
         self.register_buffer("unused_steps", torch.empty(num_codes, dtype=torch.long))
-        self.register_buffer("initialized", torch.empty((), dtype=torch.bool))
+        self.register_buffer("initialized", torch.empty((), dtype=torch.float32))
         self.register_buffer("num_forwards", torch.empty((), dtype=torch.long))
 
         wanted: dict[str, torch.Tensor | None] = dict.fromkeys(
@@ -163,6 +166,21 @@ class Codebook(nn.Module):
         self.weight = self.weight  # moving from the meta device makes an ordinary parameter of it
         return self
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if (
+            name in _FLAGS and isinstance(value, torch.Tensor) and value.dtype == torch.bool
+        ):  # loaded with `assign=True`
+            number = value.float()
+            number.__dict__.update(value.__dict__)
+            value = number
+        super().__setattr__(name, value)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in _FLAGS:
+            if prefix + name in destination:
+                destination[prefix + name] = destination[prefix + name] > 0
+
     def reset_parameters(self) -> None:
         """Sets every parameter and buffer; those that a checkpoint has just filled are left alone.
 
@@ -176,7 +194,7 @@ class Codebook(nn.Module):
         init.normal_(self.weight)
         for name, buffer in self.named_buffers():
             if name == "initialized":
-                init.copy_(buffer, torch.tensor(not self.kmeans_init))
+                init.copy_(buffer, torch.tensor(float(not self.kmeans_init)))
             elif name in ("running_z_var", "running_c_var"):
                 init.ones_(buffer)
             else:
@@ -215,7 +233,7 @@ class Codebook(nn.Module):
             z_var, c_var = self.running_z_var.to(dtype), self.running_c_var.to(dtype)
             scale = (z_var / (c_var + _RUNNING_EPS)).sqrt()
             bias = self.running_z_mean.to(dtype) - scale * self.running_c_mean.to(dtype)
-            known = self.running_initialized[:, None]
+            known = self.running_initialized[:, None] > 0
             scale, bias = torch.where(known, scale, 1.0), torch.where(known, bias, 0.0)
         else:
             return None

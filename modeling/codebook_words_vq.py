@@ -6,6 +6,9 @@
 
 from typing import Any
 
+# Beside straight-through; the names are keys of citations as well.
+_ESTIMATORS = {"rotation": "rotation trick", "diveq": "DiVeQ gradients", "nsvq": "noise substitution (NSVQ)"}
+
 
 def describe_codebook(kind: str, config: Any) -> str:
     """The parts of a quantizer that are on, in words.
@@ -22,14 +25,16 @@ def describe_codebook(kind: str, config: Any) -> str:
         parts.append(f"quantizer dropout {config.quantizer_dropout:g}")
     if config.codebook_update == "ema":
         parts.append("EMA codebook")
-    if config.gradient_estimator == "rotation":
-        parts.append("rotation trick")
+    if config.gradient_estimator in _ESTIMATORS:
+        parts.append(_ESTIMATORS[config.gradient_estimator])
     if config.kmeans_init:
         parts.append("k-means++ initialization")
     if config.alternating_steps:
         parts.append(f"alternating optimization ({config.alternating_steps} {config.alternating_kind} step per batch)")
     if config.sync_nu:
         parts.append(f"synchronized commitment (nu {config.sync_nu:g})")
+    if config.wasserstein_weight:
+        parts.append(f"Wasserstein distance of weight {config.wasserstein_weight:g}")
     if _has_affine_map(config):
         parts.append(f"affine map of the codes ({config.affine_mode})")
     if config.replace_freq:
@@ -45,8 +50,9 @@ def codebook_works(kind: str, config: Any) -> list[str]:
         "huh": config.alternating_steps > 0 or config.sync_nu > 0 or _has_affine_map(config),
         "oord": True,
         "ema": config.codebook_update == "ema",
+        "wasserstein": config.wasserstein_weight > 0,
         "residual": kind == "residual",
-        "rotation": config.gradient_estimator == "rotation",
+        **{name: config.gradient_estimator == name for name in _ESTIMATORS},
         "kmeans": config.kmeans_init or (config.replace_freq > 0 and config.replace_policy == "kmeans"),
         "l2": "l2" in (config.norm, config.cb_norm),
     }

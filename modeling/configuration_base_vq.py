@@ -42,7 +42,7 @@ class HubConfig(PreTrainedConfig):
         if not type(self).__module__.startswith(f"{TRANSFORMERS_DYNAMIC_MODULE_NAME}."):
             # Written for `trust_remote_code`. Read here, it would hide the registered pipeline and ask for the flag.
             kwargs.pop("custom_pipelines", None)
-        if not _is_reading.get():
+        if not is_reading():
             self._refuse_misspelled(kwargs)
         self._build_nested()
         super().__post_init__(**kwargs)
@@ -128,6 +128,11 @@ def require_at_least(name: str, value: float, minimum: int) -> None:
         raise ValueError(f"{name} must be at least {minimum}, got {value}{off}.")
 
 
+def is_reading() -> bool:
+    """Whether a configuration is made of what a file says, and not by hand."""
+    return _is_reading.get()
+
+
 @contextmanager
 def _reading() -> Iterator[None]:
     token = _is_reading.set(True)
@@ -137,4 +142,4 @@ def _reading() -> Iterator[None]:
         _is_reading.reset(token)
 
 
-__all__ = ["HubConfig", "refuse_kernels", "require_at_least"]
+__all__ = ["HubConfig", "is_reading", "refuse_kernels", "require_at_least"]

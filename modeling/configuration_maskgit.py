@@ -37,10 +37,13 @@ class MaskGitConfig(HubConfig):
         intermediate_size: Width of the SwiGLU layer. The default is 8/3 of `hidden_size`, rounded up to a multiple of
             64. That costs as much as an ordinary layer of four times the width.
         norm_type: `"rmsnorm"` or `"layernorm"`. Norm before each sub-layer, and of queries and keys.
+        qk_norm: `"head"` or `"width"`. Whether queries and keys are normalized in each head, or over all heads.
         position_type: `"learned"` or `"rotary"`. `"learned"` has one vector for each cell of the tokenizer's grid.
             `"rotary"` rotates by row and column and works for grids of any size.
         class_conditioning: `"adaln_zero"` or `"prefix"`. With `"adaln_zero"` the class shifts, scales and gates every
             sub-layer, and the gates start at 0. With `"prefix"` the class is a token before the image's tokens.
+        modulates_last_norm: Whether the class shifts and scales the output of the last norm, too. Only for
+            `"adaln_zero"`.
         tie_word_embeddings: Whether the head shares the token embeddings.
         dropout: Dropout of attention weights and of sub-layer outputs, in [0, 1).
         norm_eps: Added to variances, above 0.
@@ -68,8 +71,10 @@ class MaskGitConfig(HubConfig):
     num_attention_heads: int = 12
     intermediate_size: int | None = None
     norm_type: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    qk_norm: Literal["head", "width"] = "head"
     position_type: Literal["learned", "rotary"] = "learned"
     class_conditioning: Literal["adaln_zero", "prefix"] = "adaln_zero"
+    modulates_last_norm: bool = False
     tie_word_embeddings: bool = True
     dropout: float | int = 0.1
     norm_eps: float = 1e-6
@@ -156,6 +161,11 @@ class MaskGitConfig(HubConfig):
             raise ValueError(
                 f'`position_type="rotary"` needs heads of a multiple of 4 channels, got '
                 f"{self.hidden_size // self.num_attention_heads}. Pairs of channels turn by row and by column."
+            )
+        if self.modulates_last_norm and self.class_conditioning != "adaln_zero":
+            raise ValueError(
+                '`modulates_last_norm` needs `class_conditioning="adaln_zero"`, got '
+                f"{self.class_conditioning!r}, where the class is a token."
             )
         if not self.norm_eps > 0:
             raise ValueError(f"`norm_eps` must be above 0, got {self.norm_eps}.")

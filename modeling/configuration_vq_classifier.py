@@ -101,6 +101,7 @@ class VQImageClassificationConfig(QuantizerConfig):
                     default, value = getattr(defaults, name), getattr(self, name)  # some have a list of sides
                     ours[name] = [value] * len(default) if isinstance(default, (list, tuple)) else value
             self.backbone_config = ours | self.backbone_config
+        self.count_codes(self.quantized_size)
         super().__post_init__(**kwargs)
 
     def _build_nested(self) -> None:
@@ -111,7 +112,7 @@ class VQImageClassificationConfig(QuantizerConfig):
         """Returns the keyword arguments for the quantizer layer that `quantizer_type` names.
 
         Returns:
-            `dict`: Arguments of `VectorQuant`, or of `GroupVectorQuant` and `ResidualVectorQuant` for these types.
+            `dict`: Arguments of the layer's class.
 
         Raises:
             ValueError: If `quantized_size` is not known yet, because no model was made.

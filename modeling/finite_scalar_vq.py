@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from .base_quantizer_vq import Quantizer
-from .configuration_quantizer_vq import check_quantizer
+from .checks_quantizer_vq import check_quantizer
 from .gradient_vq import pass_gradient
+from .limits_vq import require_listable
 from .quantizer_output_vq import QuantizerOutput
 
-MAX_LISTED_CODES = 2**20
 _MARGIN = 1e-3  # of the bound beyond the outermost levels, so that these can be reached
 
 FSQ = """@inproceedings{mentzer2024finite,
@@ -98,11 +98,7 @@ class FiniteScalarQuant(Quantizer):
         Raises:
             ValueError: there are more than 2^20.
         """
-        if self.num_codes > MAX_LISTED_CODES:
-            raise ValueError(
-                f"levels {self.levels} make {self.num_codes:,} codes, too many to list: the limit is "
-                f"{MAX_LISTED_CODES:,}. `lookup` gives the codes of single ids."
-            )
+        require_listable(f"levels {self.levels}", self.num_codes)
         return self.lookup(torch.arange(self.num_codes)[:, None]).moveaxis(self.dim, -1)
 
     def unquantized(self, z: torch.Tensor) -> torch.Tensor:

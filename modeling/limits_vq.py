@@ -17,11 +17,17 @@ MAX_SIDE = 2**13
 MAX_WEIGHT = 2**31
 """Most values of one weight: 8 GB of float32."""
 
+MAX_LISTED_CODES = 2**20
+"""Most codes that are listed where no weights hold them."""
+
 _MOST: dict[str, int] = {
     "image_size": MAX_SIDE,
     "num_channels": 2**12,
     "base_channels": 2**14,
     "channel_multiplier": 2**10,
+    "decoder_channel_multiplier": 2**10,
+    "num_downsamples": 16,
+    "patch_size": 64,
     "num_res_blocks": 64,
     "num_attention_heads": 2**12,
     "latent_channels": 2**16,
@@ -36,7 +42,7 @@ _MOST: dict[str, int] = {
     "num_classes": 2**20,
     "num_labels": 2**20,
 }
-_LONGEST = {"channel_multiplier": 16, "levels": 24, "attn_resolutions": 64}
+_LONGEST = {"channel_multiplier": 16, "decoder_channel_multiplier": 16, "levels": 24, "attn_resolutions": 64}
 # Other people's networks: how deep they are, all stages together, and any other number of theirs.
 _DEPTH = re.compile(r"(.*_)?(layers|blocks|depth|depths|stages)")
 _DEEPEST = 512
@@ -71,6 +77,15 @@ def refuse_impossible(fields: Mapping[str, Any], foreign: bool = False) -> None:
         if most is not None:
             for each in numbers:
                 require_at_most(f"`{name}`", each, most)
+
+
+def require_listable(what: str, num_codes: int) -> None:
+    """Raises a `ValueError` if the codes that `what` makes, which are no weights, are too many to list."""
+    if num_codes > MAX_LISTED_CODES:
+        raise ValueError(
+            f"{what} make {num_codes:,} codes, too many to list: the limit is {MAX_LISTED_CODES:,}. `lookup` gives "
+            "the codes of single ids."
+        )
 
 
 def require_at_most(name: str, value: float, maximum: int) -> None:
@@ -111,4 +126,12 @@ class WeightsFirstMixin:
         return super()._move_missing_keys_from_meta_to_device(missing_keys, *args, **kwargs)  # type: ignore[misc]
 
 
-__all__ = ["MAX_SIDE", "MAX_WEIGHT", "WeightsFirstMixin", "refuse_impossible", "require_at_most", "require_weight"]
+__all__ = [
+    "MAX_SIDE",
+    "MAX_WEIGHT",
+    "WeightsFirstMixin",
+    "refuse_impossible",
+    "require_at_most",
+    "require_listable",
+    "require_weight",
+]

@@ -36,12 +36,18 @@ from .batch_norm_vq import BatchNorm1d
 from .codebook_vq import Codebook
 from .configuration_vq import VQConfig
 from .limits_vq import WeightsFirstMixin
+from .magvit_vq import MAGVITDecoder, MAGVITEncoder, MAGVITStyleNorm
 from .old_checkpoints_vq import OldCheckpointMixin
 from .outputs_vq import VQDecoderOutput, VQEncoderOutput, VQModelOutput, captures_outputs, returns_tuples
 from .pipeline_vq import CUSTOM_PIPELINES
 from .pixel_range_vq import refuse_8_bit_values, require_floating_point
 from .quantizers_vq import build_quantizer
 
+_NETWORKS: dict[str, tuple[Any, Any]] = {
+    "vqgan": (VQGANEncoder, VQGANDecoder),
+    "magvit2": (MAGVITEncoder, MAGVITDecoder),
+    "sqvae": (SQVAEEncoder, SQVAEDecoder),
+}
 _Model = TypeVar("_Model", bound="VQPreTrainedModel")
 
 
@@ -75,6 +81,11 @@ class VQPreTrainedModel(OldCheckpointMixin, WeightsFirstMixin, PreTrainedModel):
             bound = 1 / math.sqrt(module.weight[0].numel())
             if module.bias is not None:
                 init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, MAGVITStyleNorm):  # it starts as a plain group norm
+            for layer in (module.gamma, module.beta):
+                init.zeros_(layer.weight)
+                init.zeros_(layer.bias)
+            init.ones_(module.gamma.bias)
         elif isinstance(module, BatchNorm1d):  # the base class would reset a count of batches, which this has not
             assert module.running_mean is not None and module.running_var is not None
             init.ones_(module.weight)
@@ -123,14 +134,12 @@ class VQModel(VQPreTrainedModel):
     def __init__(self, config: VQConfig) -> None:
         super().__init__(config)
         # `dtype` of the model is that of its first parameter: an encoder's, not the quantizer's, which stays float32.
-        self.encoder: VQGANEncoder | SQVAEEncoder
-        self.decoder: VQGANDecoder | SQVAEDecoder
-        if config.architecture == "vqgan":
-            self.encoder, self.decoder = VQGANEncoder(config), VQGANDecoder(config)
-            latent_channels, has_projections = config.latent_channels, True
-        else:
-            self.encoder, self.decoder = SQVAEEncoder(config), SQVAEDecoder(config)
-            latent_channels, has_projections = config.base_channels, config.embed_dim != config.base_channels
+        encoder, decoder = _NETWORKS[config.architecture]
+        self.encoder: Any = encoder(config)
+        self.decoder: Any = decoder(config)
+        is_sqvae = config.architecture == "sqvae"
+        latent_channels = config.base_channels if is_sqvae else config.latent_channels
+        has_projections = not is_sqvae or config.embed_dim != config.base_channels
         self.quantize = build_quantizer(config)
         self.quant_conv: nn.Module = nn.Identity()
         self.post_quant_conv: nn.Module = nn.Identity()
@@ -141,14 +150,14 @@ class VQModel(VQPreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Module:
         """The first convolution of the encoder."""
-        return self.encoder.conv_in if isinstance(self.encoder, VQGANEncoder) else self.encoder.conv[0]
+        return self.encoder.conv[0] if isinstance(self.encoder, SQVAEEncoder) else self.encoder.conv_in
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replaces the first convolution of the encoder."""
-        if isinstance(self.encoder, VQGANEncoder):
-            self.encoder.conv_in = value  # type: ignore[assignment]
-        else:
+        if isinstance(self.encoder, SQVAEEncoder):
             self.encoder.conv[0] = value
+        else:
+            self.encoder.conv_in = value
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """As every model's; what is saved brings the pipeline "image-tokenization" along."""

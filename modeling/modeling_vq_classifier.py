@@ -108,6 +108,7 @@ class VQModelForImageClassification(VQPreTrainedModel):
         layer = _find_layer(self.backbone, config.quantized_layer)
         if config.quantized_size is None or config.quantized_axis is None:
             config.quantized_size, config.quantized_axis = _output_layout(self.backbone, layer, config)
+            config.count_codes(config.quantized_size)
             config.validate_quantizer()  # now that its size is known
         self.quantize = build_quantizer(config)
         self.classifier = nn.Linear(_num_features(self.backbone), self.num_labels)

@@ -11,17 +11,22 @@ It differs from `torch.cdist(z, c).argmin()` in four ways:
 - It takes the minimum over blocks of codes first, and then inside the winning block. A row-wise argmin over all codes
   costs more than the product itself.
 - Its products never run in TF32 or bfloat16, whatever the global settings say.
+
+On CPUs, long work with few dimensions goes to a compiled loop, `fused_search_vq`, which finds the same indices.
 """
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 
+from .fused_search_vq import fused_index, is_fused
 from .precision_vq import ieee_matmul, is_reduced_when_traced
 
 # Before torch 2.7 there is no such function, and our models cannot be exported. `bool()` is False.
-_is_exporting = getattr(torch.compiler, "is_exporting", bool)
+is_exporting = getattr(torch.compiler, "is_exporting", bool)
 
 _BLOCK = 32
 _MAX_ROWS = 1024
@@ -55,7 +60,7 @@ def nearest_code(vectors: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     if padding:  # whole blocks; the padding never wins, because its scores are infinite
         codes = F.pad(codes, (0, 0, 0, padding))
         half_norms = F.pad(half_norms, (0, padding), value=torch.inf)
-    if _is_exporting() or torch.jit.is_tracing():
+    if is_exporting() or torch.jit.is_tracing():
         # A graph for any number of vectors has neither a number of chunks nor a case for none.
         index = _search_traced(vectors, codes, half_norms)
         return index.clamp_max(num_codes - 1) if padding else index
@@ -72,8 +77,15 @@ def nearest_code(vectors: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         found = [_search_traced(vectors[i : i + rows], codes, half_norms) for i in chunks]
     else:
         scores = vectors.new_empty(min(rows, num_vectors), codes.shape[0])
+        search = partial(_search, codes=codes, half_norms=half_norms, buffer=scores)
+        whole = num_vectors - num_vectors % rows
+        found = []
         with ieee_matmul():
-            found = [_search(vectors[i : i + rows], codes, half_norms, scores) for i in chunks]
+            if whole and is_fused(vectors[:whole], codes):
+                fused = fused_index(vectors[:whole], codes, half_norms, rows, search)
+                if fused is not None:
+                    found, chunks = [fused], range(whole, num_vectors, rows)
+            found += [search(vectors[i : i + rows]) for i in chunks]
     index = found[0] if len(found) == 1 else torch.cat(found)
     # Only a NaN or infinite vector can end in the padding. It gets an index that exists, too.
     return index.clamp_max(num_codes - 1) if padding else index

@@ -28,7 +28,7 @@ _TRANSPOSED = {
 }
 
 
-def open_image(source: str | bytes | IO[bytes]) -> Image.Image:
+def open_image(source: str | bytes | IO[bytes], shortest: int | None = None) -> Image.Image:
     """Opens and decodes an image. It keeps its mode.
 
     A JPEG of more than 64 million pixels is decoded at 1/2, 1/4 or 1/8 of its size, with at least 2,048 pixels left
@@ -37,13 +37,15 @@ def open_image(source: str | bytes | IO[bytes]) -> Image.Image:
 
     Args:
         source: A path, the bytes of a file, or a file.
+        shortest: Decode smaller JPEGs at 1/2, 1/4 or 1/8 of their size, too, as long as so many pixels are left along
+            the shorter edge.
 
     Raises:
         Exception: Whatever Pillow raises for pixels that cannot be decoded.
     """
     file: Any = BytesIO(source) if isinstance(source, bytes) else source
     try:
-        return _decode(file)
+        return _decode(file, shortest)
     except Exception:
         for kept in ((*_PNG_PIXELS, b"eXIf"), _PNG_PIXELS):  # the orientation is worth a try
             pixels = _png_chunks(file, kept)
@@ -81,11 +83,13 @@ def upright(image: Image.Image) -> Image.Image:
     return turned
 
 
-def _decode(file: Any) -> Image.Image:
+def _decode(file: Any, shortest: int | None = None) -> Image.Image:
     with Image.open(file) as image:
         short = min(image.size)
-        if image.format == "JPEG" and image.width * image.height > _LARGE and short >= 2 * _SHORTEST:
-            factor = next(factor for factor in (8, 4, 2) if short >= factor * _SHORTEST)
+        if image.width * image.height > _LARGE:
+            shortest = min(shortest or _SHORTEST, _SHORTEST)
+        if image.format == "JPEG" and shortest is not None and short >= 2 * shortest:
+            factor = next(factor for factor in (8, 4, 2) if short >= factor * shortest)
             image.draft(image.mode, (image.width // factor, image.height // factor))
         image.load()
         orientation(image)  # a PNG can hold its EXIF data behind its pixels, and closing ends the reading

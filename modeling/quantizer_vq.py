@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .base_quantizer_vq import Quantizer, get_vq_layers, no_vq
+from .base_quantizer_vq import Quantizer
 from .batch_norm_vq import in_backward
+from .checks_quantizer_vq import check_quantizer
 from .codebook_updates_vq import (
     begin_forward,
     collect_vectors,
@@ -33,13 +34,13 @@ from .codebook_updates_vq import (
 )
 from .codebook_vq import Codebook, normalize
 from .codebook_words_vq import codebook_works, describe_codebook
-from .configuration_quantizer_vq import check_quantizer
 from .distributed_vq import sum_over_ranks
 from .gradient_vq import pass_gradient
 from .input_norm_vq import apply_norm_layer, build_norm_layer
 from .nearest_vq import nearest_code
 from .quantizer_output_vq import QuantizerOutput, describe_counts
 from .recent_forwards_vq import RecentForwards
+from .wasserstein_vq import gaussian_wasserstein, moments_over_ranks
 
 
 class VectorQuant(Quantizer):
@@ -69,8 +70,9 @@ class VectorQuant(Quantizer):
         affine_mode: "learned", or "running": scale and bias that match the moments of vectors and codes.
         codebook_update: "gradient", or "ema": codes are moving averages of their vectors, without gradient.
         codebook_decay: decay of these averages, in [0, 1).
-        gradient_estimator: "ste" (straight-through) or "rotation" (Fifty et al. 2024).
+        gradient_estimator: "ste" (straight-through), "rotation", "diveq" or "nsvq", see `gradient_vq.pass_gradient`.
         replace_policy: "input", "kmeans" or "busy", see `codebook_updates_vq.replace_codes`.
+        wasserstein_weight: weight, at least 0, of `wasserstein_vq.gaussian_wasserstein` in the training loss.
         inplace_optimizer: not supported; `alternating_steps` does its work.
 
     Raises:
@@ -105,6 +107,7 @@ class VectorQuant(Quantizer):
         codebook_decay: float = 0.99,
         gradient_estimator: str = "ste",
         replace_policy: str = "input",
+        wasserstein_weight: float = 0.0,
         inplace_optimizer: None = None,
     ):
         super().__init__()
@@ -133,6 +136,7 @@ class VectorQuant(Quantizer):
             "cb_norm": cb_norm,
         }
         mine = {"beta": beta, "sync_nu": sync_nu, "norm": norm, "gradient_estimator": gradient_estimator}
+        mine["wasserstein_weight"] = wasserstein_weight
         shape: dict[str, Any] = {"feature_size": feature_size, "num_codes": num_codes}
         shape |= {"groups": self.groups, "share": self.share, "quantizer_dropout": self.quantizer_dropout}
         check_quantizer(self.kind, codebook | mine | shape)
@@ -140,19 +144,20 @@ class VectorQuant(Quantizer):
 
         self.feature_size, self.num_codes, self.dim = feature_size, num_codes, dim
         self.code_dim = feature_size // self._num_vectors
-        self.beta, self.sync_nu = beta, sync_nu
+        self.beta, self.sync_nu, self.wasserstein_weight = beta, sync_nu, wasserstein_weight
         self.norm, self.gradient_estimator = norm, gradient_estimator
         self.norm_layer = build_norm_layer(norm, feature_size)
         self.codebook = Codebook(num_codes, self.code_dim, num_books, kmeans_init=kmeans_init, **codebook)
         self._recent = RecentForwards()
+        self._moments: list[tuple[torch.Tensor, torch.Tensor]] = []  # of the books' vectors
         self._held: list[torch.Tensor] = []  # vectors of this optimizer step's micro batches before the last one
 
     def forward(self, z: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, QuantizerOutput]:
         """Quantizes `z`, in float32 or better.
 
         Returns:
-            The quantized tensor, of `z`'s shape, and a `QuantizerOutput`. Its value is that of the codes, to the bit;
-            its gradient goes to `z` by the gradient estimator.
+            The quantized tensor, of `z`'s shape, and a `QuantizerOutput`. Its value is that of the codes, to the bit,
+            but for the noise of two estimators; its gradient goes to `z` by the gradient estimator.
         """
         x = self._prepare(z, mask)
         leading = x.shape[:-2]
@@ -174,8 +179,10 @@ class VectorQuant(Quantizer):
         loss = squared.sum() / size
         if torch.is_grad_enabled():  # the two terms have one value
             loss = self.beta * loss + (1 - self.beta) * ((x - z_q.detach()).square().sum() / size)
+        if self.training and self.wasserstein_weight > 0 and not x.is_meta:
+            loss = loss + self.wasserstein_weight * self._wasserstein(x.dtype)
 
-        quantized = pass_gradient(x, z_q, self.sync_nu, self.gradient_estimator)
+        quantized = pass_gradient(x, z_q, self.sync_nu, self.gradient_estimator, self.training)
         perplexity, usage = describe_counts(counts)
         output = QuantizerOutput(
             z=x.unflatten(0, leading),
@@ -188,6 +195,13 @@ class VectorQuant(Quantizer):
             replaced=codebook.rewritten if self.training else None,
         )
         return self._restore(quantized.unflatten(0, leading)), output
+
+    @torch.compiler.disable
+    def _wasserstein(self, dtype: torch.dtype) -> torch.Tensor:
+        """The mean over the books, of the last whole batch. Before there is one it is zero."""
+        books = self.codebook(dtype).unflatten(0, (self.codebook.num_books, -1))
+        terms = [gaussian_wasserstein(*moments, codes) for moments, codes in zip(self._moments, books, strict=False)]
+        return sum(terms, books.new_zeros(())) / max(1, len(terms))
 
     @torch.compiler.disable
     def _train_codebook(self, x: torch.Tensor, kept: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -222,6 +236,8 @@ class VectorQuant(Quantizer):
         levels = self._draw_levels(x)
         takes_part = codebook.in_first_books(levels) if levels < self.groups and not self.share else None
         vectors, index = self._assign(x, levels, observe=codebook.running_affine)
+        if self.wasserstein_weight > 0:
+            self._moments = [moments_over_ranks(each) for each in self._vectors_of_books(x)]
         steps = 1 if codebook.codebook_update == "ema" else codebook.alternating_steps
         for number in range(steps):
             if number:
@@ -381,20 +397,4 @@ class VectorQuant(Quantizer):
         return f"feature_size={self.feature_size}, num_codes={self.num_codes}, groups={self.groups}, dim={self.dim}"
 
 
-class GroupVectorQuant(VectorQuant):
-    """Splits the features into `groups` equal parts and quantizes each, with one codebook or `groups` separate ones.
-
-    Args:
-        groups: divides `feature_size`.
-        share: one codebook for all groups; else `num_codes` are split evenly.
-        **kwargs: see `VectorQuant`.
-    """
-
-    kind = "group"
-
-    def __init__(self, feature_size: int, num_codes: int, groups: int = 1, share: bool = True, **kwargs):
-        self.groups, self.share = groups, share
-        super().__init__(feature_size, num_codes, **kwargs)
-
-
-__all__ = ["GroupVectorQuant", "QuantizerOutput", "VectorQuant", "get_vq_layers", "no_vq"]
+__all__ = ["VectorQuant"]

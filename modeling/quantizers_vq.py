@@ -7,16 +7,28 @@
 from typing import Any
 
 from .base_quantizer_vq import Quantizer
-from .configuration_quantizer_vq import QUANTIZER_TYPES, REGISTERED_TYPES
+from .binary_spherical_vq import BinarySphericalQuant
+from .checks_quantizer_vq import QUANTIZER_TYPES, REGISTERED_TYPES
 from .finite_scalar_vq import FiniteScalarQuant
-from .quantizer_vq import GroupVectorQuant, VectorQuant
+from .group_vq import GroupVectorQuant
+from .index_backprop_vq import IndexBackpropQuant
+from .lookup_free_vq import LookupFreeQuant
+from .quantizer_vq import VectorQuant
+from .residual_implicit_vq import ResidualFiniteScalarQuant, ResidualLookupFreeQuant
 from .residual_vq import ResidualVectorQuant
+from .sim_vq import SimVectorQuant
 
 QUANTIZERS: dict[str, type[Quantizer]] = {
     "vector": VectorQuant,
     "group": GroupVectorQuant,
     "residual": ResidualVectorQuant,
     "fsq": FiniteScalarQuant,
+    "lfq": LookupFreeQuant,
+    "bsq": BinarySphericalQuant,
+    "residual_fsq": ResidualFiniteScalarQuant,
+    "residual_lfq": ResidualLookupFreeQuant,
+    "simvq": SimVectorQuant,
+    "ibq": IndexBackpropQuant,
 }
 """`quantizer_type` -> class. The names of ours stand in `QUANTIZER_TYPES` as well, for configurations."""
 

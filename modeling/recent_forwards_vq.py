@@ -10,25 +10,23 @@ from collections import deque
 
 import torch
 
-_REMEMBERED_FORWARDS = 16
-
 
 class RecentForwards:
-    """The ids of the last 16 training forwards, by their inputs."""
+    """What the last training forwards found, ids for example, by their inputs."""
 
-    def __init__(self) -> None:
-        self._forwards: deque[tuple[torch.Tensor, torch.Tensor]] = deque(maxlen=_REMEMBERED_FORWARDS)
+    def __init__(self, number: int = 16) -> None:
+        self._forwards: deque[tuple[torch.Tensor, torch.Tensor]] = deque(maxlen=number)
 
-    def add(self, x: torch.Tensor, index: torch.Tensor) -> None:
-        """Remembers that the vectors `x` got the ids `index`."""
-        self._forwards.append((_probe(x), index))
+    def add(self, x: torch.Tensor, found: torch.Tensor) -> None:
+        """Remembers what was found for the vectors `x`."""
+        self._forwards.append((_probe(x), found))
 
     def find(self, x: torch.Tensor) -> torch.Tensor | None:
-        """The ids that `x` got; None if its forward is forgotten."""
+        """What was found for `x`; None if its forward is forgotten."""
         probe = _probe(x)
-        for seen, index in reversed(self._forwards if not x.is_meta else ()):
+        for seen, found in reversed(self._forwards if not x.is_meta else ()):
             if torch.equal(seen, probe):
-                return index
+                return found
         return None
 
 

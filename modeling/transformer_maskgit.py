@@ -68,8 +68,9 @@ class MaskGitAttention(nn.Module):
         self.is_causal = False
         self.num_key_value_groups = 1
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
-        self.q_norm = _norm(config, self.head_dim)
-        self.k_norm = _norm(config, self.head_dim)
+        normed = self.head_dim if config.qk_norm == "head" else config.hidden_size
+        self.q_norm = _norm(config, normed)
+        self.k_norm = _norm(config, normed)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(
@@ -80,9 +81,16 @@ class MaskGitAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Keeps the shape (batch, positions, hidden_size). Returns the attention weights, too, if there are any."""
         batch, positions, width = hidden_states.shape
-        qkv = self.qkv(hidden_states).view(batch, positions, 3, -1, self.head_dim)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        query, key = self.q_norm(query), self.k_norm(key)
+        if self.config.qk_norm == "head":
+            qkv = self.qkv(hidden_states).view(batch, positions, 3, -1, self.head_dim)
+            query, key, value = qkv.permute(2, 0, 3, 1, 4)
+            query, key = self.q_norm(query), self.k_norm(key)
+        else:
+            query, key, value = self.qkv(hidden_states).chunk(3, -1)
+            query, key, value = (
+                states.view(batch, positions, -1, self.head_dim).transpose(1, 2)
+                for states in (self.q_norm(query), self.k_norm(key), value)
+            )
         if rotary is not None:
             query, key = _rotate(query, rotary), _rotate(key, rotary)
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -118,16 +126,16 @@ class MaskGitMLP(nn.Module):
 
 
 class MaskGitModulation(nn.Linear):
-    """Maps the class embedding to shift, scale and gate of both sub-layers.
+    """Maps the class embedding to shift, scale and gate of both sub-layers, or to shift and scale of the last norm.
 
     It has a class of its own because it starts at zero.
     """
 
-    def __init__(self, config: MaskGitConfig) -> None:
-        super().__init__(config.hidden_size, 6 * config.hidden_size)
+    def __init__(self, config: MaskGitConfig, parts: int = 6) -> None:
+        super().__init__(config.hidden_size, parts * config.hidden_size)
 
     def forward(self, condition: torch.Tensor) -> torch.Tensor:
-        """Maps (batch, hidden_size) to (batch, 1, 6 * hidden_size)."""
+        """Maps (batch, hidden_size) to (batch, 1, parts * hidden_size)."""
         return super().forward(F.silu(condition)).unsqueeze(1)
 
 
@@ -180,7 +188,8 @@ class MaskGitTransformer(nn.Module):
             nn.Parameter(torch.empty(rows * columns, width)) if config.position_type == "learned" else None
         )
         self.layers = nn.ModuleList(MaskGitLayer(config) for _ in range(config.num_hidden_layers))
-        self.norm = _norm(config, width)
+        self.norm = _norm(config, width, affine=not config.modulates_last_norm)
+        self.modulation = MaskGitModulation(config, parts=2) if config.modulates_last_norm else None
 
     def forward(
         self, tokens: torch.Tensor, mask: torch.Tensor, class_labels: torch.Tensor, **kwargs: Any
@@ -210,7 +219,11 @@ class MaskGitTransformer(nn.Module):
             rotary = rotary_embedding(height, width, head_dim, tokens.device, hidden_states.dtype)
         for layer in self.layers:
             hidden_states = layer(hidden_states, condition, rotary, **kwargs)
-        return self.norm(hidden_states)[:, 1:]
+        hidden_states = self.norm(hidden_states)[:, 1:]
+        if self.modulation is not None:
+            shift, scale = self.modulation(condition).chunk(2, -1)
+            hidden_states = hidden_states * (1 + scale) + shift
+        return hidden_states
 
 
 __all__ = ["MaskGitAttention", "MaskGitLayer", "MaskGitModulation", "MaskGitTransformer", "rotary_embedding"]

@@ -9,11 +9,10 @@ from __future__ import annotations
 import copy
 import functools
 import math
-import os
-import sys
-import types
+import runpy
 import unittest
 import unittest.mock
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,31 +28,7 @@ from hf_vq import (
 )
 from hf_vq.modeling.autoencoder_vq import VQGANAttentionBlock
 
-
-def _stand_in(name: str, **attributes: Any) -> None:
-    """A module that the tests import and their distribution lacks."""
-    sys.modules[name] = types.ModuleType(name)
-    sys.modules[name].__dict__.update(attributes)
-
-
-_stand_in("tests.exporters.test_export", ExportTesterMixin=type("ExportTesterMixin", (), {}))
-_stand_in("tests.generation.test_utils", GenerationTesterMixin=type("GenerationTesterMixin", (), {}))
-_stand_in("fetch_hub_objects_for_ci", url_to_local_path=str)  # used by tests of segmentation only
-_stand_in(
-    "tests.utils.test_configuration_utils",
-    config_common_kwargs={
-        "return_dict": False,
-        "output_hidden_states": True,
-        "output_attentions": True,
-        "dtype": "float16",
-        "chunk_size_feed_forward": 5,
-        "architectures": ["BertModel"],
-        "id2label": {0: "label"},
-        "label2id": {"label": 0},
-        "problem_type": "regression",
-    },
-)
-sys.path.insert(0, os.environ["TRANSFORMERS_SOURCE"])
+runpy.run_path(str(Path(__file__).with_name("common_stand_ins.py")))
 
 from tests.test_configuration_common import ConfigTester  # type: ignore[import-not-found]  # noqa: E402
 from tests.test_image_processing_common import (  # type: ignore[import-not-found]  # noqa: E402

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from hf_vq.modeling.quantizer_vq import GroupVectorQuant, VectorQuant
+from hf_vq import GroupVectorQuant, VectorQuant
 from hf_vq.modeling.residual_vq import ResidualVectorQuant
 
 FULL: dict[str, Any] = dict(affine_lr=2.0, sync_nu=0.3, replace_freq=2, kmeans_init=True, alternating_steps=2)

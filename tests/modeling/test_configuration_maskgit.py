@@ -77,6 +77,7 @@ def test_classes_have_names():
         ({"norm_eps": 0.0}, "`norm_eps` must be above 0"),
         ({"initializer_range": -1.0}, "`initializer_range` must be at least 0"),
         ({"norm_type": "batchnorm"}, "norm_type"),
+        ({"modulates_last_norm": True, "class_conditioning": "prefix"}, "`modulates_last_norm` needs"),
         ({"mask_schedule": "root"}, "mask_schedule"),
         ({"position_type": "alibi"}, "position_type"),
         ({"class_conditioning": "none"}, "class_conditioning"),

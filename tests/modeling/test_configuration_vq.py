@@ -40,6 +40,8 @@ def test_default_shape_is_16_pixels_per_token():
 def test_downsample_factor_of_both_architectures():
     """Each multiplier after the first halves a VQGAN's image; SQ-VAE always has four pixels per token side."""
     assert VQConfig(channel_multiplier=[1, 2, 2]).downsample_factor == 4
+    assert VQConfig(channel_multiplier=[1, 2, 2], patch_size=4).downsample_factor == 16
+    assert VQConfig(channel_multiplier=[1, 2, 2], patch_size=4, num_downsamples=1).downsample_factor == 8
     assert VQConfig(architecture="sqvae", channel_multiplier=[1, 2, 2, 2]).downsample_factor == 4
 
 
@@ -61,16 +63,24 @@ def test_downsample_factor_of_both_architectures():
         ({"architecture": "sqvae", "base_channels": 33}, r"`base_channels` must be even"),
         ({"attn_resolutions": [8]}, r"names \[8\].*resolutions \[256, 128, 64, 32, 16\]"),
         ({"channel_multiplier": []}, r"`channel_multiplier` needs one entry"),
+        ({"patch_size": 3}, r"`patch_size` must be a power of two, got 3"),
+        ({"patch_size": 0}, r"`patch_size` must be a power of two, got 0"),
+        ({"num_downsamples": 5}, r"`num_downsamples` must be in \[0, 4\]"),
+        ({"num_downsamples": -1}, r"`num_downsamples` must be in \[0, 4\]"),
+        ({"patch_size": 4, "image_size": 96}, r"multiple of the downsample factor 64, got 96"),
+        ({"decoder_channel_multiplier": [1, 2]}, r"`decoder_channel_multiplier` needs 5 entries"),
+        ({"decoder_channel_multiplier": [1, 1, 2, 2, 0]}, r"`decoder_channel_multiplier` needs 5 entries"),
+        ({"decoder_channel_multiplier": [1, 1, 2, 2, 3], "num_attention_heads": 512}, r"one has 384 channels"),
         ({"num_attention_heads": 3}, r"must divide the width of every attention block"),
         ({"dropout": 1.0}, r"`dropout` must be in \[0, 1\)"),
-        ({"num_groups": 2}, r'needs `quantizer_type` "group" or "residual"'),
+        ({"num_groups": 2}, "needs `quantizer_type` among .*'group', 'residual'"),
         ({"quantizer_type": "group", "num_groups": 3}, r"must divide `embed_dim`"),
         ({"quantizer_type": "residual", "num_groups": 3, "share_codebook": False}, r"must divide `num_codes`"),
         (
             {"quantizer_type": "group", "num_groups": 4, "share_codebook": False, "affine_groups": 512},
             r"512 affine groups and 256 codes",
         ),
-        ({"architecture": "vit"}, r"'vqgan', 'sqvae'"),
+        ({"architecture": "vit"}, r"'vqgan', 'magvit2', 'sqvae'"),
         ({"norm": "l2c"}, r"'norm' expected one of"),
         ({"replace_freq": 2.5}, r"'replace_freq' expected int, got float"),
     ],
@@ -79,6 +89,29 @@ def test_bad_values_are_refused(fields, message):
     """Every field out of range, alone or with another, raises and says what was wrong."""
     with pytest.raises(StrictDataclassError, match=message):
         VQConfig(**fields)
+
+
+UNUSED = [
+    ({"quantizer_type": "fsq", "levels": [8, 5, 5, 5], "embed_dim": 4}, {"beta": 0.5, "kmeans_init": False}, "group"),
+    ({"quantizer_type": "simvq"}, {"replace_freq": 0}, "residual"),
+    ({"quantizer_type": "lfq", "embed_dim": 8}, {"level_activation": "sigmoid"}, "fsq"),
+    ({}, {"entropy_weight": 1.0}, "bsq"),
+]
+
+
+@pytest.mark.parametrize(("fields", "unused", "owner"), UNUSED)
+def test_fields_that_a_kind_does_not_use_are_refused_by_name(fields, unused, owner, tmp_path):
+    """They would be ignored. A file may have them; so may anyone, as long as they are the defaults."""
+    named = ", ".join(f"`{name}={value!r}`" for name, value in unused.items())
+    kind = fields.get("quantizer_type", "vector")
+    with pytest.raises(ValueError, match=f"'{kind}' does not use {named}: leave out .* is for the kinds .*'{owner}'"):
+        VQConfig(**fields, **unused)
+    config = VQConfig(**fields, norm="none", **{name: getattr(VQConfig, name) for name in unused})
+    config.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | unused))
+    VQConfig.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    assert VQConfig.from_pretrained(tmp_path).quantizer_type == kind
 
 
 def test_save_and_load_keep_every_field(tmp_path):

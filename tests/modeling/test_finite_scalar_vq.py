@@ -155,7 +155,10 @@ def test_codes_that_are_too_many_to_list():
         ({"levels": [8, 5.5], "embed_dim": 2}, "'levels' expected"),
         ({"levels": [8, 5], "embed_dim": 2, "level_activation": "relu"}, "'tanh', 'sigmoid'"),
         ({"levels": [8, 5], "embed_dim": 2, "num_groups": 2}, "`num_groups=2` needs"),
-        ({"quantizer_type": "vector", "levels": [8, 5]}, '`levels=.8, 5.` needs `quantizer_type="fsq"`, got "vector"'),
+        (
+            {"quantizer_type": "vector", "levels": [8, 5]},
+            '`levels=.8, 5.` needs `quantizer_type` "fsq" or',
+        ),
     ],
 )
 def test_configurations_that_make_no_sense(fields, message):

@@ -7,7 +7,8 @@ from PIL import Image
 
 from hf_vq.modeling.inpainting_maskgit import keep_outside
 
-from .test_generation_maskgit import GROUPED, HOLE, TOKENIZER, TOKENS, make_model, seeded
+from .test_generation_arguments import HOLE, TOKENS
+from .test_generation_maskgit import GROUPED, TOKENIZER, make_model, seeded
 
 
 @pytest.mark.parametrize("labels", ["dog", ["dog"], np.array(["dog"]), "1", 1, [1], np.array([1]), torch.tensor(1)])

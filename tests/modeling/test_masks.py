@@ -11,9 +11,12 @@ from hf_vq import (
     RECOMMENDED_QUANTIZER,
     FiniteScalarQuant,
     GroupVectorQuant,
+    IndexBackpropQuant,
+    LookupFreeQuant,
     Quantizer,
     QuantizerOutput,
     ResidualVectorQuant,
+    SimVectorQuant,
     VectorQuant,
     no_vq,
 )
@@ -36,6 +39,9 @@ LAYERS = {
     "separate groups, running": lambda: GroupVectorQuant(8, 16, 2, False, dim=-1, affine_mode="running", **FULL),
     "residual": lambda: ResidualVectorQuant(8, 16, 2, True, dim=-1, **FULL),
     "residual, separate, running": lambda: ResidualVectorQuant(8, 16, 2, False, dim=-1, affine_mode="running", **FULL),
+    "lfq": lambda: LookupFreeQuant(8, dim=-1),
+    "simvq": lambda: SimVectorQuant(8, 16, dim=-1),
+    "ibq": lambda: IndexBackpropQuant(8, 16, dim=-1),
     "fsq": lambda: FiniteScalarQuant(levels=[3, 4, 2, 5, 3, 2, 2, 2], dim=-1),
 }
 

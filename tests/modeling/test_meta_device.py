@@ -38,6 +38,13 @@ KINDS: dict[str, dict[str, Any]] = {
     "batch norm, busy": dict(SQVAE, norm="bn", replace_policy="busy"),
     "group": dict(SQVAE, quantizer_type="group", num_groups=2, share_codebook=False),
     "residual": dict(SQVAE, quantizer_type="residual", num_groups=2),
+    "lfq": dict(SQVAE, quantizer_type="lfq", embed_dim=4, num_codes=16),
+    "bsq": dict(SQVAE, quantizer_type="bsq", embed_dim=4, num_groups=2, num_codes=4),
+    "residual_fsq": dict(SQVAE, quantizer_type="residual_fsq", levels=[4, 4], embed_dim=2, num_groups=2, num_codes=32),
+    "residual_lfq": dict(SQVAE, quantizer_type="residual_lfq", embed_dim=4, num_groups=2, num_codes=32),
+    "simvq": dict(SQVAE, quantizer_type="simvq"),
+    "ibq": dict(SQVAE, quantizer_type="ibq"),
+    "diveq": dict(SQVAE, gradient_estimator="diveq", sync_nu=0.0),
     "fsq": dict(SQVAE, quantizer_type="fsq", levels=[4, 4], embed_dim=2, num_codes=16),
 }
 

@@ -1,31 +1,26 @@
-"""Classifiers with a quantized layer: what the layer does in each kind of network, and what is saved and loaded."""
+"""Classifiers with a quantized layer: what the layer does in each kind of network."""
 
 from __future__ import annotations
 
 import builtins
-import copy
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from torch.utils.data import Dataset
 from transformers import (
     AutoBackbone,
     AutoConfig,
     AutoImageProcessor,
-    AutoModelForImageClassification,
     Trainer,
     TrainingArguments,
     pipeline,
 )
 
-from hf_vq import VQImageClassificationConfig, VQImageProcessor, VQModelForImageClassification, get_vq_layers, no_vq
+from hf_vq import VQImageClassificationConfig, VQImageProcessor, VQModelForImageClassification, no_vq
 
 RESNET: dict[str, Any] = {
     "model_type": "resnet",
@@ -258,44 +253,6 @@ def test_several_groups(kind: str, share: bool) -> None:
     assert model(pixels()).image_tokens.shape == (4, 2, 2, 2)
 
 
-@pytest.mark.parametrize("name", BACKBONES)
-def test_save_and_load(name: str, tmp_path: Path) -> None:
-    """The same model comes back and gives the same tokens, without running a blank image again."""
-    model = make(BACKBONES[name][0], id2label={0: "ant", 1: "bee", 2: "cat"}, label2id={"ant": 0, "bee": 1, "cat": 2})
-    model(pixels())
-    model.eval().save_pretrained(tmp_path)
-    loaded = AutoModelForImageClassification.from_pretrained(tmp_path)
-    assert type(loaded) is VQModelForImageClassification and loaded.config.label2id == {"ant": 0, "bee": 1, "cat": 2}
-    assert loaded.config.quantized_size == BACKBONES[name][1]
-    with torch.no_grad():
-        ours, theirs = model(pixels()), loaded(pixels())
-    torch.testing.assert_close(ours.logits, theirs.logits)  # to the bit would ask for equally aligned memory
-    assert torch.equal(ours.image_tokens, theirs.image_tokens)
-    assert all(torch.equal(weight, loaded.state_dict()[key]) for key, weight in model.state_dict().items())
-    assert {key.partition(".")[0] for key in loaded.state_dict()} == {"backbone", "quantize", "classifier"}
-
-
-def test_a_deep_copy_uses_its_own_codes() -> None:
-    """The hook of a copy belongs to the copy, with a codebook and statistics of its own."""
-    model = make().eval()
-    other = copy.deepcopy(model)
-    with torch.no_grad():
-        other.quantize.codebook.weight.add_(3.0)
-        before = model(pixels()).logits
-        assert not torch.equal(other(pixels()).logits, before)
-        assert torch.equal(model(pixels()).logits, before)
-    assert get_vq_layers(other) == [other.quantize] and other.quantize is not model.quantize
-    other.train()(pixels())
-    assert other.quantize.codebook.initialized and not model.quantize.codebook.initialized
-
-
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_it_is_built_where_no_gradients_are_recorded(mode: Any) -> None:
-    """It finds the size of the quantized layer there as well."""
-    with mode():
-        assert VQModelForImageClassification(VQImageClassificationConfig(base_channels=8)).config.quantized_size
-
-
 @pytest.mark.compiles
 def test_compiled_it_gives_the_same() -> None:
     """torch.compile includes the hook in one graph."""
@@ -360,114 +317,3 @@ def test_gray_images_and_the_pipeline(tmp_path: Path, monkeypatch: pytest.Monkey
     assert best["score"] == pytest.approx(float(chances.max()), rel=1e-5)
     answers = pipe([picture.rotate(90), picture, picture.rotate(90)], batch_size=2)
     assert [answer[0]["score"] == pytest.approx(best["score"], rel=1e-5) for answer in answers] == [False, True, False]
-
-
-ELSEWHERE = """
-import sys
-sys.modules["hf_vq"] = None
-import torch
-from transformers import AutoModelForImageClassification, pipeline
-model = AutoModelForImageClassification.from_pretrained(sys.argv[1], trust_remote_code=True)
-with torch.no_grad():
-    logits = model(torch.load("pixels.pt")).logits
-torch.save(logits, "logits.pt")
-print(type(model).__module__)
-print(len(pipeline("image-classification", model=sys.argv[1], trust_remote_code=True)("image.png")))
-"""
-
-
-@pytest.mark.local_code
-@pytest.mark.parametrize("name", ["alexnet", "vit"])
-def test_it_loads_without_the_package(name: str, tmp_path: Path) -> None:
-    """The code beside the weights is enough, for the model and for the pipeline."""
-    model = make(BACKBONES[name][0]).eval()
-    model.save_pretrained(tmp_path / "model")
-    VQImageProcessor(image_size=16).save_pretrained(tmp_path / "model")
-    torch.save(pixels(), tmp_path / "pixels.pt")
-    Image.new("RGB", (20, 24), "red").save(tmp_path / "image.png")
-    (tmp_path / "load.py").write_text(ELSEWHERE)
-    result = subprocess.run(
-        [sys.executable, "-I", "load.py", str(tmp_path / "model")], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    module, count = result.stdout.splitlines()
-    assert module.startswith("transformers_modules.") and count == "3"
-    with torch.no_grad():
-        torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), model(pixels()).logits)
-
-
-def test_a_backbone_with_a_list_of_sides_takes_the_image_size() -> None:
-    """Height and width are both the size of the images."""
-    hiera = {"model_type": "hiera", "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 1], "num_query_pool": 1}
-    assert VQImageClassificationConfig(backbone_config=hiera, image_size=32).backbone_config.image_size == [32, 32]
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"backbone_config": "resnet19"}, r"no backbone 'resnet19'. Choose among \['resnet18', 'vit_tiny'\]"),
-        ({"backbone_config": {"hidden_size": 3}}, r"needs a 'model_type'"),
-        ({"backbone_config": VIT, "image_size": 32}, r"`image_size=32` does not fit the backbone.*image_size=16"),
-        (
-            {"backbone_config": {**RESNET, "num_channels": 3}, "num_channels": 1},
-            r"`num_channels=1` does not fit the backbone",
-        ),
-        ({"num_channels": 2}, r"`num_channels` must be 3 \(RGB\) or 1"),
-        ({"image_size": 7}, r"`image_size` must be at least 8"),
-        ({"dropout": 1.0}, r"`dropout` must be in \[0, 1\)"),
-        ({"beta": 2.0}, r"`beta` must be in \[0, 1\]"),
-        ({"backbone_config": 5}, r"`backbone_config` must be a configuration of transformers.*got 5"),
-        ({"quantized_axis": 2}, r"`quantized_axis` must be 1 or -1, got 2"),
-        ({"quantizer_type": "group", "num_groups": 3, "quantized_size": 8}, r"must divide the channels"),
-    ],
-)
-def test_bad_fields_are_refused(fields: dict[str, Any], message: str) -> None:
-    """The configuration refuses them and says what was wrong and how to fix it."""
-    with pytest.raises((StrictDataclassError, ValueError), match=message):
-        VQImageClassificationConfig(**fields)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"backbone": {"model_type": "clip_vision_model"}}, r"AutoBackbone has no model of the type 'clip_vision"),
-        ({"quantized_layer": 7}, r"out of range: the backbone's blocks are 0 to 6"),
-        ({"quantized_layer": "layers.9"}, r"'layers.9'` is no module of the backbone, whose blocks are layers.0"),
-        ({"quantized_layer": "layers"}, r"'layers'` runs 0 times"),
-        pytest.param(
-            {"backbone": SWIN, "quantized_layer": "swin.encoder"},
-            r"must be, or begin with, a tensor",
-            marks=pytest.mark.module_names,
-        ),
-        ({"backbone": {"model_type": "uvdoc_backbone"}, "image_size": 32}, r"18 channels, but returns \(1, 128\)"),
-    ],
-)
-def test_networks_that_cannot_be_quantized_so_are_refused(fields: dict[str, Any], message: str) -> None:
-    """The model refuses them and says what there is to choose from."""
-    with pytest.raises(ValueError, match=message):
-        make(**fields)
-
-
-@pytest.mark.parametrize(
-    ("images", "message"),
-    [
-        (torch.zeros(2, 3, 16, 16, dtype=torch.uint8), r"floating-point numbers in \[-1, 1\], got torch.uint8"),
-        (torch.zeros(3, 16, 16), r"shape \(batch, 3, height, width\), got \(3, 16, 16\)"),
-        (torch.zeros(2, 1, 16, 16), r"VQImageProcessor\(num_channels=3\)"),
-    ],
-)
-def test_bad_pixels_are_refused(images: torch.Tensor, message: str) -> None:
-    """The message tells what was expected."""
-    with pytest.raises(ValueError, match=message):
-        make()(images)
-
-
-def test_named_backbones_are_the_networks_they_say() -> None:
-    """ResNet-18 and ViT-Tiny have their known numbers of parameters, without their last layers."""
-    sizes = {}
-    for name in ("resnet18", "vit_tiny"):
-        config = VQImageClassificationConfig(backbone_config=name, image_size=224, quantized_size=128)
-        with torch.device("meta"):
-            model = VQModelForImageClassification(config)
-        sizes[name] = sum(weight.numel() for weight in model.backbone.parameters())
-    assert sizes == {"resnet18": 11_176_512, "vit_tiny": 5_524_416}

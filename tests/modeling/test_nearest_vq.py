@@ -96,7 +96,7 @@ def test_results_do_not_depend_on_the_chunk(monkeypatch):
 MEMORY = """
 import re, torch
 from pathlib import Path
-from hf_vq.modeling.quantizer_vq import VectorQuant
+from hf_vq import VectorQuant
 torch.set_num_threads(1)
 layer = VectorQuant(256, 16384, dim=-1).eval()
 z = torch.randn(16384, 256)

@@ -40,6 +40,8 @@ MODELS = {
     "ema": lambda: tokenizer(**EMA),
     "residual": lambda: tokenizer(quantizer_type="residual", num_groups=2),
     "fsq": lambda: VQModel(VQConfig(**SMALL | dict(quantizer_type="fsq", levels=[4, 2, 2, 2]))),
+    "simvq": lambda: tokenizer(quantizer_type="simvq"),
+    "ibq": lambda: tokenizer(quantizer_type="ibq"),
     "generator": lambda: MaskGitModel(MaskGitConfig(vq_config=VQConfig(**SMALL), **GENERATOR)),
     "classifier": classifier,
 }

@@ -132,16 +132,28 @@ def test_a_saved_model_runs_and_saves_again_without_the_package(tmp_path, hub):
 
 
 @pytest.mark.local_code
-def test_a_model_without_a_codebook_runs_without_the_package(tmp_path):
-    """The levels of finite scalar quantization come from the configuration alone; tokens and pixels are the same."""
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"quantizer_type": "fsq", "levels": [8, 5, 5, 5], "level_activation": "sigmoid"},
+        {"quantizer_type": "bsq", "num_groups": 2},
+        {"quantizer_type": "simvq", "num_codes": 64},
+        {"quantizer_type": "ibq", "num_codes": 64},
+    ],
+    ids=lambda fields: fields["quantizer_type"],
+)
+def test_other_kinds_run_without_the_package(fields, tmp_path):
+    """Everything comes from the saved folder alone; tokens and pixels are the same."""
     torch.manual_seed(0)
-    fields = {"quantizer_type": "fsq", "levels": [8, 5, 5, 5], "level_activation": "sigmoid", "embed_dim": 4}
-    model = VQModel(VQConfig(architecture="sqvae", image_size=16, base_channels=8, **fields)).eval()
+    config = VQConfig(architecture="sqvae", image_size=16, base_channels=8, embed_dim=4, **fields)
+    model = VQModel(config).eval()
     processor = VQImageProcessor(image_size=16)
     image = torch.randint(0, 256, (16, 16, 3), dtype=torch.uint8).numpy()
     np.save(tmp_path / "image.npy", image)
     with torch.no_grad():
         model.quant_conv.weight.mul_(30)
+        vectors = model.quant_conv(model.encoder(processor(image, return_tensors="pt").pixel_values))
+        model.quant_conv.bias.sub_(vectors.mean((0, 2, 3)))
         tokens = model.encode(processor(image, return_tensors="pt").pixel_values).image_tokens
         pixels = model.decode(tokens).decoded_pixel_values
     for part in (model, processor):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_vq.modeling.quantizer_vq import VectorQuant, no_vq
+from hf_vq import VectorQuant, no_vq
 
 LR, BETA, NU = 0.55, 0.7, 0.3
 Z, C = torch.tensor([[-0.9, -0.9]]), torch.tensor([[0.0, -0.9]])
