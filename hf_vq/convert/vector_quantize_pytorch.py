@@ -15,8 +15,9 @@ from torch import nn
 from hf_vq.modeling.base_quantizer_vq import Quantizer
 from hf_vq.modeling.codebook_vq import Codebook
 from hf_vq.modeling.finite_scalar_vq import FiniteScalarQuant
+from hf_vq.modeling.group_vq import GroupVectorQuant
 from hf_vq.modeling.projected_quant_vq import ProjectedQuant
-from hf_vq.modeling.quantizer_vq import GroupVectorQuant, VectorQuant
+from hf_vq.modeling.quantizer_vq import VectorQuant
 from hf_vq.modeling.residual_vq import ResidualVectorQuant
 from hf_vq.utils.text import shorten
 
@@ -47,7 +48,6 @@ _TRAINING_ONLY: dict[str, Any] = {
     "stochastic_sample_codes": False,
     "sample_codebook_temp": 1.0,
     "straight_through": False,
-    "directional_reparam": False,
     "directional_reparam_variance": 5e-3,
     "manual_ema_update": False,
     "in_place_codebook_optimizer": None,
@@ -78,6 +78,7 @@ _CODEBOOK = {
     "ema_update": None,
     "learnable_codebook": None,
     "rotation_trick": None,
+    "directional_reparam": False,
     "commitment_weight": 1.0,
     "freeze_codebook": False,
 }
@@ -249,14 +250,18 @@ def _fsq(
 
 def _training_settings(given: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     """Arguments of our layer that train as theirs does, as far as there are such."""
-    learns = bool(given["learnable_codebook"])
+    learns = given["directional_reparam"] if given["learnable_codebook"] is None else given["learnable_codebook"]
     averages = not learns and given["ema_update"] is not False
     rotates = given["dim"] > 1 if given["rotation_trick"] is None else given["rotation_trick"]
+    estimator = "diveq" if given["directional_reparam"] else "rotation" if rotates else "ste"
     weight = given["commitment_weight"]
     # Their loss is the mean squared difference: of encoder and codes together if these learn by gradient.
     share, alpha = (0.5, 2 * weight) if learns else (0.0, weight)
-    notes.append(f"Add `{alpha:g} * out.loss` to your loss: theirs holds the factor `commitment_weight={weight:g}`.")
-    ours = {"beta": share, "gradient_estimator": "rotation" if rotates else "ste"}
+    if given["directional_reparam"]:
+        notes.append("Leave `out.loss` out: theirs has no loss.")
+    else:
+        notes.append(f"Add `{alpha:g} * out.loss` to your loss: theirs holds `commitment_weight={weight:g}`.")
+    ours = {"beta": share, "gradient_estimator": estimator}
     if averages:
         return ours | {"codebook_update": "ema", "codebook_decay": given["decay"]}
     if not learns:

@@ -1,7 +1,7 @@
 """Tokenizers of other projects, rebuilt small from their published module names, shapes and formulas.
 
 They are independent of the package, so that it can be compared with them: taming-transformers' VQGAN, whose shape
-latent diffusion shares, and LlamaGen's tokenizer.
+latent diffusion shares, IBQ's, LlamaGen's, and Show-o's tokenizer.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+Blocks = int | tuple[int, ...]  # of each resolution, a decoder having one more, or of each its own
 
 
 class Residual(nn.Module):
@@ -61,10 +63,14 @@ class Coder(nn.Module):
 
     conv_in: nn.Conv2d
     conv_out: nn.Conv2d
+    quant_conv: nn.Conv2d
+    post_quant_conv: nn.Conv2d
     mid: Any
 
-    def __init__(self, ch: int, ch_mult: tuple[int, ...], blocks: int, attention: tuple[int, ...], decoder: bool):
+    def __init__(self, ch: int, ch_mult: tuple[int, ...], blocks: Blocks, attention: tuple[int, ...], decoder: bool):
         super().__init__()
+        if isinstance(blocks, int):
+            blocks = (blocks + decoder,) * len(ch_mult)
         self.order = list(range(len(ch_mult)))
         if decoder:
             self.order.reverse()
@@ -72,7 +78,7 @@ class Coder(nn.Module):
         levels = {}
         for level in self.order:
             residuals, attentions = nn.ModuleList(), nn.ModuleList()
-            for _ in range(blocks + decoder):
+            for _ in range(blocks[level]):
                 residuals.append(Residual(width, ch * ch_mult[level]))
                 width = ch * ch_mult[level]
                 if level in attention:
@@ -186,8 +192,9 @@ class Tokenizer(nn.Module):
         z = self.quant_conv(self.encoder(pixels)).movedim(1, -1)
         if self.unit_norm:
             z = F.normalize(z, dim=-1)
-        distances = (z[..., None, :].double() - self.codes().double()).square().sum(-1)
-        return distances.argmin(-1)
+        codes, vectors = self.codes().double(), z.flatten(0, -2).double()
+        nearest = [(part[:, None] - codes).square().sum(-1).argmin(-1) for part in vectors.split(16)]
+        return torch.cat(nearest).view(z.shape[:-1])
 
     def decode(self, ids: torch.Tensor) -> torch.Tensor:
         return self.decoder(self.post_quant_conv(self.codes()[ids].movedim(-1, 1)))
@@ -195,6 +202,58 @@ class Tokenizer(nn.Module):
 
 class Taming(Tokenizer):
     coder = TamingCoder
+
+
+class IBQ(Taming):
+    """Taming's network; a token is the code of the largest dot product."""
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        z = self.quant_conv(self.encoder(pixels)).movedim(1, -1)
+        return (z.double() @ self.codes().double().T).softmax(-1).argmax(-1)
+
+
+class Gumbel(Taming):
+    """Taming's network with a Gumbel-softmax quantizer; a token is the most likely one."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        count, width = self.quantize.embedding.weight.shape
+        self.quantize = nn.Module()
+        self.quantize.proj, self.quantize.embed = nn.Conv2d(width, count, 1), nn.Embedding(count, width)
+
+    def codes(self) -> torch.Tensor:
+        return self.quantize.embed.weight
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.quantize.proj(self.quant_conv(self.encoder(pixels))).argmax(1)
+
+
+class RQVAE(Taming):
+    """Taming's network. A place has several tokens, each the nearest code to what the ones before it leave."""
+
+    def __init__(self, levels: int = 3, shared: bool = True, **kwargs: Any):
+        super().__init__(**kwargs)
+        count, width = self.quantize.embedding.weight.shape
+        del self.quantize
+        books = [nn.Embedding(count + 1, width, padding_idx=count) for _ in range(1 if shared else levels)]
+        for book in books:
+            book.register_buffer("cluster_size_ema", torch.zeros(count))
+            book.register_buffer("embed_ema", torch.zeros(count, width))
+        self.quantizer: Any = nn.Module()
+        self.quantizer.codebooks = nn.ModuleList(books * levels if shared else books)
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        rest, ids = self.quant_conv(self.encoder(pixels)).movedim(1, -1), []
+        for book in self.quantizer.codebooks:
+            codes = book.weight[:-1]
+            ids.append((rest[..., None, :] - codes).square().sum(-1).argmin(-1))
+            rest = rest - codes[ids[-1]]
+        return torch.stack(ids, -1)
+
+    def decode(self, ids: torch.Tensor) -> torch.Tensor:
+        parts = zip(self.quantizer.codebooks, ids.unbind(-1), strict=True)
+        codes = sum(book.weight[level] for book, level in parts)
+        return self.decoder(self.post_quant_conv(codes.movedim(-1, 1)))  # type: ignore[union-attr]
 
 
 class LlamaGen(Tokenizer):
@@ -206,3 +265,40 @@ class LlamaGen(Tokenizer):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.quantize.register_buffer("codebook_used", torch.zeros(16))
+
+
+class ShowO(nn.Module):
+    """Show-o's MAGVITv2, whose encoder and decoder have their own widths and numbers of blocks.
+
+    A token is a number whose bits, the highest first, are the signs of the channels. A zero counts as negative.
+    """
+
+    def __init__(
+        self,
+        ch: int = 32,
+        encoder_mult: tuple[int, ...] = (1, 2, 2),
+        encoder_blocks: tuple[int, ...] = (2, 1, 2),
+        decoder_mult: tuple[int, ...] = (1, 1, 2),
+        decoder_blocks: tuple[int, ...] = (2, 2, 1),
+        bits: int = 6,
+    ):
+        super().__init__()
+        self.encoder = TamingCoder(ch, encoder_mult, encoder_blocks, (), decoder=False)
+        self.encoder.conv_in = nn.Conv2d(3, ch, 3, 1, 1)
+        self.encoder.conv_out = nn.Conv2d(ch * encoder_mult[-1], bits, 3, 1, 1)
+        self.decoder = TamingCoder(ch, decoder_mult, decoder_blocks, (), decoder=True)
+        self.decoder.conv_in = nn.Conv2d(bits, ch * decoder_mult[-1], 3, 1, 1)
+        self.decoder.conv_out = nn.Conv2d(ch * decoder_mult[0], 3, 3, 1, 1)
+        self.encoder.quant_conv, self.decoder.post_quant_conv = (nn.Conv2d(bits, bits, 1) for _ in range(2))
+        self.quantize: Any = nn.Module()
+        powers = 2 ** torch.arange(bits - 1, -1, -1)
+        self.quantize.register_buffer("power_vals", powers)
+        signs = torch.arange(2**bits)[:, None] // powers % 2 * 2.0 - 1
+        self.quantize.register_buffer("embedding", signs)
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        z = self.encoder.quant_conv(self.encoder(pixels)).movedim(1, -1)
+        return ((z > 0) * self.quantize.power_vals).sum(-1)
+
+    def decode(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.decoder(self.decoder.post_quant_conv(self.quantize.embedding[ids].movedim(-1, 1)))
