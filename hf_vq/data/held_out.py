@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from hf_vq.data.shards import path_key
+from hf_vq.hub.folders import SPLIT_FILE
 from hf_vq.utils.files import write_json
 from hf_vq.utils.hashes import json_sha256
 from hf_vq.utils.text import public_name
 
-SPLIT_FILE = "data_split.json"
 HELD_OUT = "held-out"
 """What the held-out images of a run are called where the name of a split is asked for."""
 
@@ -34,6 +36,7 @@ class HeldOut:
         seed: What drew them.
         sha256: Hash of the names of all rows in their order; None where rows have no names.
         names: The names of those held out. Only in the folder of the run: a file's name may be nobody's business.
+        tokens: Whether the rows were those images that have tokens, and their names the keys of a token data set.
     """
 
     dataset: str
@@ -43,6 +46,7 @@ class HeldOut:
     seed: int
     sha256: str | None = None
     names: list[str] | None = None
+    tokens: bool | None = None
 
     def write(self, folder: Path, *, names: bool = False) -> None:
         """Writes it into a folder, with or without the names."""
@@ -103,7 +107,7 @@ def find_held_out(images: datasets.Dataset, dataset: str, record: HeldOut) -> da
     Raises:
         ValueError: These are not the images of the run, or not all of the held-out ones are there.
     """
-    names = row_names(images, dataset)
+    names = _image_keys(images, dataset) if record.tokens else row_names(images, dataset)
     if record.names is not None and names is not None:  # also if images were added since
         rows = {name: row for row, name in enumerate(names)}
         missing = [name for name in record.names if name not in rows]
@@ -124,21 +128,40 @@ def find_held_out(images: datasets.Dataset, dataset: str, record: HeldOut) -> da
             f"drew {record.num_held_out} of the {record.num_rows} images in '{record.dataset}', and here are "
             f"{len(images)}, or others."
         )
+    if record.tokens:
+        return images.select(draw_tokenized(record.num_rows, record.num_held_out, record.seed)[0])
     return images.select(_draw(record.num_rows, record.num_held_out, record.seed)["test"])
+
+
+def draw_tokenized(num_images: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers, ascending, of the tokenized images that a generator's run holds out, and of those that train."""
+    order = np.random.default_rng(seed).permutation(num_images)
+    return np.sort(order[:count]), np.sort(order[count:])
 
 
 def row_names(images: datasets.Dataset, dataset: str) -> list[str] | None:
     """The file names of all rows, below the data set's folder; None if some have none. No image is read for them."""
+    paths = _paths(images)
+    if paths is None or not all(paths):
+        return None
+    folder = f"{Path(dataset).expanduser()}{os.sep}"
+    return [str(path).removeprefix(folder) for path in paths]
+
+
+def _image_keys(images: datasets.Dataset, dataset: str) -> list[str]:
+    """The keys that all rows have in a token data set."""
+    root, paths = Path(dataset).expanduser(), _paths(images) or [None] * len(images)
+    return [path_key(path, number, root) for number, path in enumerate(paths)]
+
+
+def _paths(images: datasets.Dataset) -> list[str | None] | None:
+    """The paths of all rows as they are stored; None where rows have none."""
     if images._indices is not None:
         return None
     column = images.data.column("image")
     if not pa.types.is_struct(column.type) or column.type.get_field_index("path") < 0:
         return None
-    paths = pa.compute.struct_field(column, "path").to_pylist()
-    if not all(paths):
-        return None
-    folder = Path(dataset).expanduser().absolute()
-    return [os.path.relpath(path, folder) if os.path.isabs(path) else path for path in paths]
+    return pa.compute.struct_field(column, "path").to_pylist()
 
 
 def _draw(num_rows: int, count: int, seed: int) -> dict[str, Any]:

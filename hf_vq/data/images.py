@@ -14,11 +14,12 @@ from typing import Any
 import datasets
 import PIL.Image
 import torch
-from datasets.distributed import split_dataset_by_node
-from torch.utils.data import Dataset, IterableDataset, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
 from hf_vq.data.held_out import HeldOut
 from hf_vq.data.reading import Example, ImageReader, Preprocessor, with_reasons
+from hf_vq.data.sources import standard_columns
+from hf_vq.data.streams import PartedStream, StreamRow
 from hf_vq.modeling.pixel_range_vq import SIGNED
 from hf_vq.utils.text import MAX_NAMES
 
@@ -38,7 +39,8 @@ class ImageDataset(Dataset):
     What workers of a `DataLoader` find is seen here too.
 
     Args:
-        source: What `load_images` returns, or any sequence of rows (dicts with ``image``), Pillow images or paths.
+        source: What `load_images` returns, a `datasets.Dataset` with a column of images, or any sequence of rows
+            (dicts with ``image``), Pillow images or paths.
         image_size: Side of the square images.
         num_channels: 3 or 1.
         pixel_range: [-1, 1] or [0, 1], as the model's configuration says.
@@ -46,6 +48,8 @@ class ImageDataset(Dataset):
         random_flip: Whether to mirror every other image. Both depend on ``seed``, epoch and index only.
         seed: Seed of the augmentation.
         strict: Whether an unreadable image is an error.
+        fast_jpegs: Whether to decode large JPEGs at 1/2, 1/4 or 1/8 of their size, with at least twice ``image_size``
+            pixels left along the shorter edge. Their pixels differ by a level or two on average.
     """
 
     def __init__(
@@ -59,16 +63,20 @@ class ImageDataset(Dataset):
         random_flip: bool = False,
         seed: int = 0,
         strict: bool = False,
+        fast_jpegs: bool = False,
     ):
+        source = _with_undecoded_images(source)
         if len(source) == 0:
             raise ValueError("no images found: the data set is empty")
         self.source, self.pixel_range = source, list(pixel_range)
         self.held_out: HeldOut | None = None  # says which images these are, if they were drawn from a split
-        self.reader = ImageReader(num_channels, strict=strict)
+        self.reader = ImageReader(num_channels, strict=strict, shortest=2 * image_size if fast_jpegs else None)
         self.preprocessor = Preprocessor(image_size, self.pixel_range, random_crop, random_flip, seed)
         # Shared memory, so that the main process learns what workers met, and lasting workers hear of a new epoch.
         self._status = torch.zeros(len(source), dtype=torch.uint8).share_memory_()
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        # How many are bad and enlarged. Workers may miscount by one another: these are for warnings alone.
+        self._counts = torch.zeros(4, dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the augmentation of an epoch; call it before the epoch's iterator is made."""
@@ -84,27 +92,34 @@ class ImageDataset(Dataset):
             IndexError: Index out of range.
             ValueError: Unreadable image, under ``strict``; or no image of the data set can be read.
         """
+        return self.items_of_epoch(int(self._epoch), [index])[0]
+
+    def items_of_epoch(self, epoch: int, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Examples as an epoch augments them, whatever `set_epoch` said; errors are those of `dataset[index]`."""
+        return [self._item_of_epoch(epoch, index) for index in indices]
+
+    def _item_of_epoch(self, epoch: int, index: int) -> dict[str, Any]:
         count = len(self)
         if not -count <= index < count:
             raise IndexError(f"index {index} is out of range for {count} images")
         index = int(index) % count
         for offset in range(count):
-            found = self._read((index + offset) % count, index)
+            found = self._read((index + offset) % count, (epoch, index))
             if found is not None:
                 return _item(found)
         raise ValueError(f"none of the {count} images can be read: {with_reasons(self.bad_images)}")
 
     def readable_item(self, index: int) -> dict[str, Any] | None:
         """One example; None if its image cannot be read, in place of which `dataset[index]` gives the next one."""
-        found = self._read(index, index)
+        found = self._read(index, (int(self._epoch), index))
         return None if found is None else _item(found)
 
     def bad_rows(self) -> torch.Tensor:
         """Which images are known to be unreadable, bool (number of images,)."""
         return self._status == _BAD
 
-    def _read(self, index: int, place: int, warn: bool = True) -> Example | None:
-        """The pixels of a row at a place of the epoch, or None for a bad image, which is recorded and told once."""
+    def _read(self, index: int, place: tuple[int, int], warn: bool = True) -> Example | None:
+        """The pixels of a row at a place of an epoch, or None for a bad image, which is recorded and told once."""
         if self._status[index] == _BAD:
             return None
         size: tuple[int, int] | None = None
@@ -112,12 +127,11 @@ class ImageDataset(Dataset):
         def prepare(image: PIL.Image.Image, _: int) -> torch.Tensor:
             nonlocal size
             size = image.size
-            return self._pixels(image, place)
+            return self.preprocessor(image, place)
 
         example = self.reader.read(index, self.source[index], prepare)
         if example.content is None:
-            self._status[index] = _BAD
-            bad = int((self._status == _BAD).sum())
+            bad = self._met(index, _BAD)
             if warn and bad <= MAX_NAMES:
                 rest = "; further ones are only listed in bad_images" if bad == MAX_NAMES else ""
                 logger.warning(
@@ -127,14 +141,19 @@ class ImageDataset(Dataset):
         if self._status[index] == _UNSEEN and size is not None:
             (width, height), image_size = size, self.preprocessor.image_size
             small = min(width, height) < image_size
-            if small and warn and not (self._status == _ENLARGED).any():
+            if self._met(index, _ENLARGED if small else _GOOD) == 1 and small and warn:
                 text = f"{width}x{height}, image_size is {image_size}"
                 logger.warning("%s is enlarged (%s), others may be: see num_enlarged", example.name, text)
-            self._status[index] = _ENLARGED if small else _GOOD
         return example
 
-    def _pixels(self, image: PIL.Image.Image, place: int) -> torch.Tensor:
-        return self.preprocessor(image, (int(self._epoch), place))
+    def _met(self, index: int, status: int) -> int:
+        """Records the status of an image, and returns how many have it; without a look at all the others."""
+        self._status[index] = status
+        self._counts[status] += 1
+        return int(self._counts[status])
+
+    def _pixels(self, image: PIL.Image.Image, index: int) -> torch.Tensor:
+        return self.preprocessor(image, (int(self._epoch), index))
 
     @property
     def bad_images(self) -> dict[str, str]:
@@ -159,7 +178,7 @@ class ImageDataset(Dataset):
             ValueError: Unreadable image, under ``strict``; or no image can be read.
         """
         for index in range(len(self)):
-            self._read(index, index, warn=False)
+            self._read(index, (0, index), warn=False)
         bad, count = self.bad_images, len(self)
         if len(bad) == count:
             raise ValueError(f"none of the {count} images can be read: {with_reasons(bad)}")
@@ -171,16 +190,16 @@ class ImageDataset(Dataset):
         return bad
 
 
-class ImageStream(IterableDataset):
+class ImageStream(PartedStream):
     """Streaming image data set: examples as in `ImageDataset`, for data that do not fit.
 
-    Unreadable images are skipped, named in a warning and in `bad_images` (of the process that reads them).
-    `state_dict` holds the position; an unshuffled stream resumes exactly there, a shuffled one loses what its buffer
-    held. A `DataLoader` with workers keeps the position in them.
-    Workers of a `DataLoader` share the files out among them, so a source of fewer files leaves some idle.
+    The files of the stream (of parquet files the row groups, where `datasets` can tell them apart) are shared out
+    among ``world_size`` processes and the workers of their loaders, see `Reading`; none reads the files of another.
+    It iterates and resumes as a `PartedStream`. Unreadable images are skipped, named in a warning and in `bad_images`
+    (of the process that reads them).
 
     Args:
-        source: What ``load_images(..., streaming=True)`` returns.
+        source: What ``load_images(..., streaming=True)`` returns, or a `datasets.IterableDataset` with images.
         image_size: Side of the square images.
         num_channels: 3 or 1.
         pixel_range: [-1, 1] or [0, 1], as the model's configuration says.
@@ -188,7 +207,8 @@ class ImageStream(IterableDataset):
         random_flip: Whether to mirror every other image.
         seed: Seed of shuffling and augmentation; the same on all ranks.
         strict: Whether an unreadable image is an error.
-        shuffle_buffer: Images held for shuffling; 0 keeps the order.
+        fast_jpegs: As of `ImageDataset`.
+        shuffle_buffer: Images that are shuffled together, beside the order of the files; 0 keeps the order.
         rank: Number of this process; each of ``world_size`` processes sees its own part of the data.
         world_size: Number of processes.
     """
@@ -204,57 +224,52 @@ class ImageStream(IterableDataset):
         random_flip: bool = False,
         seed: int = 0,
         strict: bool = False,
+        fast_jpegs: bool = False,
         shuffle_buffer: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ):
-        if shuffle_buffer:
-            source = source.shuffle(seed=seed, buffer_size=shuffle_buffer)
-        if world_size > 1:
-            source = split_dataset_by_node(source, rank, world_size)
-        self.source, self.rank, self.pixel_range = source, rank, list(pixel_range)
-        self.reader = ImageReader(num_channels, strict=strict)
+        self.pixel_range = list(pixel_range)
+        self.reader = ImageReader(num_channels, strict=strict, shortest=2 * image_size if fast_jpegs else None)
         self.preprocessor = Preprocessor(image_size, self.pixel_range, random_crop, random_flip, seed)
         self.bad_images: dict[str, str] = {}
-        self._position = 0
-        self._start: tuple[int, int] | None = None  # epoch and position of a loaded state
+        super().__init__(_with_undecoded_images(source), seed, shuffle_buffer, rank, world_size)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the order and the augmentation of an epoch; call it before the epoch's iterator is made."""
-        self.source.set_epoch(epoch)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The position in the stream, after the last example given."""
-        return {"source": self.source.state_dict(), "position": self._position}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Makes the iterator of the state's epoch start at its position."""
-        self.source.load_state_dict(state["source"])
-        self._start = (state["source"]["epoch"], state["position"])
-
-    def _pixels(self, image: PIL.Image.Image, place: int, *, key: tuple[int, ...]) -> torch.Tensor:
+    def _pixels(self, image: PIL.Image.Image, _: int, *, key: tuple[int, ...]) -> torch.Tensor:
         return self.preprocessor(image, key)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        worker = get_worker_info()
-        epoch = int(self.source.epoch)
-        self._position = self._start[1] if self._start is not None and self._start[0] == epoch else 0
-        good = self._position
-        for row in self.source:
-            index = self._position
-            self._position += 1
-            key = (epoch, self.rank, 0 if worker is None else worker.id, index)
-            example = self.reader.read(index, row, partial(self._pixels, key=key))
-            if example.content is None:
-                name, reason = example.name, example.reason
-                if name not in self.bad_images:
-                    self.bad_images[name] = reason
-                    logger.warning("skipped unreadable image %s: %s (%d so far)", name, reason, len(self.bad_images))
+    def _examples(self, rows: Iterator[StreamRow]) -> Iterator[dict[str, Any]]:
+        good, first, met = 0, None, 0
+        for found in rows:
+            first, met = found.epoch if first is None else first, met + 1
+            key = (found.epoch, found.part, found.number)
+            index = found.number + self.parts.first_row(found.part)
+            example = self.reader.read(index, found.row, partial(self._pixels, key=key))
+            if example.content is not None:
+                good += 1
+                yield _item(example)
                 continue
-            good += 1
-            yield _item(example)
-        if not good and self.bad_images and worker is None:
-            raise ValueError(f"none of the {self._position} images can be read: {with_reasons(self.bad_images)}")
+            name, reason = example.name, example.reason
+            if name not in self.bad_images:
+                self.bad_images[name] = reason
+                logger.warning("skipped unreadable image %s: %s (%d so far)", name, reason, len(self.bad_images))
+            if not good and found.epoch > first + 1:  # without end
+                break
+        if not good and self.bad_images and get_worker_info() is None:
+            raise ValueError(f"none of the {met} images can be read: {with_reasons(self.bad_images)}")
+
+
+def _with_undecoded_images(source: Any) -> Any:
+    """A data set of `datasets` as `load_images` gives it, so that its images are met, good or bad, by the reader."""
+    if isinstance(source, (datasets.DatasetDict, datasets.IterableDatasetDict)):
+        splits = list(source)
+        raise ValueError(f"This data set has the splits {str(splits)[1:-1]}. Choose one: `dataset[{splits[0]!r}]`.")
+    if not isinstance(source, (datasets.Dataset, datasets.IterableDataset)) or source.features is None:
+        return source
+    image = source.features.get("image")
+    is_ready = isinstance(image, datasets.Image) and not image.decode
+    has_transform = isinstance(source, datasets.Dataset) and source.format["type"] == "custom"
+    return source if is_ready or has_transform else standard_columns(source.with_format(None), None, "the data set")
 
 
 def _item(example: Example) -> dict[str, Any]:

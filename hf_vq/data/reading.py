@@ -19,7 +19,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from hf_vq.data.sources import AnyDataset
+from hf_vq.data.places import AnyDataset
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
 from hf_vq.modeling.opening_vq import open_image, orientation
 from hf_vq.modeling.pixel_range_vq import SIGNED, UNIT, check_pixel_range
@@ -68,6 +68,8 @@ class ImageReader:
             that is the image itself.
         name: Takes a row and its number, and returns the example's name.
         strict: Whether an unreadable image is an error.
+        shortest: Pixels of the shorter edge down to which large JPEGs are decoded at a reduced size, see `open_image`.
+            By default all pixels are decoded.
 
     Raises:
         ValueError: There are neither 3 channels nor 1.
@@ -80,9 +82,11 @@ class ImageReader:
         *,
         name: Callable[[Any, int], str] | None = None,
         strict: bool = False,
+        shortest: int | None = None,
     ) -> None:
         _check_channels(num_channels)
         self.num_channels, self.preprocess, self.strict = num_channels, preprocess, strict
+        self.shortest = shortest
         self.name = name or row_name
 
     def read(self, index: int, row: Any, preprocess: Callable[[PIL.Image.Image, int], Any] | None = None) -> Example:
@@ -98,7 +102,7 @@ class ImageReader:
         """
         name, label = self.name(row, index), row.get("label") if isinstance(row, dict) else None
         try:
-            image = decode_image(row, self.num_channels)
+            image = decode_image(row, self.num_channels, self.shortest)
             preprocess = preprocess or self.preprocess
             content = preprocess(image, index) if preprocess else image
             return Example(index, name, label, content, "")
@@ -184,22 +188,24 @@ def split_rows(images: AnyDataset, size: int) -> Iterator[tuple[int, Iterable[Ro
         yield from groupby(enumerate(images), key=lambda row: row[0] // size)
         return
     for number, first in enumerate(range(0, len(images), size)):
-        yield number, _slice(images, first, min(first + size, len(images)))
+        yield number, slice_rows(images, first, min(first + size, len(images)))
 
 
-def _slice(images: datasets.Dataset, first: int, end: int) -> Iterator[Row]:
+def slice_rows(images: datasets.Dataset, first: int, end: int) -> Iterator[Row]:
+    """The rows of a data set from number `first` to before number `end`."""
     yield from enumerate(images.select(range(first, end)), first)
 
 
 # ---- decoding
 
 
-def decode_image(row: Any, num_channels: int = 3) -> PIL.Image.Image:
+def decode_image(row: Any, num_channels: int = 3, shortest: int | None = None) -> PIL.Image.Image:
     """Reads the image of a row and converts it, see `convert_image`. Raises whatever Pillow raises.
 
     Args:
         row: A dict with ``image``, or what stands there: ``{"bytes", "path"}``, a path, bytes, an array, an image.
         num_channels: 3 or 1.
+        shortest: Down to which large JPEGs are decoded at a reduced size, see `open_image`.
     """
     value = _image_of(row)
     if value is None:
@@ -214,7 +220,7 @@ def decode_image(row: Any, num_channels: int = 3) -> PIL.Image.Image:
         value = {"path": None, "bytes": value}
     source = value.get("bytes") or value.get("path") if isinstance(value, dict) else None
     if isinstance(source, bytes) or (isinstance(source, str) and "://" not in source):
-        return convert_image(open_image(source), num_channels)
+        return convert_image(open_image(source, shortest), num_channels)
     return convert_image(datasets.Image().decode_example(value), num_channels)
 
 

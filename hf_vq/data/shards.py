@@ -213,7 +213,11 @@ def image_key(row: Any, index: int, root: Path | None = None) -> str:
     Returns:
         The path below the folder. Elsewhere names may repeat, and the row's number goes before them.
     """
-    path = row_path(row)
+    return path_key(row_path(row), index, root)
+
+
+def path_key(path: str | None, index: int, root: Path | None = None) -> str:
+    """The key of an image whose row has this path, or none; see `image_key`."""
     if path and root is not None and Path(path).is_relative_to(root):
         return Path(path).relative_to(root).as_posix()
     return f"{index:09d}" + (f"-{os.path.basename(path)}" if path else "")

@@ -1,42 +1,31 @@
-"""Finds images: `load_images` reads the shipped sample, a folder, parquet files or a Hub data set, undecoded.
+"""Finds images: `load_images` reads the shipped sample, a folder, parquet or tar files or a Hub data set, undecoded.
 
 `SOURCES` lists where images can be. A new kind of place is one function there, which returns a `Source`.
 """
 
 from __future__ import annotations
 
-import glob
 import logging
-import os
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import datasets
 from huggingface_hub import HfApi, is_offline_mode
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
+from hf_vq.data.places import SPLIT_NAMES, AnyDataset, Place, Source
+from hf_vq.data.shard_files import ShardFiles, builder_of, find_shard_files, in_row_groups, with_lengths
+from hf_vq.hub.repository import require_hub_id
 from hf_vq.modeling.folders_vq import IMAGE_EXTENSIONS, walk_folder
-from hf_vq.utils.text import shorten
+from hf_vq.utils.text import DATA_PREFIX, shorten
 
 logger = logging.getLogger(__name__)
 
-AnyDataset: TypeAlias = datasets.Dataset | datasets.IterableDataset
-
 SAMPLE_DATASET = "noto-emoji-32"
-# The words that name a split in folder and parquet file names, and the name the split gets.
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "test": "test",
-    "testing": "test",
-    "eval": "test",
-} | dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
 IMAGE_COLUMNS = ("image", "img", "images", "jpg", "jpeg", "png", "webp")
 LABEL_COLUMNS = ("label", "labels", "cls", "class")
-HUB_PREFIX = "hf://datasets/"
 
 
 def load_images(
@@ -56,8 +45,9 @@ def load_images(
             - a folder of images, nested as you like, but without links to folders. Sub-folders called train,
               validation or test make splits, else all is "train"; where every image lies in one of several
               sub-folders, these are the labels;
-            - a parquet file, a pattern such as ``"shards/*.parquet"`` or a folder of parquet files (a file or folder
-              name that starts with train, validation or test says the split);
+            - a parquet or tar file, a pattern such as ``"shards/*.parquet"`` or a folder of such files (a file or
+              folder name that starts with train, validation or test says the split; of tar files one that has such a
+              word). Tar files are those of WebDataset: KEY.jpg and KEY.cls for each image, one after the other;
             - the id of a data set on the Hub; ``"hf://datasets/NAME"`` asks the Hub whatever is here.
         split: Name of the split. Slices like ``"train[:90%]"`` work unless a Hub or parquet data set is streamed.
         streaming: Whether to return an `IterableDataset` that reads as it goes.
@@ -74,7 +64,7 @@ def load_images(
         ValueError: Unknown split or column.
     """
     place = Place(str(dataset), revision, name)
-    return _standard_columns(_find(place).load(split, streaming), image_column, repr(place.dataset))
+    return standard_columns(_find(place).load(split, streaming), image_column, repr(place.dataset))
 
 
 def image_splits(dataset: str, *, revision: str | None = None, name: str | None = None) -> list[str]:
@@ -91,55 +81,13 @@ def pinned_revision(dataset: str, revision: str | None = None) -> str | None:
     return None if place.path.exists() else _find(place).commit()
 
 
-class UnknownSplitError(ValueError):
-    """The data set has no split of that name."""
+def require_place(dataset: str | None) -> None:
+    """Raises the error of `load_images` if nothing is under a name, before the Hub is asked or a folder is listed."""
+    if dataset is not None and not Place(dataset).path.exists():
+        _find(Place(dataset))
 
 
 # ---- the sources
-
-
-class Place(NamedTuple):
-    """Where images are, as the caller of `load_images` says it."""
-
-    dataset: str
-    revision: str | None = None
-    name: str | None = None
-
-    @property
-    def path(self) -> Path:
-        """The place as a path, whether or not it exists."""
-        return Path(self.dataset).expanduser()
-
-
-class Source:
-    """Images in a place; a subclass loads them.
-
-    Args:
-        place: The place.
-        files: The files of each split.
-    """
-
-    def __init__(self, place: Place, files: dict[str, list[Any]] | None = None) -> None:
-        self.place, self.files = place, files or {}
-
-    def splits(self) -> list[str]:
-        """The names of the splits."""
-        return list(self.files)
-
-    def load(self, split: str, streaming: bool) -> AnyDataset:
-        """The rows of a split, of which one column holds undecoded images."""
-        raise NotImplementedError
-
-    def commit(self) -> str | None:
-        """The commit of a Hub data set; None elsewhere."""
-        return None
-
-    def _check(self, split: str) -> None:
-        for part in split.split("+"):
-            if part.split("[")[0].strip() not in self.files:
-                raise UnknownSplitError(
-                    f"unknown split {split!r} of {self.place.dataset!r}: available are {', '.join(sorted(self.files))}"
-                )
 
 
 def find_sample(place: Place) -> Source | None:
@@ -147,95 +95,42 @@ def find_sample(place: Place) -> Source | None:
     if place.dataset != SAMPLE_DATASET:
         return None
     root = Path(__file__).parent / "noto_emoji_32"
-    return _ParquetFiles(place, _group_tables(sorted(root.glob("*.parquet")), root))
+    return ShardFiles(place, sorted(root.glob("*.parquet")), root)
 
 
 def find_in_folder(place: Place) -> Source | None:
-    """A folder of images or of parquet files."""
+    """A folder of images, of parquet files or of tar files."""
     if not place.path.is_dir():
         return None
-    images, tables = _walk(place.path)
+    images, shards = _walk(place.path)
     if images:
         return _ImageFiles(place, _group_images(images, place.path))
-    if tables:
-        return _ParquetFiles(place, _group_tables(tables, place.path))
+    if shards:
+        return ShardFiles(place, shards, place.path)
     raise FileNotFoundError(
-        f"no images found in {place.dataset!r}: expected files ending in .parquet or "
+        f"no images found in {place.dataset!r}: expected files ending in .parquet, .tar or "
         f"{' '.join(sorted(IMAGE_EXTENSIONS))}, at any depth"
     )
-
-
-def find_parquet_files(place: Place) -> Source | None:
-    """A parquet file, or all that match a pattern."""
-    is_pattern = glob.has_magic(str(place.path))
-    if not is_pattern and place.path.suffix != ".parquet":
-        return None
-    tables = _matches(place.path) if is_pattern else [place.path.absolute()] * place.path.exists()
-    if not tables:
-        raise FileNotFoundError(f"no parquet file matches {place.dataset!r}")
-    common = Path(os.path.commonpath([table.parent for table in tables]))
-    # A single file that is named outright is the data set, whatever it is called.
-    return _ParquetFiles(place, _group_tables(tables, common if is_pattern else None))
-
-
-def _matches(pattern: Path) -> list[Path]:
-    """The files that match a pattern, sorted. `**` enters no link to a folder, which could lead back up."""
-    root, *parts = pattern.absolute().parts
-    # Python before 3.13 refuses "**" beside other characters, where it means the same as "*".
-    found = Path(root).glob("/".join(part if part == "**" else re.sub(r"\*+", "*", part) for part in parts))
-    return sorted(file for file in found if _num_hidden(file) == _num_hidden(pattern))
-
-
-def _num_hidden(path: Path) -> int:
-    """How many parts of a path are hidden: wildcards stand for none that are."""
-    return sum(part.startswith(".") for part in path.absolute().parts)
 
 
 def find_on_hub(place: Place) -> Source | None:
     """A data set on the Hub: whatever is no path."""
     if place.path.exists():
-        raise ValueError(f"{place.dataset!r} is a single file: expected a folder of images, parquet files or a Hub id")
-    if place.path.is_absolute() or place.dataset.startswith((".", "~")) or len(place.path.parts) > 2:
-        raise FileNotFoundError(f"no images found in {place.dataset!r}: there is no such folder or file")
-    # Hardly anybody's: a name without its owner, or in a folder that is here.
-    if len(place.path.parts) == 1 or place.path.parent.is_dir():
-        raise FileNotFoundError(
-            f"no images found in {place.dataset!r}: there is no such folder here; ask the Hub for it with "
-            f"{HUB_PREFIX}{place.dataset}"
+        raise ValueError(
+            f"{place.dataset!r} is a single file: expected a folder of images, parquet or tar files, or a Hub id"
         )
+    require_hub_id(place.dataset, "no images found", DATA_PREFIX)
     return _HubDataset(place)
 
 
 # Each takes a place, and returns None if it is not of its kind. The first that knows it gives the images.
-SOURCES: list[Callable[[Place], Source | None]] = [find_sample, find_in_folder, find_parquet_files, find_on_hub]
+SOURCES: list[Callable[[Place], Source | None]] = [find_sample, find_in_folder, find_shard_files, find_on_hub]
 
 
 def _find(place: Place) -> Source:
-    if place.dataset.startswith(HUB_PREFIX):
-        return _HubDataset(place._replace(dataset=place.dataset.removeprefix(HUB_PREFIX)))
+    if place.dataset.startswith(DATA_PREFIX):
+        return _HubDataset(place._replace(dataset=require_hub_id(place.dataset, "no images found", DATA_PREFIX)))
     return next(source for find in SOURCES if (source := find(place)) is not None)
-
-
-class _ParquetFiles(Source):
-    def load(self, split: str, streaming: bool) -> AnyDataset:
-        self._check(split)
-        return datasets.load_dataset("parquet", data_files=self.files, split=split, streaming=streaming)
-
-
-def _group_tables(files: Sequence[Path], root: Path | None) -> dict[str, list[str]]:
-    splits: dict[str, list[str]] = {}
-    for file in files:
-        splits.setdefault("train" if root is None else _split_of(file.relative_to(root)), []).append(str(file))
-    return splits
-
-
-def _split_of(path: Path) -> str:
-    """`train-00000-of-00002.parquet` and `train/0000.parquet` are of the split "train"; so is what names no split."""
-    for part in (path.stem, *reversed(path.parts[:-1])):
-        word = re.split(r"[-_. ]", part.lower())[0]
-        if word in SPLIT_NAMES:
-            return SPLIT_NAMES[word]
-    return "train"
 
 
 # ---- folders
@@ -264,16 +159,24 @@ class _ImageFiles(Source):
         )
         parts = [tables[part.splitname].select(range(part.from_, part.to)) for part in instructions]
         found = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
-        return found.to_iterable_dataset(num_shards=max(1, min(len(found), 16))) if streaming else found
+        if not streaming:
+            return found
+        count = max(1, min(len(found), 128))
+        lengths = [len(range(len(found))[number::count]) for number in range(count)]
+        return with_lengths(found.to_iterable_dataset(num_shards=count), lengths)
 
 
 def _walk(root: Path) -> tuple[list[Path], list[Path]]:
-    """The image files and the parquet files below a folder. A warning names the other files and links to folders."""
+    """The images below a folder, and its parquet files or else its tar files.
+
+    A warning names links to folders, and what is left out beside images or parquet files.
+    """
     images, rest, links = walk_folder(root)
-    tables = [path for path in rest if path.suffix.lower() == ".parquet"]
-    if images and rest:
-        names = [str(path.relative_to(root)) for path in rest]
-        logger.warning("%s: left out %d files that are not images: %s", root, len(names), shorten(names))
+    kinds = {kind: [path for path in rest if builder_of(path) == kind] for kind in ("parquet", "webdataset")}
+    left_out, taken = (rest, "images") if images else (kinds["webdataset"], "parquet files")
+    if left_out and (images or kinds["parquet"]):
+        names = [str(path.relative_to(root)) for path in left_out]
+        logger.warning("%s: left out %d files that are not %s: %s", root, len(names), taken, shorten(names))
     if links:
         names = [str(path.relative_to(root)) for path in links]
         logger.warning(
@@ -283,7 +186,7 @@ def _walk(root: Path) -> tuple[list[Path], list[Path]]:
             len(names),
             shorten(names),
         )
-    return images, tables
+    return images, kinds["parquet"] or kinds["webdataset"]
 
 
 def _group_images(files: list[Path], root: Path) -> dict[str, list[tuple[Path, Path]]]:
@@ -310,9 +213,12 @@ class _HubDataset(Source):
     def load(self, split: str, streaming: bool) -> AnyDataset:
         place = self.place
         with self._explained():
-            return datasets.load_dataset(
-                place.dataset, place.name, split=split, streaming=streaming, revision=place.revision
-            )
+            if not streaming:
+                return datasets.load_dataset(place.dataset, place.name, split=split, revision=place.revision)
+            builder = datasets.load_dataset_builder(place.dataset, place.name, revision=place.revision)
+            found, files = builder.as_streaming_dataset(split), (builder.config.data_files or {}).get(split, [])
+            are_tables = files and all(str(file).endswith(".parquet") for file in files)
+            return in_row_groups(found, files) if are_tables else found
 
     def commit(self) -> str | None:
         revision = self.place.revision
@@ -334,14 +240,19 @@ class _HubDataset(Source):
         except datasets.exceptions.DatasetNotFoundError as error:
             raise FileNotFoundError(
                 f"no images found in {self.place.dataset!r}: expected {SAMPLE_DATASET!r}, an existing folder, parquet "
-                f"files, or the id of a Hub data set that you can read ({error})"
+                f"or tar files, or the id of a Hub data set that you can read ({error})"
             ) from error
 
 
 # ---- columns
 
 
-def _standard_columns(found: Any, image_column: str | None, where: str) -> AnyDataset:
+def standard_columns(found: Any, image_column: str | None, where: str) -> AnyDataset:
+    """A data set with the columns ``image``, undecoded, and, where there is one, ``label``.
+
+    Raises:
+        ValueError: There is no such column, or it cannot be told which one holds the images.
+    """
     if found.features is None:  # a stream whose files do not declare their columns
         found = found._resolve_features()
     features = found.features
@@ -353,14 +264,18 @@ def _standard_columns(found: Any, image_column: str | None, where: str) -> AnyDa
         named = [key for key in IMAGE_COLUMNS if key in (typed or features)]
         candidates = named[:1] or typed
         if len(candidates) != 1:
-            raise ValueError(f"cannot tell which column holds the images, name it with image_column: {columns}")
+            raise ValueError(
+                "cannot tell which column holds the images, name it with image_column, or rename it to image, with "
+                f"`dataset.rename_column`: {columns}"
+            )
         image_column = candidates[0]
     label_column = next((key for key in LABEL_COLUMNS if key != image_column and _is_label(features.get(key))), None)
     found = found.select_columns([image_column] + ([label_column] if label_column else []))
+    # Before columns are renamed: a stream decodes its images for that, and would encode them once more.
+    found = found.cast_column(image_column, datasets.Image(decode=False))
     names = {image_column: "image"} | ({label_column: "label"} if label_column else {})
     names = {old: new for old, new in names.items() if old != new}
-    found = found.rename_columns(names) if names else found
-    return found.cast_column("image", datasets.Image(decode=False))
+    return found.rename_columns(names) if names else found
 
 
 def _is_label(feature: Any) -> bool:

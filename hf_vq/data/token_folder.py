@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+ROWS_KEY = "rows_of_parts"  # of a split that is not finished: rows of each file of its stream, where they were counted
+
 
 @contextmanager
 def locked(folder: Path, state: PartialState) -> Iterator[None]:
@@ -96,6 +98,23 @@ def go_on(folder: Path, settings: Manifest, split: str, num_images: int | None, 
     if skipped and strict:
         raise unreadable(skipped)
     return record
+
+
+def note_rows(folder: Path, split: str, rows: list[int] | None) -> None:
+    """Writes down how many rows each part of a split's stream has, so that a restart need not count them again."""
+    manifest = read_manifest(folder)
+    manifest["splits"][split] |= {"num_images": sum(rows or []), ROWS_KEY: rows}
+    _write(manifest, folder)
+
+
+def missing_files(folder: Path, record: dict[str, Any]) -> list[str]:
+    """The files of a finished split that are not there."""
+    return [shard["file"] for shard in record["shards"] if not (folder / shard["file"]).is_file()]
+
+
+def missing_shards(folder: Path, split: str, count: int) -> list[int]:
+    """The numbers of the shards that are still to be written, of `count`."""
+    return [number for number in range(count) if not shard_path(folder, split, number).exists()]
 
 
 def set_damaged_shards_aside(folder: Path, settings: Manifest, split: str) -> None:

@@ -3,9 +3,10 @@
 That holds on one kind of device, with one number of CPU threads and the same versions, as sums in another order can
 flip a near tie between codes. The manifest records them, and a run does not go on with others.
 
-The rows of a split are cut into shards, and a shard into batches, by their numbers alone. Shard k belongs to process
-k % world size; it is written aside and renamed when it is whole, and one that is there is not written again. So the
-files depend neither on the number of processes nor on how often they were killed.
+The rows of a split are cut into shards, and a shard into batches, by their numbers alone. The main process looks which
+shards are missing and shares them out, and each process opens no other files than those in which its rows lie. A shard
+is written aside and renamed when it is whole. So the files depend neither on the number of processes nor on how often
+they were killed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +30,25 @@ import PIL.Image
 import torch
 import transformers
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
-from tqdm.auto import tqdm
 
 from hf_vq.data.manifest import warn_if_unverified
-from hf_vq.data.reading import split_rows
+from hf_vq.data.places import AnyDataset
+from hf_vq.data.reading import Row, slice_rows
 from hf_vq.data.shards import ShardWriter, Views
-from hf_vq.data.sources import AnyDataset, image_splits, load_images, pinned_revision
-from hf_vq.data.token_folder import begin, finish, go_on, locked, set_damaged_shards_aside, shard_path
+from hf_vq.data.sources import image_splits, load_images, pinned_revision, require_place
+from hf_vq.data.streams import StreamParts
+from hf_vq.data.token_folder import (
+    ROWS_KEY,
+    begin,
+    finish,
+    go_on,
+    locked,
+    missing_files,
+    missing_shards,
+    note_rows,
+    set_damaged_shards_aside,
+    shard_path,
+)
 from hf_vq.data.tokens import (
     FORMAT,
     Manifest,
@@ -50,7 +63,17 @@ from hf_vq.modeling.image_processing_vq import VQImageProcessor
 from hf_vq.modeling.modeling_vq import VQModel
 from hf_vq.modeling.version_vq import __version__
 from hf_vq.utils.hashes import json_sha256, weights_sha256
-from hf_vq.utils.processes import on_main_process, processes_of_run
+from hf_vq.utils.processes import (
+    PATIENCE,
+    on_each_node,
+    on_every_process,
+    on_main_process,
+    processes_of_run,
+    require_equal_on_nodes,
+    require_same_places,
+    require_shared_folder,
+)
+from hf_vq.utils.progress import progress
 from hf_vq.utils.text import public_name
 
 logger = logging.getLogger(__name__)
@@ -62,7 +85,7 @@ class TokenizationArguments:
 
     tokenizer: str = field(metadata={"help": "Folder or Hub id of the tokenizer."})
     dataset: str = field(
-        metadata={"help": "Hub id, folder of images, parquet file(s), or noto-emoji-32, the sample."},
+        metadata={"help": "Hub id, folder of images, parquet or tar file(s), or noto-emoji-32, the sample."},
     )
     output_dir: str = field(metadata={"help": "Folder for the token data set; seen by all processes."})
     tokenizer_revision: str | None = field(
@@ -135,12 +158,14 @@ def tokenize_dataset(args: TokenizationArguments) -> Manifest:
         ValueError: `output_dir` was begun with other settings, or no image can be read, or one cannot under `strict`.
         FileNotFoundError: There are no images, or no tokenizer.
         FileExistsError: Another run works in `output_dir`.
-        OSError: `output_dir` cannot be written to, or the disk is full.
+        OSError: `output_dir` cannot be written to, or is another folder on another node, or the disk is full.
         HubError: The tokenizer cannot be fetched, or the tokens cannot be published.
     """
     # A barrier waits for the slowest process, which may have a whole shard more to write.
-    state = processes_of_run(args.use_cpu, timeout=timedelta(days=7))
+    state = processes_of_run(args.use_cpu, timeout=PATIENCE)
     with locked(Path(args.output_dir), state):
+        require_shared_folder(Path(args.output_dir), "the folder", state)
+        require_same_places([args.tokenizer, args.dataset], state)
         _tokenize_splits(args, state)
     if args.push_to_hub and state.is_main_process:
         repo_id = args.hub_dataset_id or Path(args.output_dir).resolve().name
@@ -151,19 +176,23 @@ def tokenize_dataset(args: TokenizationArguments) -> Manifest:
 
 
 def _tokenize_splits(args: TokenizationArguments, state: PartialState) -> None:
-    with state.main_process_first():  # one process downloads, the others read its cache
-        model, processor = load_tokenizer(
-            args.tokenizer, args.tokenizer_revision, allow_unverified=args.allow_unverified
-        )
-        revision = pinned_revision(args.dataset, args.dataset_revision)
-        splits = args.splits or image_splits(args.dataset, revision=revision)
+    require_place(args.dataset)
+    load = partial(load_tokenizer, args.tokenizer, args.tokenizer_revision, allow_unverified=args.allow_unverified)
+    model, processor = on_every_process(load, state)  # one process of a node downloads, the others read its cache
     model.to(state.device)
+    revision, splits = on_each_node(lambda: _find_splits(args), state)
     for split in splits:
-        with state.main_process_first():
-            images = load_images(
-                args.dataset, split, streaming=args.streaming, image_column=args.image_column, revision=revision
-            )
+        find = partial(load_images, args.dataset, split, streaming=args.streaming, image_column=args.image_column)
+        images = on_each_node(partial(find, revision=revision), state)  # listed by one process of a node
+        count = len(images) if isinstance(images, datasets.Dataset) else StreamParts(images).num_rows
+        require_equal_on_nodes(count, f"images of {args.dataset!r} ({split})", state)
         tokenize_split(model, processor, images, split, args, revision, state)
+
+
+def _find_splits(args: TokenizationArguments) -> tuple[str | None, list[str]]:
+    """The commit of the images, and the splits to tokenize."""
+    revision = pinned_revision(args.dataset, args.dataset_revision)
+    return revision, args.splits or image_splits(args.dataset, revision=revision)
 
 
 def tokenize_split(
@@ -190,7 +219,8 @@ def tokenize_split(
     views = Views(args.num_crops, args.crop_scale, args.flip, args.seed)
     label = images.features.get("label")
     settings = _settings(model, processor, views, label, args, dataset_revision)
-    num_images = len(images) if isinstance(images, datasets.Dataset) else None
+    stream = None if isinstance(images, datasets.Dataset) else StreamParts(images)
+    num_images = len(images) if stream is None else stream.num_rows
 
     def prepare() -> None:
         begin(folder, settings, split, num_images)
@@ -199,25 +229,27 @@ def tokenize_split(
     on_main_process(prepare, state)
     record = go_on(folder, settings, split, num_images, args.strict)
     # Decided by the main process for all: one that looks late would see what another has already written again.
-    finished = ["shards" in record and all((folder / shard["file"]).is_file() for shard in record["shards"])]
-    broadcast_object_list(finished)
-    if finished[0]:
+    finished = on_main_process(lambda: "shards" in record and not missing_files(folder, record), state)
+    if finished:
         warn_if_unverified(record, split, f"'{folder}'")
         logger.info("%s: finished already", split)
         return
-
-    def is_missing(number: int) -> bool:
-        """Whether this process has a shard to write."""
-        return number % state.num_processes == state.process_index and not shard_path(folder, split, number).exists()
-
-    sizes = [min(size, num_images - first) for first in range(0, num_images, size)] if num_images else []
-    total = sum(length for number, length in enumerate(sizes) if is_missing(number)) if num_images else None
-    tokens, number = settings["image_tokens"], -1
+    if stream is not None and num_images is None:
+        num_images = _count_rows(stream, split, record, state)
+        go_on(folder, settings, split, num_images, args.strict)
+        on_main_process(lambda: note_rows(folder, split, stream.rows), state)
+    assert num_images is not None
+    sizes = [min(size, num_images - first) for first in range(0, num_images, size)]
+    missing = on_main_process(lambda: missing_shards(folder, split, len(sizes)), state)
+    first, end = (len(missing) * (state.process_index + more) // state.num_processes for more in (0, 1))
+    mine = missing[first:end]
+    silent = args.disable_tqdm or not state.is_main_process
+    tokens, rows_of = settings["image_tokens"], _RowsOf(images, stream)
     logger.info("%s: tokenizing in %d process(es) on %s", split, state.num_processes, model.device.type)
     with (
         _computing_threads(args.cpu_threads),
         ThreadPoolExecutor(args.num_threads) as executor,
-        tqdm(total=total, unit="img", desc=split, disable=args.disable_tqdm or not state.is_main_process) as bar,
+        progress(sum(sizes[number] for number in mine), unit="images", desc=split, silent=silent) as bar,
     ):
         writer = ShardWriter(
             model,
@@ -231,11 +263,40 @@ def tokenize_split(
             strict=args.strict,
             on_image=bar.update,
         )
-        for number, rows in split_rows(images, size):
-            if is_missing(number):
-                writer.write(shard_path(folder, split, number), rows)
+        for number in mine:
+            rows = rows_of.range(number * size, number * size + sizes[number])
+            writer.write(shard_path(folder, split, number), rows)
     state.wait_for_everyone()
-    on_main_process(lambda: finish(folder, split, number + 1), state)
+    on_main_process(lambda: finish(folder, split, len(sizes)), state)
+
+
+def _count_rows(stream: StreamParts, split: str, record: dict[str, Any], state: PartialState) -> int:
+    """The rows of a stream that does not say how many it has; an earlier run may have counted them; a collective."""
+    counts = record.get(ROWS_KEY, [])
+    if len(counts) == len(stream):
+        stream.rows = counts
+    else:
+        logger.info("%s: the images of the stream are counted first, which reads it once more", split)
+        stream.count(state)
+    return stream.num_rows or 0
+
+
+class _RowsOf:
+    """The rows of a data set by their numbers; neighboring ranges of a stream are read in one go."""
+
+    def __init__(self, images: AnyDataset, stream: StreamParts | None) -> None:
+        self._images, self._stream = images, stream
+        self._rows: Iterator[Row] = iter(())
+        self._next = -1
+
+    def range(self, first: int, end: int) -> Iterator[Row]:
+        """The rows from number `first` to before number `end`."""
+        if self._stream is None:
+            return slice_rows(self._images, first, end)
+        if first != self._next:
+            self._rows = self._stream.rows_from(first)
+        self._next = end
+        return islice(self._rows, end - first)
 
 
 def _settings(

@@ -26,6 +26,7 @@ from huggingface_hub import CommitInfo
 from hf_vq.cards.files import CARD_FILE
 from hf_vq.cards.tokens import token_card
 from hf_vq.data.manifest import Manifest, problem_of_manifest, require_inside, verify_shard, warn_if_unverified
+from hf_vq.data.shard_files import in_row_groups
 from hf_vq.hub.loading import load_tokenizer
 from hf_vq.hub.repository import (
     branch_to_push,
@@ -38,7 +39,7 @@ from hf_vq.hub.verification import settle_unverified
 from hf_vq.modeling.modeling_vq import VQModel
 from hf_vq.utils.hashes import weights_sha256
 from hf_vq.utils.settings import differences
-from hf_vq.utils.text import public_name
+from hf_vq.utils.text import DATA_PREFIX, plain_id, public_name
 
 FORMAT = 1
 MANIFEST_FILE = "manifest.json"
@@ -69,7 +70,7 @@ def load_token_dataset(
     stream has no ``features``; `read_manifest` has the labels' names, too.
 
     Args:
-        path: Folder, or id of a data set on the Hub.
+        path: Folder, or id of a data set on the Hub; `"hf://datasets/user/name"` asks the Hub whatever is here.
         split: Name of the split.
         tokenizer: What the tokens must have been made by: a model, its folder or Hub id, or its `weights_sha256`.
             None to take them as they are.
@@ -113,7 +114,7 @@ def load_token_dataset(
     else:
         commit = manifest_file.parent.name
         if streaming:
-            files = [f"hf://datasets/{path}@{commit}/{name}" for name in names]
+            files = [f"{DATA_PREFIX}{plain_id(str(path))}@{commit}/{name}" for name in names]
         else:
             files = [
                 str(fetch_file(str(path), name, commit, token, unverified, repo_type="dataset")) for name in names
@@ -129,7 +130,7 @@ def load_token_dataset(
     reshape = partial(_to_tensors, shape=manifest["image_tokens"]["shape"])
     found = datasets.load_dataset("parquet", data_files={split: files}, split=split, streaming=streaming, token=token)
     if streaming:
-        return found.map(reshape, batched=True, batch_size=256)
+        return in_row_groups(found, files).map(reshape, batched=True, batch_size=256)
     return found.with_transform(reshape)
 
 
@@ -190,9 +191,9 @@ def _manifest_file(path: str | Path, revision: str | None, token: str | bool | N
         if not (local / MANIFEST_FILE).is_file():
             raise FileNotFoundError(f"'{path}' is not a token data set: it has no {MANIFEST_FILE}")
         return local / MANIFEST_FILE
-    require_hub_id(path, "no token data set")
+    repo_id = require_hub_id(path, "no token data set", DATA_PREFIX)
     try:
-        return fetch_file(str(path), MANIFEST_FILE, revision, token, unverified, repo_type="dataset")
+        return fetch_file(repo_id, MANIFEST_FILE, revision, token, unverified, repo_type="dataset")
     except FileNotFoundError:
         raise FileNotFoundError(f"'{path}' is not a token data set: it has no {MANIFEST_FILE}") from None
 

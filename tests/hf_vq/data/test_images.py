@@ -1,14 +1,17 @@
 """Image data sets for training: their augmentation, and what happens to files that cannot be read."""
 
+import io
 import logging
 from pathlib import Path
 
+import datasets
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from hf_vq.data import reading
 from hf_vq.data.images import ImageDataset, ImageStream
 from hf_vq.data.reading import image_to_tensor
 from hf_vq.data.sources import load_images
@@ -216,3 +219,30 @@ def test_stream_skips_names_and_under_strict_raises(damaged: Path, caplog: pytes
     assert {Path(name).name for name in stream.bad_images} == {"3.png", "5.png"}
     with pytest.raises(ValueError, match=r"cats.3\.png"):
         list(ImageStream(load_images(str(damaged), streaming=True), 32, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("sides", "decoded"), [((1200, 1000), (150, 125)), ((260, 250), (130, 125)), ((240, 100), (240, 100))]
+)
+def test_large_jpegs_are_decoded_smaller_where_that_is_asked_for(
+    sides: tuple[int, int], decoded: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Down to twice the size of the training images; their pixels stay close to those of the whole image."""
+    file = io.BytesIO()
+    sizes: list[tuple[int, int]] = []
+    noise(6, 5).resize(sides, PIL.Image.Resampling.BICUBIC).save(file, "JPEG", quality=95)
+    rows = [{"image": {"bytes": file.getvalue(), "path": None}}]
+
+    def convert(image: PIL.Image.Image, _: int) -> PIL.Image.Image:
+        sizes.append(image.size)
+        return image
+
+    monkeypatch.setattr(reading, "convert_image", convert)
+
+    whole, fast = (ImageDataset(rows, 60, fast_jpegs=fast)[0]["pixel_values"] for fast in (False, True))
+    stream = datasets.Dataset.from_list(rows).to_iterable_dataset()
+    streamed = next(iter(ImageStream(stream, 60, fast_jpegs=True)))["pixel_values"]
+
+    assert sizes == [sides, decoded, decoded]
+    assert torch.equal(fast, streamed)
+    assert (fast - whole).abs().mean() * 127.5 < 2 and (decoded == sides) == torch.equal(fast, whole)

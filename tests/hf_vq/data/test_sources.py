@@ -1,5 +1,6 @@
 """Finding images: the sample, folders and parquet files."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 
 from hf_vq.data import sources
 from hf_vq.data.images import ImageDataset
-from hf_vq.data.sources import Place, Source, image_splits, load_images, pinned_revision
+from hf_vq.data.places import Place, Source
+from hf_vq.data.sources import image_splits, load_images, pinned_revision
 
 from .pictures import encoded, noise
 
@@ -135,7 +137,7 @@ def test_nothing_found_says_what_was_expected(tmp_path: Path):
         load_images(str(tmp_path))
     with pytest.raises(FileNotFoundError, match="no such folder"):
         load_images(str(tmp_path / "missing"))
-    with pytest.raises(FileNotFoundError, match="no parquet file matches"):
+    with pytest.raises(FileNotFoundError, match="no file matches"):
         load_images(str(tmp_path / "*.parquet"))
 
 
@@ -187,3 +189,18 @@ def test_places_that_are_no_source_are_errors(folder: Path):
         for place in (str(folder / "missing"), "./missing", "a/b/c"):
             with pytest.raises(FileNotFoundError, match=f"no images found in '{place}': there is no such folder"):
                 function(place)
+
+
+@pytest.mark.parametrize("column", ["image", "jpg"])
+def test_streams_give_images_as_they_are(column: str, tmp_path: Path):
+    """Whatever their column is called, they are not decoded and encoded once more, which costs time and pixels."""
+    file = io.BytesIO()
+    noise(32, 32).save(file, "JPEG")
+    content = file.getvalue()
+    features = datasets.Features({column: datasets.Image()})
+    rows = {column: [{"bytes": content, "path": "a.jpg"}]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
+
+    for streaming in (False, True):
+        row: Any = next(iter(load_images(str(tmp_path), streaming=streaming)))
+        assert row["image"] == {"bytes": content, "path": "a.jpg"}

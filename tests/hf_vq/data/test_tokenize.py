@@ -5,16 +5,13 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import logging
-import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import datasets
-import numpy as np
 import PIL.Image
 import pyarrow.parquet as pq
 import pytest
@@ -24,6 +21,8 @@ from torch.utils.data import DataLoader
 
 import hf_vq
 from hf_vq import VQImageProcessor, load_token_dataset
+from hf_vq.data.manifest import DamagedShardError
+from hf_vq.data.shard_files import with_lengths
 from hf_vq.data.shards import ShardWriter, Views
 from hf_vq.data.sources import load_images
 from hf_vq.data.tokenize import tokenize_dataset, tokenize_split
@@ -197,65 +196,6 @@ def test_a_processor_that_differs_is_obeyed(images: Path, tmp_path: Path) -> Non
     assert not torch.equal(model.encode(PROCESSOR(image, return_tensors="pt").pixel_values).image_tokens[0], expected)
 
 
-# ---- unreadable images
-
-
-def test_unreadable_images_are_skipped_and_named(
-    images: Path, tokenizer: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """They are counted and named in the manifest, without the path to them; the other rows are there."""
-    (images / "cats" / "01.png").write_text("not an image")
-    with caplog.at_level(logging.WARNING):
-        manifest = tokenize_dataset(arguments(tokenizer, images, tmp_path / "tokens"))
-
-    record = manifest["splits"]["train"]
-    assert (record["num_images"], record["num_rows"], record["num_skipped"]) == (11, 10, 1)
-    assert list(record["skipped"]) == ["cats/01.png"]
-    assert str(tmp_path) not in (tmp_path / "tokens" / "manifest.json").read_text()
-    assert "skipped 1 of 11 images that cannot be read: cats/01.png" in caplog.text
-    assert len(load_token_dataset(tmp_path / "tokens")) == 10
-
-
-def test_strict_stops_at_an_unreadable_image(images: Path, tokenizer: str, tmp_path: Path) -> None:
-    """Also where an earlier run without it has skipped the image; and a strict run goes on without strict."""
-    (images / "dogs" / "09.png").write_text("not an image")
-    args = arguments(tokenizer, images, tmp_path / "tokens")
-    strict = dataclasses.replace(args, strict=True)
-
-    for run in (strict, args, strict):
-        if run.strict:
-            with pytest.raises(ValueError, match="cannot read dogs/09.png"):
-                tokenize_dataset(run)
-        else:
-            tokenize_dataset(run)
-    tokenize_dataset(arguments(tokenizer, images, tmp_path / "fresh"))
-    assert contents(tmp_path / "tokens") == contents(tmp_path / "fresh")
-
-
-def test_images_that_the_processor_refuses_are_skipped_and_named(images: Path, tmp_path: Path) -> None:
-    """One that can be read but not preprocessed, here for its size, is no end of the run; under strict it is named."""
-    tiny().save_pretrained(tmp_path / "tokenizer")
-    VQImageProcessor(image_size=16, do_resize=False).save_pretrained(tmp_path / "tokenizer")
-    picture(0, (8, 8)).save(images / "cats" / "01.png")
-    args = arguments(str(tmp_path / "tokenizer"), images, tmp_path / "tokens")
-
-    with pytest.raises(ValueError, match="cannot read cats/01.png .*8"):
-        tokenize_dataset(dataclasses.replace(args, strict=True))
-    record = tokenize_dataset(args)["splits"]["train"]
-    assert (record["num_rows"], list(record["skipped"])) == (10, ["cats/01.png"])
-
-
-def test_nothing_readable_is_an_error(tokenizer: str, tmp_path: Path) -> None:
-    """A data set without one good image ends with the reasons, and is not taken for finished."""
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "a.png").write_text("not an image")
-
-    with pytest.raises(ValueError, match="cannot read a.png"):
-        tokenize_dataset(arguments(tokenizer, tmp_path / "images", tmp_path / "tokens"))
-    with pytest.raises(ValueError, match="'train' of .* is not finished"):
-        load_token_dataset(tmp_path / "tokens")
-
-
 # ---- the same bytes
 
 
@@ -310,144 +250,104 @@ def test_a_half_written_shard_never_has_its_name(
     assert contents(tmp_path / "tokens") == contents(tmp_path / "fresh")
 
 
-def test_a_process_writes_its_own_shards_alone(images: Path, tokenizer: str, tmp_path: Path) -> None:
-    """The second of two processes takes every second shard, of a stream as well."""
-    args = arguments(tokenizer, images, tmp_path / "tokens")
-    tokenize_dataset(args)
-    second: Any = SimpleNamespace(
-        process_index=1, num_processes=2, is_main_process=False, wait_for_everyone=lambda: None
+def process(rank: int, processes: int) -> Any:
+    """One of several processes; here there are no others to wait for, so each takes itself for the main one."""
+    return SimpleNamespace(
+        process_index=rank, num_processes=processes, is_main_process=True, wait_for_everyone=lambda: None
     )
-    for streaming in (False, True):
-        for shard in (tmp_path / "tokens").glob("*.parquet"):
-            shard.unlink()
-        found = load_images(str(images), streaming=streaming)
-        tokenize_split(*load_tokenizer(tokenizer), found, "train", args, None, second)
-        assert list(contents(tmp_path / "tokens")) == ["manifest.json", "train-00001.parquet"]
 
 
-@pytest.mark.parametrize(
-    ("change", "difference"),
-    [
-        ({"images_per_shard": 5}, "images_per_shard: 4 there, 5 here"),
-        ({"batch_size": 2}, "batch_size: 3 there, 2 here"),
-        ({"cpu_threads": 2}, "cpu_threads: 1 there, 2 here"),
-        ({"flip": True}, r"views.names: \['center'\] there, \['center', 'center-flip'\] here"),
-    ],
-)
-def test_a_changed_setting_is_refused_with_the_difference(
-    images: Path, tokenizer: str, tmp_path: Path, change: dict[str, Any], difference: str
-) -> None:
-    """What was begun stays as it is, and the message has both values."""
-    args = arguments(tokenizer, images, tmp_path / "tokens")
-    tokenize_dataset(args)
-    before = contents(tmp_path / "tokens")
+class Counted:
+    """A stream of 200 labeled images in 8 files, which counts the rows that are read.
 
-    with pytest.raises(ValueError, match=f"begun with other settings:\n  {difference}\n"):
-        tokenize_dataset(dataclasses.replace(args, **change))
-    assert contents(tmp_path / "tokens") == before
+    Args:
+        says: Whether the stream says how many rows its files have.
+    """
 
+    def __init__(self, says: bool = True) -> None:
+        self.read = 0
+        self.bytes = [io.BytesIO() for _ in range(5)]
+        for number, file in enumerate(self.bytes):
+            picture(number).save(file, "png")
+        features = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.Value("int64")})
+        stream = datasets.IterableDataset.from_generator(self._rows, features, gen_kwargs={"files": list(range(8))})
+        self.stream = with_lengths(stream, [25] * 8) if says else stream
 
-def test_a_run_gives_the_tokenizer_its_name(images: Path, tokenizer: str, tmp_path: Path) -> None:
-    """`emoji-vq/final` is called emoji-vq. What an earlier version began, under the name "final", is finished."""
-    (tmp_path / "emoji-vq").mkdir()
-    final = shutil.copytree(tokenizer, tmp_path / "emoji-vq" / "final")
-    out = tmp_path / "tokens"
-    args = arguments(str(final), images, out)
-    tokenize_dataset(args)
-    manifest = read_manifest(out)
-    assert manifest["tokenizer"]["name"] == "emoji-vq"
-
-    manifest["tokenizer"]["name"] = "final"
-    (out / "manifest.json").write_text(json.dumps(manifest | {"splits": {}}))
-    for shard in out.glob("*.parquet"):
-        shard.unlink()
-    tokenize_dataset(args)
-    assert read_manifest(out)["tokenizer"]["name"] == "final" and read_manifest(out)["splits"]
+    def _rows(self, files: list[int]) -> Iterator[dict[str, Any]]:
+        for file in files:
+            for number in range(25 * file, 25 * file + 25):
+                self.read += 1
+                yield {"image": {"bytes": self.bytes[number % 5].getvalue(), "path": None}, "label": number}
 
 
-def test_another_device_is_refused_with_the_difference(
-    images: Path, tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A CPU with other vector instructions may choose other codes at near ties."""
-    args = arguments(tokenizer, images, tmp_path / "tokens")
-    there = tokenize_dataset(args)["device_name"]
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "ABACUS")
-
-    with pytest.raises(ValueError, match=f"device_name: '{there}' there, '.* ABACUS' here"):
-        tokenize_dataset(args)
+def interrupt(*arguments: Any) -> None:
+    """In place of something that is stopped."""
+    raise KeyboardInterrupt
 
 
-def test_the_number_of_computing_threads_is_fixed(
-    images: Path, tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every batch is encoded with as many as the manifest says, whatever the process has, which then has them back."""
-    seen = []
-    encode = ShardWriter._encode
+def test_a_process_reads_its_own_rows_alone(tokenizer: str, tmp_path: Path) -> None:
+    """1, 2 and 4 processes read 200, 100 and 50 rows each, a restart those of missing shards; the bytes are equal."""
+    args = arguments(tokenizer, "somewhere", tmp_path, images_per_shard=25, batch_size=8)
+    loaded = load_tokenizer(tokenizer)
+    made: dict[int, dict[str, str]] = {}
+    for processes in (1, 2, 4):
+        made[processes] = {}
+        for rank in range(processes):
+            counted, folder = Counted(), tmp_path / f"{processes}-{rank}"
+            folder.mkdir()
+            own = dataclasses.replace(args, output_dir=str(folder))
+            with nullcontext() if processes == 1 else pytest.raises(DamagedShardError, match="No such file"):
+                tokenize_split(*loaded, counted.stream, "train", own, None, process(rank, processes))
+            assert counted.read == 200 / processes
+            shards = {name: value for name, value in contents(folder).items() if name != "manifest.json"}
+            assert len(shards) == 8 / processes and not shards.keys() & made[processes].keys()
+            made[processes] |= shards
+    assert made[1] == made[2] == made[4]
 
-    def watched(writer: ShardWriter, pixel_values: list[torch.Tensor]) -> np.ndarray:
-        seen.append(torch.get_num_threads())
-        return encode(writer, pixel_values)
-
-    monkeypatch.setattr(ShardWriter, "_encode", watched)
-    torch.set_num_threads(3)
-    for threads in (1, 2):
-        manifest = tokenize_dataset(arguments(tokenizer, images, tmp_path / f"{threads}", cpu_threads=threads))
-        assert manifest["cpu_threads"] == threads
-        assert len(seen) == 5 and set(seen) == {threads}
-        seen.clear()
-    assert torch.get_num_threads() == 3
-
-
-def test_other_weights_or_images_are_refused(images: Path, tokenizer: str, tmp_path: Path) -> None:
-    """A tokenizer of the same name with other weights, a data set that grew, and shards of a lost manifest."""
-    other = save(tiny(seed=1), tmp_path / "other" / Path(tokenizer).name)
-    args = arguments(tokenizer, images, tmp_path / "tokens")
-    tokenize_dataset(args)
-
-    with pytest.raises(ValueError, match=f"tokenizer.weights_sha256: '{weights_sha256(tiny())}' there"):
-        tokenize_dataset(dataclasses.replace(args, tokenizer=other))
-    picture(99).save(images / "cats" / "99.png")
-    with pytest.raises(ValueError, match="num_images: 11 there, 12 here"):
-        tokenize_dataset(args)
-    (tmp_path / "tokens" / "manifest.json").unlink()
-    with pytest.raises(ValueError, match="not made with these settings: train-00000.parquet"):
-        tokenize_dataset(dataclasses.replace(args, tokenizer=other))
+    counted, folder = Counted(), tmp_path / "1-0"
+    for number in (2, 5):
+        (folder / f"train-0000{number}.parquet").unlink()
+    tokenize_split(
+        *loaded, counted.stream, "train", dataclasses.replace(args, output_dir=str(folder)), None, process(0, 1)
+    )
+    assert counted.read == 50
+    assert made[1] == {name: value for name, value in contents(folder).items() if name != "manifest.json"}
 
 
-def test_splits_share_a_folder(tokenizer: str, tmp_path: Path) -> None:
-    """All splits are tokenized unless some are named; one that is added later ends with the same files."""
-    for path in ("train/a.png", "train/b.png", "val/c.png"):
-        (tmp_path / "images" / path).parent.mkdir(parents=True, exist_ok=True)
-        picture(len(path)).save(tmp_path / "images" / path)
-    args = arguments(tokenizer, tmp_path / "images", tmp_path / "tokens")
-    tokenize_dataset(args)
-    for split in ("validation", "train"):
-        tokenize_dataset(dataclasses.replace(args, splits=[split], output_dir=str(tmp_path / "later")))
+def test_shards_that_begin_amid_a_file_are_the_same(tokenizer: str, tmp_path: Path) -> None:
+    """Where files and shards do not fit, a process reads less than a file more; unknown lengths are counted once."""
+    args = arguments(tokenizer, "somewhere", tmp_path, images_per_shard=30, batch_size=8)
+    loaded = load_tokenizer(tokenizer)
+    made: dict[str, dict[str, str]] = {}
+    for name, says in (("whole", True), ("counted", False), ("second", True)):
+        counted, folder = Counted(says), tmp_path / name
+        folder.mkdir()
+        own = dataclasses.replace(args, output_dir=str(folder))
+        if name == "second":  # 4 of 7 shards, from row 90 on: the fourth file is read from its beginning
+            with pytest.raises(DamagedShardError):
+                tokenize_split(*loaded, counted.stream, "train", own, None, process(1, 2))
+            assert counted.read == 200 - 75
+        elif name == "counted":
+            with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
+                patch.setattr(ShardWriter, "write", interrupt)
+                tokenize_split(*loaded, counted.stream, "train", own, None, process(0, 1))
+            assert counted.read == 200
+            tokenize_split(*loaded, counted.stream, "train", own, None, process(0, 1))
+            assert counted.read == 400
+        else:
+            tokenize_split(*loaded, counted.stream, "train", own, None, process(0, 1))
+            assert counted.read == 200
+        made[name] = contents(folder)
+    assert made["counted"] == made["whole"]
+    del made["second"]["manifest.json"]
+    assert len(made["second"]) == 4 and made["second"].items() <= made["whole"].items()
 
-    assert [len(load_token_dataset(tmp_path / "tokens", split)) for split in ("train", "validation")] == [2, 1]
-    assert contents(tmp_path / "tokens") == contents(tmp_path / "later")
-    with pytest.raises(ValueError, match="unknown split 'test' of .*: available are train, validation"):
-        load_token_dataset(tmp_path / "tokens", "test")
 
-
-def test_few_images_are_in_memory_at_a_time(tmp_path: Path) -> None:
-    """However long the stream, only some batches of images are read before they are encoded."""
-    read = done = most = 0
-    columns = {"image": picture(0)}
-
-    def rows() -> Iterator[tuple[int, dict[str, Any]]]:
-        nonlocal read, most
-        for number in range(200):
-            read += 1
-            most = max(most, read - done)
-            yield number, columns
-
-    def count() -> None:
-        nonlocal done
-        done += 1
-
-    with ThreadPoolExecutor(2) as executor:
-        features = token_features(16, 300)
-        writer = ShardWriter(tiny(), PROCESSOR, Views(), features, "", executor, batch_size=4, on_image=count)
-        writer.write(tmp_path / "a.parquet", rows())
-    assert done == 200 and 4 < most <= 10
+def test_a_stream_that_changed_is_an_error(tokenizer: str, tmp_path: Path) -> None:
+    """A file with fewer rows than were counted would leave images out in silence."""
+    counted = Counted()
+    assert counted.stream.info.splits is not None
+    stream = with_lengths(counted.stream, [25] * 7 + [26])
+    with pytest.raises(ValueError, match="Part 7 of the stream has 25 rows where 26 were counted"):
+        args = arguments(tokenizer, "somewhere", tmp_path, images_per_shard=100)
+        tokenize_split(*load_tokenizer(tokenizer), stream, "train", args, None, process(0, 1))
