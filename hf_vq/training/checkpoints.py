@@ -25,6 +25,7 @@ from torch import nn
 from hf_vq.modeling.version_vq import __version__
 from hf_vq.utils.files import TEMPORARY_PREFIX, atomic_folder, discard, discard_leftovers, free_space, write_json
 from hf_vq.utils.hashes import file_sha256, json_sha256
+from hf_vq.utils.tensors import is_sharded, part_of
 from hf_vq.utils.text import first_line
 
 CHECKPOINT_PATTERN = re.compile(r"checkpoint-(\d+)")
@@ -289,20 +290,23 @@ def save_weights(state_dict: dict[str, torch.Tensor], path: Path) -> None:
 
 
 def load_weights(network: nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """Puts weights that `save_weights` wrote of a network into it."""
-    first_names = _first_names(network.state_dict())
-    network.load_state_dict(
-        weights | {name: weights[first] for name, first in first_names.items() if first in weights}
-    )
+    """Puts weights that `save_weights` wrote of a network into it, which may be sharded."""
+    own = network.state_dict(keep_vars=True)
+    weights = weights | {name: weights[first] for name, first in _first_names(own).items() if first in weights}
+    network.load_state_dict({name: part_of(value, own.get(name)) for name, value in weights.items()})
 
 
 def _first_names(state_dict: dict[str, torch.Tensor]) -> dict[str, str]:
     """For each name the first one that stands for the same memory, itself unless weights are tied."""
-    seen: dict[tuple[int, torch.Size], str] = {}
+    seen: dict[Any, str] = {}
     return {
-        name: seen.setdefault((tensor.data_ptr(), tensor.shape), name) if tensor.numel() else name
-        for name, tensor in state_dict.items()
+        name: seen.setdefault(_memory(tensor), name) if tensor.numel() else name for name, tensor in state_dict.items()
     }
+
+
+def _memory(tensor: torch.Tensor) -> Any:
+    """What two tensors that are tied have in common. A sharded one may have no memory in this process."""
+    return id(tensor) if is_sharded([tensor]) else (tensor.data_ptr(), tensor.shape)
 
 
 def save_object(value: Any, path: Path) -> None:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_vq.modeling.base_quantizer_vq import get_vq_layers
+from hf_vq.training.sharding import shard
+from hf_vq.utils.tensors import local
 
 
 class WeightEMA:
@@ -26,6 +28,13 @@ class WeightEMA:
         self.module = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
         self.updates = 0
+
+    def shard(self, model: nn.Module) -> None:
+        """Shards the averages as `model`, which is about to be sharded, before any update."""
+        for average, weight in zip(self.module.parameters(), model.parameters(), strict=True):
+            average.requires_grad_(weight.requires_grad)  # which says what is sharded
+        shard(self.module)
+        self.module.requires_grad_(False)
 
     @torch.no_grad()
     def update(
@@ -55,7 +64,7 @@ class WeightEMA:
             rows = (rewritten or {}).get(id(weight))
             if rows is not None:
                 average.copy_(torch.where(_as_rows(rows, weight), weight, average))
-            average.lerp_(weight.detach(), shares.get(weight.dtype, 1 - decay))
+            local(average).lerp_(local(weight.detach()), shares.get(weight.dtype, 1 - decay))
         self.take_over(model)
         if rewritten:
             self._take_over_codes(model, rewritten)

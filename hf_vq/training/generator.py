@@ -48,8 +48,9 @@ class GeneratorTrainer(BaseTrainer):
         model: The generator, with its tokenizer inside.
         args: The settings.
         train_dataset: What `load_token_dataset` returns, or any map-style data set with `image_tokens`, int64 of the
-            tokenizer's shape, and for models with classes `label`, an int; -1 for an image of no class.
-        eval_dataset: Held-out tokens, likewise; without them nothing is measured.
+            tokenizer's shape, and for models with classes `label`, an int; -1 for an image of no class. Or a
+            `TokenStream`.
+        eval_dataset: Held-out tokens, map-style; without them nothing is measured.
         image_processor: Saved beside the model; by default the one that the tokenizer's configuration implies.
 
     Raises:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import datasets
@@ -14,17 +15,20 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hf_vq.data.held_out import HeldOut
+from hf_vq.data.held_out import HeldOut, draw_tokenized
+from hf_vq.data.manifest import Manifest
+from hf_vq.data.token_stream import TokenStream
 from hf_vq.data.tokens import load_token_dataset, read_manifest
 from hf_vq.hub.loading import load_tokenizer
 from hf_vq.modeling.configuration_maskgit import MaskGitConfig
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
 from hf_vq.modeling.masking_maskgit import draw_mask, draw_uniform, mask_ratio
 from hf_vq.modeling.modeling_vq import VQModel
-from hf_vq.training.arguments import NO_SPLIT, GeneratorTrainingArguments
+from hf_vq.training.arguments import GeneratorTrainingArguments
+from hf_vq.training.base_arguments import NO_SPLIT
 from hf_vq.training.order import is_stream
-from hf_vq.utils.processes import processes_of_run
-from hf_vq.utils.text import public_name
+from hf_vq.utils.hashes import json_sha256
+from hf_vq.utils.processes import on_each_node, on_every_process, processes_of_run, require_equal_on_nodes
 
 logger = logging.getLogger(__name__)
 
@@ -43,15 +47,16 @@ def load_run_tokenizer(args: GeneratorTrainingArguments) -> tuple[VQModel, VQIma
         raise ValueError(
             "No tokenizer is named. Give --tokenizer: the folder or Hub id of the one that made the tokens."
         )
-    with processes_of_run(args.use_cpu).main_process_first():
-        return load_tokenizer(args.tokenizer, args.tokenizer_revision, allow_unverified=args.allow_unverified)
+    load = partial(load_tokenizer, args.tokenizer, args.tokenizer_revision, allow_unverified=args.allow_unverified)
+    return on_every_process(load, processes_of_run(args.use_cpu, args.ddp_timeout))
 
 
 def build_token_datasets(args: GeneratorTrainingArguments, tokenizer: VQModel) -> tuple[Any, Any]:
     """Loads the training and the held-out tokens that a run names.
 
     With `eval_split` "auto", `eval_fraction` of the training images is held out, with all their views and the same
-    ones for the same seed. Of held-out images only the first view is used, the image as its processor takes it.
+    ones for the same seed; a stream cannot be split so. Of held-out images only the first view is used, the image as
+    its processor takes it.
 
     Args:
         args: The settings.
@@ -65,30 +70,42 @@ def build_token_datasets(args: GeneratorTrainingArguments, tokenizer: VQModel) -
         FileNotFoundError: There is none under that name.
         HubError: The Hub does not give it.
     """
-    if args.tokens is None:
+    tokens = args.tokens
+    if tokens is None:
         raise ValueError("No token data set is named. Give --tokens: a folder that hf-vq tokenize wrote, or a Hub id.")
-    with processes_of_run(
-        args.use_cpu
-    ).main_process_first():  # one process downloads and converts, the others read its cache
-        manifest = read_manifest(args.tokens, revision=args.tokens_revision, allow_unverified=args.allow_unverified)
-        num_views = len(manifest["views"]["names"])
-        train = _load(args, args.train_split, tokenizer)
+
+    def load() -> tuple[Manifest, Any, Any]:
+        manifest = read_manifest(tokens, revision=args.tokens_revision, allow_unverified=args.allow_unverified)
         held_out = None if args.named_eval_split is None else _load(args, args.named_eval_split, tokenizer)
-    num_images = len(train) // num_views
+        return manifest, _load(args, args.train_split, tokenizer, args.streaming), held_out
+
+    state = processes_of_run(args.use_cpu, args.ddp_timeout)
+    manifest, rows, held_out = on_each_node(load, state)  # one process downloads and converts
+    num_views = len(manifest["views"]["names"])
+    if args.streaming:
+        place = {"rank": state.process_index, "world_size": state.num_processes}
+        names = manifest.get("label_names")
+        train: Any = TokenStream(rows, names, seed=args.seed, shuffle_buffer=args.shuffle_buffer, **place)
+        num_images = train.num_images // num_views
+    else:
+        train, num_images = _columns(rows), len(rows) // num_views
+    require_equal_on_nodes(num_images, f"tokenized images of {tokens!r}", state)
     if held_out is not None:
-        return train, held_out.select(range(0, len(held_out), num_views))
-    if args.drawn_fraction == 0 or num_images < 2:
+        return train, _columns(held_out).select(range(0, len(held_out), num_views))
+    if args.streaming or args.drawn_fraction == 0 or num_images < 2:
         if args.eval_split != NO_SPLIT:
             logger.warning("Nothing is held out, so nothing will be measured: name an eval_split.")
         return train, None
-    order = np.random.default_rng(args.seed).permutation(num_images)
     count = max(1, round(args.drawn_fraction * num_images))
-    held, kept = np.sort(order[:count]) * num_views, np.sort(order[count:]) * num_views
-    held_out = train.select(held)
-    numbers = [str(number) for number in held // num_views]
-    name = public_name(args.tokens) or args.tokens
-    held_out.held_out = HeldOut(name, args.train_split, num_images, count, args.seed, names=numbers)
-    return train.select((kept[:, None] + np.arange(num_views)).flatten()), held_out
+    held, kept = draw_tokenized(num_images, count, args.seed)
+    held_out = train.select(held * num_views)
+    keys = rows.data.column("key").to_pylist()[::num_views]
+    names = [keys[number] for number in held]
+    name = (manifest.get("dataset") or {}).get("name") or tokens
+    held_out.held_out = HeldOut(
+        name, args.train_split, num_images, count, args.seed, json_sha256(keys), names, tokens=True
+    )
+    return train.select((kept[:, None] * num_views + np.arange(num_views)).flatten()), held_out
 
 
 def generator_config(tokenizer: VQModel, dataset: Any, fields: dict[str, Any]) -> MaskGitConfig:
@@ -104,8 +121,13 @@ def generator_config(tokenizer: VQModel, dataset: Any, fields: dict[str, Any]) -
     """
     if "vq_config" in fields:
         raise ValueError("model.vq_config is the tokenizer's and cannot be set: give another --tokenizer.")
-    label = dataset.features.get("label")
-    names = getattr(label, "names", None)
+    if isinstance(dataset, TokenStream):
+        label, names = dataset.first_example().get("label"), dataset.label_names
+        if "num_classes" not in fields and label is not None and not names:
+            raise ValueError("The stream does not say how many classes there are: give --num_classes.")
+    else:
+        label = dataset.features.get("label")
+        names = getattr(label, "names", None)
     if "num_classes" not in fields:
         num_classes = 0 if label is None else len(names) if names else _labels(dataset).max() + 1
         fields = {**fields, "num_classes": int(num_classes)}
@@ -123,7 +145,8 @@ def generator_config(tokenizer: VQModel, dataset: Any, fields: dict[str, Any]) -
 def check_tokens(dataset: Any, config: MaskGitConfig, which: str) -> None:
     """Makes sure that a data set fits a generator, before the first step.
 
-    Of a `datasets.Dataset` every token and label is looked at, of another data set the columns of the first row.
+    Of a `datasets.Dataset` every token and label is looked at, of another data set the columns of the first row. The
+    rows of a `TokenStream` are looked at when they are read.
 
     Args:
         dataset: The data set.
@@ -131,11 +154,13 @@ def check_tokens(dataset: Any, config: MaskGitConfig, which: str) -> None:
         which: What to call the data set.
 
     Raises:
-        ValueError: It is a stream, lacks a column, has another grid, or tokens or labels out of range.
+        ValueError: It is another stream, lacks a column, has another grid, or tokens or labels out of range.
     """
-    if is_stream(dataset):
-        raise ValueError(f"The {which} set must be map-style, with __getitem__ and __len__, got {type(dataset)}.")
-    row = dataset[0]
+    if is_stream(dataset) and not isinstance(dataset, TokenStream):
+        raise ValueError(
+            f"The {which} set must be map-style, with __getitem__ and __len__, or a `TokenStream`, not {type(dataset)}"
+        )
+    row = dataset.first_example() if isinstance(dataset, TokenStream) else dataset[0]
     if "image_tokens" not in row:
         raise ValueError(f"The {which} set has no 'image_tokens', only {list(row)}: use `load_token_dataset`.")
     shape, groups = tuple(row["image_tokens"].shape), () if config.num_groups == 1 else (config.num_groups,)
@@ -150,16 +175,31 @@ def check_tokens(dataset: Any, config: MaskGitConfig, which: str) -> None:
             f"The model has num_classes={config.num_classes}, but the {which} set has no labels. Train without "
             "classes (--num_classes 0), or tokenize images with labels: a folder of images for each class."
         )
+    if isinstance(dataset, TokenStream):
+        dataset.check = partial(_check_example, config=config, which=which)
     if isinstance(dataset, datasets.Dataset):
-        _check_ids(dataset, config, which)
+        _check_ids(_values(dataset, "image_tokens"), config, which)
         if config.num_classes:
-            _check_labels(_labels(dataset), config.num_classes, which)
+            labels = _labels(dataset)
+            _check_labels(labels, config.num_classes, which)
+            if labels.max() == -1:
+                raise ValueError(
+                    f"The model has num_classes={config.num_classes}, but no image of the {which} set has a label. "
+                    "Train without classes: --num_classes 0."
+                )
 
 
-def _check_ids(dataset: datasets.Dataset, config: MaskGitConfig, which: str) -> None:
+def _check_example(example: dict[str, Any], config: MaskGitConfig, which: str) -> None:
+    """Makes sure that a row of a stream fits a generator."""
+    _check_ids([example["image_tokens"].numpy()], config, which)
+    if config.num_classes:
+        _check_labels(np.array([example.get("label", -1)]), config.num_classes, which)
+
+
+def _check_ids(arrays: Iterable[np.ndarray], config: MaskGitConfig, which: str) -> None:
     stride = 0 if config.vq_config.share_codebook else config.codebook_size
     first = np.arange(config.num_groups) * stride
-    for tokens in _values(dataset, "image_tokens"):
+    for tokens in arrays:
         tokens = tokens.reshape(-1, config.num_groups)
         low, high = tokens.min(0), tokens.max(0)
         if (low < first).any() or (high >= first + config.codebook_size).any():
@@ -177,11 +217,6 @@ def _check_labels(labels: np.ndarray, num_classes: int, which: str) -> None:
         raise ValueError(
             f"The {which} set has labels from {low} to {high}, but the model has num_classes={num_classes}: labels "
             f"must be 0 to {num_classes - 1}, or -1 for none. Give --num_classes {high + 1}."
-        )
-    if high == -1:
-        raise ValueError(
-            f"The model has num_classes={num_classes}, but no image of the {which} set has a label. Train without "
-            "classes: --num_classes 0."
         )
 
 
@@ -231,14 +266,18 @@ def seeded_generator(seed: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
 
 
-def _load(args: GeneratorTrainingArguments, split: str, tokenizer: VQModel) -> datasets.Dataset:
+def _load(args: GeneratorTrainingArguments, split: str, tokenizer: VQModel, streaming: bool = False) -> Any:
     assert args.tokens is not None
-    found = load_token_dataset(
+    return load_token_dataset(
         args.tokens,
         split,
         tokenizer=tokenizer,
         revision=args.tokens_revision,
+        streaming=streaming,
         allow_unverified=args.allow_unverified,
     )
-    assert isinstance(found, datasets.Dataset)
-    return found.select_columns([name for name in COLUMNS if name in found.column_names])
+
+
+def _columns(rows: datasets.Dataset) -> datasets.Dataset:
+    """What trainers use of token rows."""
+    return rows.select_columns([name for name in COLUMNS if name in rows.column_names])

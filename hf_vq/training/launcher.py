@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+logger = logging.getLogger(__name__)
+
+_USE_FSDP = "ACCELERATE_USE_FSDP"
 UNSUPPORTED = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed (--use_deepspeed)",
-    "ACCELERATE_USE_FSDP": "FSDP (--use_fsdp)",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM (--use_megatron_lm)",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config (--use_parallelism_config)",
 }
@@ -99,6 +104,34 @@ def followed_compile(own: bool | None) -> bool:
     if own is False and backend != "no":
         raise ValueError(_contradiction("torch_compile", f"{backend} (--dynamo_backend)", False))
     return backend != "no" if own is None else own
+
+
+def followed_fsdp(own: bool | None) -> bool:
+    """Whether a run shards its weights: as it says itself, or else as the launcher (`--use_fsdp`) says.
+
+    Args:
+        own: What the run's settings say; None if nothing.
+
+    Raises:
+        ValueError: The launcher asks for it, and the run's settings say not to.
+    """
+    launcher = os.environ.get(_USE_FSDP, "false").lower() in ("true", "1", "yes")
+    if own is False and launcher:
+        raise ValueError(_contradiction("fsdp", "on (--use_fsdp)", False))
+    return launcher if own is None else own
+
+
+@contextmanager
+def without_fsdp() -> Iterator[None]:
+    """Hides from Accelerate that the launcher asked for FSDP: the trainers shard, also on CPUs, where it would not."""
+    asked = os.environ.pop(_USE_FSDP, None)
+    if asked is not None:
+        logger.info("fsdp: of the launcher's FSDP settings, only --use_fsdp counts; the trainers shard by themselves")
+    try:
+        yield
+    finally:
+        if asked is not None:
+            os.environ[_USE_FSDP] = asked
 
 
 def compile_options() -> dict[str, Any]:

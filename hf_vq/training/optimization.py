@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from hf_vq.modeling.base_quantizer_vq import Quantizer
-from hf_vq.training.arguments import BaseTrainingArguments
+from hf_vq.training.base_arguments import BaseTrainingArguments
 
 
 def parameter_groups(

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from hf_vq.training.arguments import BaseTrainingArguments
-from hf_vq.utils.processes import sum_over_processes
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-Batch = dict[str, Tensor]
+from hf_vq.training.base_arguments import BaseTrainingArguments
+from hf_vq.training.stream_loading import Batch, StreamLoader, collate
 
 
 class DataOrder:
@@ -46,35 +42,41 @@ class DataOrder:
         self.rank = rank
         self.world_size = world_size
         self.first = first
+        self._mine: dict[int, Tensor] = {}  # this process's part of the order of an epoch, and of the next one
 
-    def permutation(self, epoch: int) -> list[int]:
-        """The order of one epoch, the same on every process."""
+    def permutation(self, epoch: int) -> Tensor:
+        """The order of one epoch, the same on every process, int32 (num_samples,); int64 for 2**31 samples or more."""
         # Not seed + epoch: the second epoch of one seed would be the first one of the next.
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
-        return torch.randperm(self.num_samples, generator=generator).tolist()
+        dtype = torch.int32 if self.num_samples < 2**31 else torch.int64  # the numbers are the same
+        return torch.randperm(self.num_samples, generator=generator, dtype=dtype)
 
     def epoch_of(self, batch: int) -> int:
         """The epoch in which a batch begins."""
         return (self.first + batch * self.batch_size * self.world_size) // self.num_samples
 
-    def batches_of_epoch(self, epoch: int, start: int = 0) -> list[list[int]]:
-        """This process's batches that begin in `epoch`, without those before number `start`; maybe none."""
+    def batches_of_epoch(self, epoch: int, start: int = 0) -> Iterator[list[int]]:
+        """This process's batches that begin in `epoch`, without those before number `start`; maybe none.
+
+        What is kept of an epoch's order is the part of this process, 4 bytes for a sample.
+        """
         whole = self.batch_size * self.world_size
         first = max(start, -((self.first - epoch * self.num_samples) // whole))
         end = -((self.first - (epoch + 1) * self.num_samples) // whole)
-        permutations: dict[int, list[int]] = {}
-        batches = []
+        self._mine = {other: part for other, part in self._mine.items() if other >= epoch}
         for batch in range(first, end):
-            indices = []
-            for position in range(self.batch_size):
-                # Dealt out like cards: the order of samples over all processes does not depend on their number.
-                place = self.first + batch * whole + position * self.world_size + self.rank
-                past, place = divmod(place, self.num_samples)
-                if past not in permutations:
-                    permutations[past] = self.permutation(past)
-                indices.append(permutations[past][place])
-            batches.append(indices)
-        return batches
+            # Dealt out like cards: the order of samples over all processes does not depend on their number.
+            place = self.first + batch * whole + self.rank
+            indices: list[int] = []
+            while len(indices) < self.batch_size:
+                past, inside = divmod(place, self.num_samples)
+                offset = (self.rank + self.first - past * self.num_samples) % self.world_size
+                if past not in self._mine:
+                    self._mine[past] = self.permutation(past)[offset :: self.world_size].clone()
+                found = self._mine[past][inside // self.world_size :][: self.batch_size - len(indices)].tolist()
+                indices += found
+                place += len(found) * self.world_size
+            yield indices
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,7 @@ class TrainingData:
         self.num_readable = self.num_images
         self.images_per_step = args.images_per_step * world_size
         self.place = Place()
+        self.stream_loader: StreamLoader | None = None
         self.stream_epoch = 0
         self.stream_state: dict[str, Any] | None = None
         if self.num_images == 0:
@@ -128,11 +131,8 @@ class TrainingData:
         """The micro batches after `step` optimizer steps, without end; a stream goes on at its place instead."""
         args = self.args
         if self.num_images is None:
-            if self.stream_state is not None:
-                self.dataset.load_state_dict(self.stream_state)
-            for epoch, batch in stream_batches(self.dataset, args.train_batch_size, self.stream_epoch):
-                self.stream_epoch = epoch
-                yield batch
+            self.stream_loader = StreamLoader(self.dataset, args.train_batch_size, args.dataloader_num_workers)
+            yield from self.stream_loader.batches(self.stream_epoch, self.stream_state)
             return
         order = DataOrder(
             self.num_images, args.train_batch_size, args.seed, self.rank, self.world_size, self.place.position
@@ -140,16 +140,22 @@ class TrainingData:
         start = (step - self.place.step) * args.gradient_accumulation_steps
         yield from training_batches(self.dataset, order, start, args.dataloader_num_workers)
 
-    def count_readable(self, accelerator: Accelerator) -> None:
+    def count_readable(self) -> None:
         """Sets `num_readable`, the images without those that a process could not read so far; a collective."""
         if self.num_images is not None and hasattr(self.dataset, "bad_rows"):
-            found = sum_over_processes(self.dataset.bad_rows().to(torch.int32), accelerator)
-            self.num_readable = self.num_images - int((found > 0).sum())
+            found = gather_object(torch.nonzero(self.dataset.bad_rows()).flatten().tolist())
+            self.num_readable = self.num_images - len(set(found))
 
     def epoch(self, step: int) -> float:
-        """Epochs that all processes have seen after `step` optimizer steps; of a stream, the one it is in."""
+        """Epochs that all processes have seen after `step` optimizer steps.
+
+        Of a stream that does not say how many images it has, the one that this process is in.
+        """
         if self.num_images is None:
-            return float(self.stream_epoch)
+            length = getattr(self.dataset, "num_images", None)
+            if length:
+                return self.place.after(step, self.images_per_step).position / length
+            return float(self.stream_epoch if self.stream_loader is None else self.stream_loader.epoch)
         return self.place.after(step, self.images_per_step).position / self.num_images
 
     def images_seen(self, step: int) -> int:
@@ -158,8 +164,9 @@ class TrainingData:
 
     def state_dict(self) -> dict[str, Any]:
         """This process's place in a stream; a map-style data set has none, since the step says it."""
-        has_place = self.num_images is None and hasattr(self.dataset, "state_dict")
-        return {"stream": self.dataset.state_dict() if has_place else None, "stream_epoch": self.stream_epoch}
+        if self.stream_loader is None:
+            return {"stream": self.stream_state, "stream_epoch": self.stream_epoch}
+        return {"stream": self.stream_loader.state_dict(), "stream_epoch": self.stream_loader.epoch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned."""
@@ -169,39 +176,44 @@ class TrainingData:
 def training_batches(dataset: Any, order: DataOrder, start: int, num_workers: int) -> Iterator[Batch]:
     """An endless iterator over the training batches of this process, beginning after `start` batches.
 
-    Each epoch has a loader of its own. An epoch's augmentation is chosen by `dataset.set_epoch` before its workers
-    start, and a batch that reaches into the next epoch still counts for the one it begins in.
+    Workers last, and each batch tells them its epoch. A batch that reaches into the next epoch still counts for the
+    one it begins in.
     """
-    epoch = order.epoch_of(start)
-    while True:
-        batches = order.batches_of_epoch(epoch, start)
-        if batches:
-            if hasattr(dataset, "set_epoch"):
-                dataset.set_epoch(epoch)
-            yield from _loader(dataset, batches, num_workers)
-        epoch += 1
+    yield from _loader(_AtEpoch(dataset), _EpochBatches(order, start), num_workers)
 
 
-def stream_batches(stream: Any, batch_size: int, epoch: int) -> Iterator[tuple[int, Batch]]:
-    """An endless iterator over `(epoch, batch)` of a stream; its place after each is `stream.state_dict()`.
+class _EpochBatches:
+    """The numbers of each batch behind the number of its epoch, without end."""
 
-    The stream is read in this process and no sample is read ahead: only so is its place known.
-    """
-    items: list[dict[str, Any]] = []
-    empty_passes = 0
-    while True:
-        if hasattr(stream, "set_epoch"):
-            stream.set_epoch(epoch)
-        empty_passes += 1
-        for item in stream:
-            empty_passes = 0
-            items.append(item)
-            if len(items) == batch_size:
-                yield epoch, collate(items)
-                items = []
-        if empty_passes == 2:  # once is no error: a checkpoint can lie at the very end of an epoch
-            raise ValueError("The training stream is empty: there is nothing to train on.")
-        epoch += 1
+    def __init__(self, order: DataOrder, start: int) -> None:
+        self._order = order
+        self._start = start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch = self._order.epoch_of(self._start)
+        while True:
+            for batch in self._order.batches_of_epoch(epoch, self._start):
+                yield [epoch, *batch]
+            epoch += 1
+
+
+class _AtEpoch(Dataset):
+    """The items of a data set, by numbers that stand behind the number of their epoch."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+        self._epoch: int | None = None
+
+    def __getitems__(self, numbers: list[int]) -> list[dict[str, Any]]:
+        epoch, *indices = numbers
+        if hasattr(self._dataset, "items_of_epoch"):
+            return self._dataset.items_of_epoch(epoch, indices)
+        if epoch != self._epoch and hasattr(self._dataset, "set_epoch"):
+            self._dataset.set_epoch(epoch)
+        self._epoch = epoch
+        if hasattr(self._dataset, "__getitems__"):
+            return self._dataset.__getitems__(indices)
+        return [self._dataset[index] for index in indices]
 
 
 def evaluation_batches(
@@ -251,22 +263,12 @@ class _Readable(Dataset):
         return self._dataset.readable_item(index)
 
 
-def collate(items: Sequence[dict[str, Any] | None]) -> Batch:
-    """Makes a batch of items, without those that are None; it is empty if all are.
-
-    It has the fields that every item has, so a row without a label costs only its label.
-    """
-    found = [item for item in items if item is not None]
-    names = [name for name in found[0] if all(item.get(name) is not None for item in found)] if found else []
-    return default_collate([{name: item[name] for name in names} for item in found]) if found else {}
-
-
 def is_stream(dataset: Any) -> bool:
     """Whether a data set is read from front to back, and not by index."""
     return isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__")
 
 
-def _loader(dataset: Any, batches: list[list[int]], num_workers: int) -> DataLoader[Batch]:
+def _loader(dataset: Any, batches: Iterable[list[int]], num_workers: int) -> DataLoader[Batch]:
     return DataLoader(
         dataset,
         batch_sampler=batches,

@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 from hf_vq.hub.repository import create_repository, publish_folder
 from hf_vq.kinds import write_card
 from hf_vq.modeling.version_vq import __version__
-from hf_vq.training.arguments import BaseTrainingArguments
+from hf_vq.training.base_arguments import BaseTrainingArguments
 
 logger = logging.getLogger(__name__)
 

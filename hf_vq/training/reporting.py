@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
-from hf_vq.training.arguments import BaseTrainingArguments
+from hf_vq.training.base_arguments import BaseTrainingArguments
 from hf_vq.training.checkpoints import CheckpointError
 from hf_vq.utils.files import atomic_file, discard_leftovers, write_text
 from hf_vq.utils.settings import flatten
@@ -26,11 +25,6 @@ PICTURES_FOLDER = "eval"
 LOGGING_FOLDER = "logs"
 
 logger = logging.getLogger(__name__)
-
-
-def can_draw_bars() -> bool:
-    """Whether progress bars can be drawn: on a terminal and in a notebook, but not in a log."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 class Reporter:

@@ -12,7 +12,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from hf_vq.data.held_out import SPLIT_FILE, HeldOut
+from hf_vq.data.held_out import HeldOut
+from hf_vq.hub.folders import SPLIT_FILE
 from hf_vq.training.checkpoints import (
     CheckpointError,
     DamagedCheckpointError,

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from hf_vq.modeling.version_vq import VERSION_KEY
-from hf_vq.training.arguments import AUTO_SPLIT, BaseTrainingArguments
+from hf_vq.training.base_arguments import AUTO_SPLIT, BaseTrainingArguments
 from hf_vq.training.checkpoints import CheckpointError
 from hf_vq.utils.settings import differing_values
 
@@ -25,7 +25,9 @@ CHANGEABLE_MODEL_FIELDS = frozenset(
     {
         # of quantizers
         "beta", "sync_nu", "replace_freq", "replace_policy", "alternating_steps", "alternating_kind", "alternating_lr",
-        "codebook_decay", "gradient_estimator", "commitment_weight",
+        "codebook_decay", "gradient_estimator", "commitment_weight", "encoder_weight", "codebook_weight",
+        "wasserstein_weight",
+        "entropy_weight", "entropy_diversity", "entropy_temperature",
         # of autoencoders, classifiers and generators
         "reconstruction_loss", "dropout", "label_smoothing", "class_dropout", "mask_schedule", "mask_count",
     }
@@ -97,17 +99,24 @@ def changed_settings(
         {**first, "model": _meaningful(_with_defaults(saved["model"], config))},
         {**second, "model": _meaningful(current["model"])},
     )
-    free = _BATCHES if _same_global_batch(saved["num_processes"], arguments, current) else frozenset()
+    free = free_batches(saved, arguments, current)
     asked = {name: values for name, values in differing.items() if name not in free}
     require_allowed(folder, saved["step"], asked, args)
     return {name: list(values) for name, values in differing.items()}
 
 
-def _same_global_batch(num_processes: int, arguments: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
-    """Whether another number of processes takes the same images in each step: their order does not depend on it."""
-    runs = ((num_processes, arguments), (current["num_processes"], current["arguments"]))
+def free_batches(saved: Mapping[str, Any], arguments: Mapping[str, Any], current: Mapping[str, Any]) -> frozenset[str]:
+    """The sizes that may change because the images of each step stay the same; their order does not depend on them.
+
+    Args:
+        saved: The settings in the checkpoint.
+        arguments: Its training arguments.
+        current: `num_processes` and `arguments` of this run.
+    """
+    runs = ((saved["num_processes"], arguments), (current["num_processes"], current["arguments"]))
     sizes = {count * each["train_batch_size"] * each["gradient_accumulation_steps"] for count, each in runs}
-    return current["num_train_images"] is not None and num_processes != current["num_processes"] and len(sizes) == 1
+    same = runs[0][0] != runs[1][0] and len(sizes) == 1 and saved["num_train_images"] is not None  # None of a stream
+    return _BATCHES if same else frozenset()
 
 
 def require_allowed(

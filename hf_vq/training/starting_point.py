@@ -10,17 +10,20 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
+from hf_vq.hub.folders import STATE_FILE
 from hf_vq.hub.loading import load_model
 from hf_vq.hub.repository import fetch_file
+from hf_vq.hub.samples import local_model
 from hf_vq.modeling.base_quantizer_vq import get_vq_layers
+from hf_vq.modeling.configuration_quantizer_vq import QuantizerConfig
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
 from hf_vq.modeling.quantizer_vq import VectorQuant
-from hf_vq.training.arguments import BaseTrainingArguments, GeneratorTrainingArguments
+from hf_vq.training.arguments import GeneratorTrainingArguments
+from hf_vq.training.base_arguments import BaseTrainingArguments
 from hf_vq.training.generator_data import load_run_tokenizer
-from hf_vq.training.training_state import STATE_FILE
 from hf_vq.utils.hashes import weights_sha256
-from hf_vq.utils.processes import processes_of_run
-from hf_vq.utils.text import FINAL_FOLDER, is_hub_id, public_name, shorten
+from hf_vq.utils.processes import on_every_process, processes_of_run
+from hf_vq.utils.text import FINAL_FOLDER, is_hub_id, plain_id, public_name, shorten
 
 # What may begin as new: what belongs to the classes of the images, and their size.
 _OF_CLASSES = ("classifier.", "transformer.class_embedding.")
@@ -48,7 +51,7 @@ class StartingPoint:
         """The model's configuration with other values of some fields, and what follows from these.
 
         Raises:
-            ValueError: The range of the pixels would be another.
+            ValueError: The range of the pixels would be another, or its quantizer does not use a field.
         """
         own = self.model.config
         values = {name: value for name, value in own.to_dict().items() if name not in ("architectures", "dtype")}
@@ -63,6 +66,8 @@ class StartingPoint:
         if "levels" in fields and "num_codes" not in fields:
             values.pop("num_codes")  # it is the product of the levels
         config = type(own).from_dict({**values, **fields})
+        if isinstance(config, QuantizerConfig):
+            config.refuse_unused(fields)
         config._name_or_path = ""  # it would publish where somebody's files lie
         return config
 
@@ -149,18 +154,24 @@ def load_starting_point(args: BaseTrainingArguments, noun: str) -> StartingPoint
     """
     if args.init_from is None:
         return None
-    with processes_of_run(args.use_cpu).main_process_first():
-        model, processor = load_model(args.init_from, args.init_from_revision, noun=noun)
-        folder, commit = Path(args.init_from).expanduser(), getattr(model.config, "_commit_hash", None)
-        state_file: Path | None = folder / STATE_FILE
-        if not folder.is_dir():
-            try:
-                state_file = fetch_file(args.init_from, STATE_FILE, commit)
-            except FileNotFoundError:
-                state_file = None
-        elif not (folder / STATE_FILE).is_file():
+    # One process of a node downloads, the others read its cache.
+    return on_every_process(lambda: _load(args, noun), processes_of_run(args.use_cpu, args.ddp_timeout))
+
+
+def _load(args: BaseTrainingArguments, noun: str) -> StartingPoint:
+    name = args.init_from or ""
+    model, processor = load_model(name, args.init_from_revision, noun=noun)
+    folder, commit = local_model(name), getattr(model.config, "_commit_hash", None)
+    state_file: Path | None
+    if folder is None:
+        name = plain_id(name)
+        try:
+            state_file = fetch_file(name, STATE_FILE, commit)
+        except FileNotFoundError:
             state_file = None
-    return StartingPoint(model, processor, args.init_from, commit, state_file)
+    else:
+        state_file = folder / STATE_FILE if (folder / STATE_FILE).is_file() else None
+    return StartingPoint(model, processor, name, commit, state_file)
 
 
 @torch.no_grad()

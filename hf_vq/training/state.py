@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_vq.modeling.base_quantizer_vq import get_vq_layers
@@ -22,12 +26,16 @@ from hf_vq.training.reporting import LogWindow
 from hf_vq.training.settings import described, run_settings, saved_arguments
 from hf_vq.training.starting_point import StartingPoint
 from hf_vq.training.training_state import read_training_state
-from hf_vq.utils.processes import on_main_process
+from hf_vq.utils.processes import average_over_processes, on_main_process
+from hf_vq.utils.tensors import whole
 
 logger = logging.getLogger(__name__)
 
 # Changes after which the place of a process in a stream means nothing.
-_OF_STREAMS = {"dataset", "dataset_revision", "image_column", "train_split", "shuffle_buffer", "num_processes"}
+_OF_STREAMS = {
+    "dataset", "dataset_revision", "image_column", "tokens", "tokens_revision", "train_split", "shuffle_buffer",
+    "num_processes",
+}  # fmt: skip
 
 
 class TrainerState:
@@ -47,6 +55,9 @@ class TrainerState:
     eval_metrics: dict[str, float] | None
     changes: list[dict[str, Any]]
     base_model: dict[str, Any] | None
+    processor: Any
+    unsharded: PreTrainedModel | None = None
+    """Of a sharded model, which one process alone cannot ask: a place for all of the published weights."""
 
     def extra_state(self) -> dict[str, Any]:
         """What else changes in training, equal on all ranks: tensors in plain containers."""
@@ -55,15 +66,45 @@ class TrainerState:
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Restores what `extra_state` returned."""
 
+    def running_statistics(self) -> list[Tensor]:
+        """Tensors that each rank keeps for itself and that stand for their mean over ranks; here there are none."""
+        return []
+
     def average_statistics(self) -> None:
         """Makes the running statistics equal on all ranks; all of them must call it."""
-        raise NotImplementedError
+        statistics = self.running_statistics()
+        if statistics and self.accelerator.num_processes > 1:
+            average_over_processes(statistics, self.accelerator)
+            if self.ema is not None:
+                self.ema.copy_buffers(self.model)
+
+    def published_model(self) -> Any:
+        """The weights that are evaluated and published: the average, where one is kept.
+
+        Of a sharded run they are there within `whole_published_model`.
+        """
+        return self.unsharded or (self.model if self.ema is None else self.ema.module)
+
+    @contextmanager
+    def whole_published_model(self) -> Iterator[None]:
+        """Has the published weights of a sharded run whole on all processes; a collective."""
+        if self.unsharded is None:
+            yield
+            return
+        source = self.model if self.ema is None else self.ema.module
+        self.unsharded.to(self.accelerator.device)
+        self.unsharded.load_state_dict(whole(source.state_dict()))
+        try:
+            yield
+        finally:
+            self.unsharded.cpu()
 
     def settings(self) -> dict[str, Any]:
         """All settings of the run, as they read back from JSON."""
         num_processes, num_images = self.accelerator.num_processes, self.data.num_images
         settings = run_settings(self.args, self.model.config, num_processes, num_images, self.changes)
-        return settings | {"base_model": self.base_model}
+        processor = None if self.processor is None else json.loads(self.processor.to_json_string())
+        return settings | {"base_model": self.base_model, "image_processor": processor}
 
     def save_checkpoint(self) -> None:
         """Writes `checkpoint-N` of the current step.
@@ -77,18 +118,22 @@ class TrainerState:
         rank_states = gather_object([self.rank_state_dict()])
 
         folder, config = self.output_dir / f"checkpoint-{self.step}", self.model.config.to_json_string()
+        state = self.state_dict()  # on all processes, for a sharded run gathers it
 
         def write() -> None:
-            state, limit = self.state_dict(), self.args.save_total_limit
+            limit = self.args.save_total_limit
             ckpt.write_checkpoint(folder, config, state, rank_states, self.settings(), limit)
 
         on_main_process(write, self.accelerator)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that changes in training and is equal on all ranks, as `write_checkpoint` takes it."""
+        """Everything that changes in training and is equal on all ranks, as `write_checkpoint` takes it.
+
+        Of a sharded run it holds whole tensors, and all processes must call it.
+        """
         return {
-            "model": self.model.state_dict(),
-            "ema": None if self.ema is None else self.ema.module.state_dict(),
+            "model": whole(self.model.state_dict(keep_vars=True)),
+            "ema": None if self.ema is None else whole(self.ema.module.state_dict(keep_vars=True)),
             "training": {
                 **self.networks.state_dict(),
                 "quantizers": [layer.training_state() for layer in get_vq_layers(self.model)],
@@ -146,8 +191,10 @@ class TrainerState:
         arguments = saved_arguments(saved, self.args)
         per_step = arguments["train_batch_size"] * arguments["gradient_accumulation_steps"] * saved["num_processes"]
         place = self.data.place.after(self.step, per_step)
-        self.data.place = dataclasses.replace(place, position=0) if "num_train_images" in changed else place
-        if self.data.num_images is None and changed.keys() & _OF_STREAMS:
+        begins_anew = self.data.num_images is None and changed.keys() & _OF_STREAMS
+        new_data = begins_anew or "num_train_images" in changed
+        self.data.place = dataclasses.replace(place, position=0) if new_data else place
+        if begins_anew:
             for state in rank_states:
                 state |= {"stream": None, "stream_epoch": 0}
         self.changes = [*self.changes, {"step": self.step, "settings": changed}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import logging
 import time
@@ -20,11 +21,12 @@ from transformers import PreTrainedModel
 
 from hf_vq.cards.files import save_card
 from hf_vq.data.held_out import HeldOut
+from hf_vq.hub.folders import STATE_FILE
 from hf_vq.modeling.base_quantizer_vq import get_vq_layers
 from hf_vq.modeling.micro_batches_vq import micro_batch
 from hf_vq.training import checkpoints as ckpt
 from hf_vq.training.accelerators import make_accelerator
-from hf_vq.training.arguments import BaseTrainingArguments
+from hf_vq.training.base_arguments import BaseTrainingArguments
 from hf_vq.training.callbacks import TrainerCallback
 from hf_vq.training.ema import WeightEMA
 from hf_vq.training.flags import NonFiniteLossError, StepFlags
@@ -33,7 +35,7 @@ from hf_vq.training.optimization import forget_moments
 from hf_vq.training.order import Batch, TrainingData, evaluation_batches
 from hf_vq.training.publishing import open_repository, publish_model
 from hf_vq.training.random_state import preserved_random_state
-from hf_vq.training.reporting import LogWindow, Reporter, can_draw_bars
+from hf_vq.training.reporting import LogWindow, Reporter
 from hf_vq.training.run_folder import (
     FINAL_FOLDER,
     OutputFolderInUseError,
@@ -47,7 +49,8 @@ from hf_vq.training.signals import RunStopped, StopSignals, stop_signals
 from hf_vq.training.state import TrainerState
 from hf_vq.training.training_state import write_training_state
 from hf_vq.utils.files import atomic_folder
-from hf_vq.utils.processes import average_over_processes, on_main_process
+from hf_vq.utils.processes import on_main_process, read_on_main_process
+from hf_vq.utils.progress import can_draw_bars
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +101,12 @@ class BaseTrainer(TrainerState):
         # Placed before the average is copied, and copied before Accelerate patches the model's forward.
         self.networks.place(model)
         self.ema = WeightEMA(model, args.ema_decay) if args.use_ema else None
+        if args.fsdp and world_size == 1:
+            logger.info("fsdp: there is one process, which holds the whole model")
+        if self.networks.sharded:
+            self.unsharded = copy.deepcopy(model).eval().requires_grad_(False).cpu()
+            if self.ema is not None:
+                self.ema.shard(model)
         self.rewritten: dict[nn.Parameter, Tensor] = {}  # rows that this step's forwards initialized or replaced
         self.gathers_statistics = True  # a step's micro batches are one for a codebook; not in runs of version 0.1.0
         self.step = 0
@@ -139,10 +148,6 @@ class BaseTrainer(TrainerState):
     def card(self, folder: Path) -> ModelCard:
         """The model's card; the pictures that it shows are written into the folder."""
         raise NotImplementedError
-
-    def running_statistics(self) -> list[Tensor]:
-        """Tensors that each rank keeps for itself and that stand for their mean over ranks; here there are none."""
-        return []
 
     # ------------------------------------------------------------------ a step
 
@@ -236,9 +241,10 @@ class BaseTrainer(TrainerState):
 
         start, self.hub_repository = on_main_process(open_folder, accelerator)
         if start is not None:
-            state, rank_states = ckpt.read_checkpoint(start)
+            # The main process reads for all: a node with disks of its own has no checkpoint.
+            found = read_on_main_process(lambda: (*ckpt.read_checkpoint(start), ckpt.read_state(start)), accelerator)
+            state, rank_states, saved = found
             with ckpt.must_fit(start):
-                saved = ckpt.read_state(start)
                 changed = changed_settings(start, saved, self.settings(), args, self.model.config)
                 self.load_state_dict(state)
                 self.change(saved, changed, rank_states)
@@ -294,18 +300,6 @@ class BaseTrainer(TrainerState):
         rank, world_size, workers = accelerator.process_index, accelerator.num_processes, args.dataloader_num_workers
         return evaluation_batches(dataset, args.eval_batch_size, args.max_eval_images, rank, world_size, workers)
 
-    def published_model(self) -> Any:
-        """The weights that are evaluated and published: the average, where one is kept."""
-        return self.model if self.ema is None else self.ema.module
-
-    def average_statistics(self) -> None:
-        """Makes the running statistics equal on all ranks; all of them must call it."""
-        statistics = self.running_statistics()
-        if statistics and self.accelerator.num_processes > 1:
-            average_over_processes(statistics, self.accelerator)
-            if self.ema is not None:
-                self.ema.copy_buffers(self.model)
-
     def _evaluate(self) -> tuple[dict[str, float], dict[str, Image.Image]]:
         self.flags.read()
         if self.eval_dataset is None:
@@ -313,7 +307,7 @@ class BaseTrainer(TrainerState):
         self.average_statistics()
         training = self.model.training
         self.model.eval()
-        with preserved_random_state(), torch.no_grad():
+        with self.whole_published_model(), preserved_random_state(), torch.no_grad():
             result = self.evaluation()
         self.model.train(training)
         return result
@@ -328,7 +322,7 @@ class BaseTrainer(TrainerState):
     def save_model(self, folder: str | Path) -> None:
         """Writes the model as a complete Hub repository; an older one in its place is replaced in one go."""
         self.average_statistics()
-        self.data.count_readable(self.accelerator)
+        self.data.count_readable()
 
         def write() -> None:
             try:
@@ -337,7 +331,8 @@ class BaseTrainer(TrainerState):
             except Exception as reason:
                 raise ckpt.CheckpointError(f"Could not write the model to '{folder}': {reason}") from reason
 
-        on_main_process(write, self.accelerator)
+        with self.whole_published_model():
+            on_main_process(write, self.accelerator)
         self.published_model().name_or_path = str(Path(folder).resolve())  # where `push_to_hub` finds its card
 
     def write_model(self, folder: Path) -> None:
@@ -360,6 +355,7 @@ class BaseTrainer(TrainerState):
             "images per step": self.data.images_per_step,
             "images seen": self.data.images_seen(self.step),
             "changed": described(self.changes),
+            "training state": f"in {STATE_FILE}, for --init_from" if self.args.save_training_state else None,
             "processes": f"{self.accelerator.num_processes} x {self.accelerator.device.type}",
             **self.args.recipe(),
         }

@@ -13,10 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from hf_vq.hub.folders import STATE_FILE
 from hf_vq.modeling.base_quantizer_vq import get_vq_layers
 from hf_vq.training.networks import MODEL, TrainedNetworks
-
-STATE_FILE = "training_state.safetensors"
 
 
 def write_training_state(folder: Path, networks: TrainedNetworks) -> None:

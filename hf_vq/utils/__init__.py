@@ -1,1 +1,1 @@
-"""Helpers that know nothing of models: files, hashes, text, processes."""
+"""Helpers that know nothing of models: files, hashes, text, processes, progress."""

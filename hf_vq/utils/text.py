@@ -11,6 +11,8 @@ from pathlib import Path
 
 FINAL_FOLDER = "final"  # of a run's finished model
 MAX_NAMES = 10  # how many file names a warning lists
+HUB_PREFIX = "hf://"  # before the id of a model, asks the Hub whatever is here
+DATA_PREFIX = "hf://datasets/"  # the same for a data set
 
 
 def shorten(names: Collection[str], limit: int = MAX_NAMES, *, quoted: bool = False) -> str:
@@ -40,7 +42,7 @@ def public_name(name: str | None, *, follow_links: bool = False) -> str | None:
         name: A path, or the id of a model or a data set on the Hub.
         follow_links: Whether a link counts as what it leads to.
     """
-    name = name.removeprefix("hf://datasets/") if name else name
+    name = plain_id(name) if name else name
     if not name or is_hub_id(name):
         return name
     path = Path(name).expanduser()
@@ -48,6 +50,11 @@ def public_name(name: str | None, *, follow_links: bool = False) -> str | None:
         return name
     path = path.resolve() if follow_links else Path(os.path.abspath(path))
     return path.parent.name if path.name == FINAL_FOLDER and path.parent.name else path.name
+
+
+def plain_id(name: str) -> str:
+    """A name without what says that it is the Hub's."""
+    return name.removeprefix(DATA_PREFIX).removeprefix(HUB_PREFIX)
 
 
 def is_hub_id(name: str | None) -> bool:

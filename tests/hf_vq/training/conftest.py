@@ -1,4 +1,4 @@
-"""A tiny model, tiny images, and a way to make trainers of them."""
+"""Tiny models, tiny images, and ways to make trainers of them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,19 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import set_seed
 from torch.utils.data import Dataset
 
-from hf_vq import VQConfig, VQImageProcessor, VQModel
+from hf_vq import (
+    GeneratorTrainer,
+    GeneratorTrainingArguments,
+    MaskGitConfig,
+    MaskGitModel,
+    VQConfig,
+    VQImageProcessor,
+    VQModel,
+)
 from hf_vq.training.arguments import TokenizerTrainingArguments
 from hf_vq.training.tokenizer import TokenizerTrainer
+
+from .generator_runs import CLASSES, MakeTrainer, token_set
 
 # Everything that changes state in training, at once: inner steps, k-means, replacement, averages, discriminator.
 EVERYTHING: dict[str, Any] = {
@@ -135,6 +145,57 @@ def make_trainer(tmp_path: Path, make_model: Callable[..., VQModel]) -> Callable
             Images() if train is None else train,
             Images(7) if held_out is None else held_out,
             VQImageProcessor.for_config(network.config),
+        )
+
+    return make
+
+
+@pytest.fixture
+def make_generator(make_model: Callable[..., VQModel]) -> Callable[..., MaskGitModel]:
+    """Makes tiny generators, equal ones for equal settings, of 16 codes."""
+
+    def make(tokenizer: dict[str, Any] | None = None, **fields: Any) -> MaskGitModel:
+        vq_model = make_model(**(tokenizer or {}))
+        set_seed(0)
+        settings = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_classes": CLASSES}
+        config = MaskGitConfig(vq_config=vq_model.config, **{**settings, **fields})
+        return MaskGitModel(config, tokenizer=vq_model)
+
+    return make
+
+
+@pytest.fixture
+def make_generator_trainer(tmp_path: Path, make_generator: Callable[..., MaskGitModel]) -> MakeTrainer:
+    """Makes trainers of tiny generators in `tmp_path / output_dir`; `model` holds the model's fields."""
+
+    def make(
+        output_dir: str = "out",
+        model: dict[str, Any] | None = None,
+        train: Any = None,
+        held_out: Any = None,
+        tokenizer: dict[str, Any] | None = None,
+        **fields: Any,
+    ) -> GeneratorTrainer:
+        settings: dict[str, Any] = {
+            "output_dir": str(tmp_path / output_dir),
+            "max_steps": 6,
+            "train_batch_size": 4,
+            "eval_batch_size": 3,
+            "learning_rate": 1e-2,
+            "logging_steps": 2,
+            "eval_steps": 3,
+            "save_steps": 2,
+            "num_sample_images": 4,
+            "sample_steps": 2,
+            "disable_tqdm": True,
+            "use_cpu": True,
+            **fields,
+        }
+        return GeneratorTrainer(
+            make_generator(tokenizer, **(model or {})),
+            GeneratorTrainingArguments(**settings),
+            token_set() if train is None else train,
+            token_set(7) if held_out is None else held_out,
         )
 
     return make

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from hf_vq import MaskGitConfig, MaskGitModel
-from hf_vq.training.arguments import BaseTrainingArguments, GeneratorTrainingArguments
+from hf_vq.training.arguments import GeneratorTrainingArguments
+from hf_vq.training.base_arguments import BaseTrainingArguments
 from hf_vq.training.generator import GeneratorTrainer
 from hf_vq.training.launcher import compile_options
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from hf_vq.training.arguments import BaseTrainingArguments, GeneratorTrainingArguments, TokenizerTrainingArguments
+from hf_vq.training.arguments import GeneratorTrainingArguments, TokenizerTrainingArguments
+from hf_vq.training.base_arguments import BaseTrainingArguments
 
 ROOT = Path(__file__).parents[3]
 MakeTrainer = Callable[..., Any]
@@ -42,6 +43,19 @@ def test_the_launcher_is_followed(
         monkeypatch.setenv(name, value)
     args = TokenizerTrainingArguments("out", **own)
     assert (args.mixed_precision, args.gradient_accumulation_steps) == expected
+    assert args.fsdp is False
+
+
+def test_shards_are_the_trainers_own(monkeypatch: pytest.MonkeyPatch, make_trainer: MakeTrainer) -> None:
+    """`--use_fsdp` of a launcher is `--fsdp`. Accelerate does not hear of it, and one process has nothing to shard."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    trainer = make_trainer()
+    assert trainer.args.fsdp and not trainer.networks.sharded
+    assert (
+        getattr(trainer.accelerator.state, "fsdp_plugin", None) is None and os.environ["ACCELERATE_USE_FSDP"] == "true"
+    )
+    with pytest.raises(ValueError, match="fsdp does not go with monitor_steps, adversarial_weight: leave"):
+        TokenizerTrainingArguments("out", adversarial_weight=0.1, monitor_steps=5)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +68,8 @@ def test_the_launcher_is_followed(
         ({PRECISION: "fp16", "ACCELERATE_USE_CPU": "true"}, {}, "fp16 needs a GPU, and this run computes on the CPU"),
         ({}, {"mixed_precision": "fp16", "use_cpu": True}, "fp16 needs a GPU, and this run computes on the CPU"),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "asks for DeepSpeed"),
-        ({"ACCELERATE_USE_FSDP": "true"}, {}, r"asks for FSDP \(--use_fsdp\), which these trainers do not support"),
+        ({"ACCELERATE_USE_FSDP": "true"}, {"fsdp": False}, r"fsdp is on \(--use_fsdp\) for the launcher and False in"),
+        ({}, {"fsdp": True, "torch_compile": True}, "fsdp does not go with torch_compile: leave"),
         ({"ACCELERATE_USE_MEGATRON_LM": "true"}, {}, "asks for Megatron-LM"),
         ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, {}, "asks for a parallelism config"),
     ],

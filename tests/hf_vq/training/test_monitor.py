@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn.functional import mse_loss
 
-from hf_vq.modeling.quantizer_vq import VectorQuant, no_vq
+from hf_vq import VectorQuant, no_vq
 from hf_vq.training.monitor import CodebookMonitor, _shown
 from hf_vq.training.random_state import random_state
 from hf_vq.training.snapshots import CodebookSnapshot, load_snapshots

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -14,7 +15,8 @@ from PIL import Image
 from torch.utils.data import IterableDataset
 
 from hf_vq.data.images import ImageStream
-from hf_vq.training.order import DataOrder, evaluation_batches, stream_batches, training_batches
+from hf_vq.training.order import DataOrder, evaluation_batches, training_batches
+from hf_vq.training.stream_loading import stream_batches
 
 
 def flat(order: DataOrder, epochs: int) -> list[int]:
@@ -36,8 +38,53 @@ def test_batches_are_full_and_shuffled_by_seed_and_epoch() -> None:
     order = DataOrder(100, 7, seed=0)
 
     assert {len(batch) for epoch in range(5) for batch in order.batches_of_epoch(epoch)} == {7}
-    assert order.permutation(0) != order.permutation(1)
-    assert order.permutation(1) != DataOrder(100, 7, seed=1).permutation(0)
+    assert not torch.equal(order.permutation(0), order.permutation(1))
+    assert not torch.equal(order.permutation(1), DataOrder(100, 7, seed=1).permutation(0))
+
+
+def test_the_order_is_what_it_always_was() -> None:
+    """Runs go on over versions, so that an epoch's order and its batches stay, bit for bit."""
+    expected = [
+        [[2, 3, 1], [6, 1, 2], [5, 0, 6], [2, 1, 5]],
+        [[0, 4, 5], [3, 4, 0], [3, 4, 5], [1, 2, 4]],
+    ]
+    for rank in range(2):
+        order = DataOrder(7, 3, seed=3, rank=rank, world_size=2, first=1)
+        assert [batch for epoch in range(3) for batch in order.batches_of_epoch(epoch)] == expected[rank]
+
+
+def test_an_order_takes_four_bytes_for_a_sample_of_the_process() -> None:
+    """A process keeps its own part of an epoch's order; batches are made one after the other."""
+    order = DataOrder(1_000_000, 8, seed=0, rank=1, world_size=4)
+    batches = order.batches_of_epoch(0)
+    assert len(next(batches)) == 8
+
+    kept = [part.untyped_storage().nbytes() for part in order._mine.values()]
+    assert kept == [1_000_000]
+
+
+class Places(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+    """Says which process read a sample, and in which epoch."""
+
+    epoch = -1
+
+    def set_epoch(self, epoch: int) -> None:
+        """Remembers the epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"process": torch.tensor(os.getpid()), "epoch": torch.tensor(self.epoch), "index": torch.tensor(index)}
+
+
+def test_workers_last_over_epochs() -> None:
+    """The same processes read every epoch, and each batch is read as its own epoch says."""
+    found = list(islice(training_batches(Places(), DataOrder(8, 2, seed=0), 0, 2), 12))
+
+    assert len({int(process) for batch in found for process in batch["process"]}) == 2
+    assert [batch["epoch"].unique().tolist() for batch in found] == [[number // 4] for number in range(12)]
 
 
 def test_processes_share_the_stream_of_one(images: Any) -> None:

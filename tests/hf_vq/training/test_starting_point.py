@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from hf_vq import MaskGitConfig, MaskGitModel, VQImageProcessor, VQModel
+from hf_vq import MaskGitConfig, MaskGitModel, VQConfig, VQImageProcessor, VQModel
+from hf_vq.hub.folders import STATE_FILE
 from hf_vq.training.arguments import TokenizerTrainingArguments
 from hf_vq.training.starting_point import StartingPoint, load_starting_point
-from hf_vq.training.training_state import STATE_FILE
 
 MakeTrainer = Callable[..., Any]
 MakeModel = Callable[..., VQModel]
@@ -81,6 +81,11 @@ def test_what_the_weights_cannot_be_is_told(make_model: MakeModel) -> None:
     for fields, name in (({"num_codes": 8}, "quantize.codebook.weight"), ({"base_channels": 16}, "encoder.conv.0")):
         with pytest.raises(ValueError, match=f"'some/model' do not fit the model fields .*{name}.* wanted"):
             point.fit(VQModel(point.config(fields)))
+    rounded = VQConfig(
+        architecture="sqvae", image_size=16, base_channels=8, embed_dim=2, levels=[4, 4], quantizer_type="fsq"
+    )
+    with pytest.raises(ValueError, match="'fsq' does not use `beta=0.5`"):
+        point_of(VQModel(rounded)).config({"beta": 0.5})
     with pytest.raises(ValueError, match=r"pixels in \[-1.0, 1.0\], which its weights cannot change"):
         point.config({"pixel_range": [0.0, 1.0]})
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hf_vq.training.arguments import BaseTrainingArguments
+from hf_vq.training.base_arguments import BaseTrainingArguments
 from hf_vq.training.checkpoints import CheckpointError, load_weights, read_checkpoint, write_checkpoint
 from hf_vq.training.networks import MODEL
 from hf_vq.training.order import Batch
