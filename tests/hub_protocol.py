@@ -15,25 +15,12 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
-from .hub_store import LFS_SUFFIXES, Commit, Repository, as_json
+from .hub_store import LFS_SUFFIXES, Commit, HubError, Repository, as_json
 
 if TYPE_CHECKING:
     from .hub_server import HubServer
 
 USERS = {"hf_alice": "alice", "hf_bob": "bob"}
-
-
-class HubError(Exception):
-    """An answer other than success, with the code that clients turn into their exception."""
-
-    def __init__(self, status: int, message: str, code: str | None = None, commit: str | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.headers = {"X-Error-Message": message}
-        if code is not None:
-            self.headers["X-Error-Code"] = code
-        if commit is not None:
-            self.headers["X-Repo-Commit"] = commit
 
 
 class HubRequestHandler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""What a Hub holds: repositories with commits, branches, tags and pull requests, all in memory."""
+"""What a Hub holds, all in memory: repositories with commits, branches, tags, pull requests. And how it says no."""
 
 from __future__ import annotations
 
@@ -154,3 +154,16 @@ def _git_oid(data: bytes) -> str:
 
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
+
+
+class HubError(Exception):
+    """An answer other than success, with the code that clients turn into their exception."""
+
+    def __init__(self, status: int, message: str, code: str | None = None, commit: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = {"X-Error-Message": message}
+        if code is not None:
+            self.headers["X-Error-Code"] = code
+        if commit is not None:
+            self.headers["X-Repo-Commit"] = commit

@@ -50,6 +50,12 @@ CITATIONS = {
   eprint    = {2012.09841},
   archivePrefix = {arXiv}
 }""",
+    "magvit2": """@article{luo2024openmagvit2,
+  title   = {Open-{MAGVIT2}: An Open-Source Project Toward Democratizing Auto-regressive Visual Generation},
+  author  = {Luo, Zhuoyan and Shi, Fengyuan and Ge, Yixiao and Yang, Yujiu and Wang, Limin and Shan, Ying},
+  journal = {arXiv preprint arXiv:2409.04410},
+  year    = {2024}
+}""",
     "sqvae": """@inproceedings{takida2022sqvae,
   title     = {{SQ-VAE}: Variational {Bayes} on Discrete Representation with Self-annealed Stochastic Quantization},
   author    = {Takida, Yuhta and Shibuya, Takashi and Liao, WeiHsiang and Lai, Chieh-Hsin and Ohmura, Junki and
@@ -74,6 +80,26 @@ CITATIONS = {
              Amid, Ehsan and Thrun, Sebastian and R{\\'e}, Christopher},
   journal = {arXiv preprint arXiv:2410.06424},
   year    = {2024}
+}""",
+    "diveq": """@article{vali2025diveq,
+  title   = {{DiVeQ}: Differentiable Vector Quantization Using the Reparameterization Trick},
+  author  = {Vali, Mohammad Hassan and B{\\"a}ckstr{\\"o}m, Tom and Solin, Arno},
+  journal = {arXiv preprint arXiv:2509.26469},
+  year    = {2025}
+}""",
+    "wasserstein": """@article{fang2025enhancing,
+  title   = {Enhancing Vector Quantization with Distributional Matching: A Theoretical and Empirical Study},
+  author  = {Fang, Xianghong and Guo, Litao and Chen, Hengchao and Zhang, Yuxuan and Xia, Xiaofan and Song, Dingjie and
+             Liu, Yexin and Wang, Hao and Yang, Harry and Yuan, Yuan and Sun, Qiang},
+  journal = {arXiv preprint arXiv:2506.15078},
+  year    = {2025}
+}""",
+    "nsvq": """@article{vali2022nsvq,
+  title   = {{NSVQ}: Noise Substitution in Vector Quantization for Machine Learning},
+  author  = {Vali, Mohammad Hassan and B{\\"a}ckstr{\\"o}m, Tom},
+  journal = {IEEE Access},
+  volume  = {10},
+  year    = {2022}
 }""",
     "ema": """@inproceedings{razavi2019generating,
   title     = {Generating Diverse High-Fidelity Images with {VQ-VAE-2}},

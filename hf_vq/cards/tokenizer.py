@@ -22,7 +22,11 @@ METRICS = {
     "usage": Metric("codebook_usage", "Codes in use", "{:.1%}", counted="active_codes"),
     "perplexity": Metric("codebook_perplexity", "Codebook perplexity", "{:,.1f}"),
 }
-_NETWORKS = {"vqgan": "VQGAN-style encoder and decoder", "sqvae": "SQ-VAE encoder and decoder"}
+_NETWORKS = {
+    "vqgan": "VQGAN-style encoder and decoder",
+    "magvit2": "Open-MAGVIT2 encoder and decoder",
+    "sqvae": "SQ-VAE encoder and decoder",
+}
 _CODE = """import torch
 {model_info}from PIL import Image
 from transformers import AutoImageProcessor, AutoModel

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hf_vq.hub.repository import create_repository as create_repository
     from hf_vq.hub.repository import fetch_file as fetch_file
     from hf_vq.hub.repository import publish_folder as publish_folder
+    from hf_vq.hub.samples import sample_model as sample_model
 
 __all__, __getattr__, __dir__ = lazy_names(
     __name__,
@@ -21,5 +22,6 @@ __all__, __getattr__, __dir__ = lazy_names(
         "loading": ["load_model", "load_tokenizer"],
         "models": ["from_hub", "push_to_hub", "reconstruction_picture"],
         "repository": ["HubError", "create_repository", "fetch_file", "publish_folder"],
+        "samples": ["sample_model"],
     },
 )

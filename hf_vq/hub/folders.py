@@ -16,6 +16,10 @@ from hf_vq.utils.text import shorten
 
 CONFIG_FILE = "config.json"
 PROCESSOR_FILE = "preprocessor_config.json"
+SPLIT_FILE = "data_split.json"  # which images the run held out
+STATE_FILE = "training_state.safetensors"  # what a run that starts from the model goes on with
+OF_THE_RUN = (SPLIT_FILE, STATE_FILE)
+"""What a run writes beside its model that is true of these weights alone."""
 
 
 class BrokenModel(ValueError):

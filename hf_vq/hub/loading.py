@@ -7,7 +7,8 @@ from typing import Any
 
 from hf_vq.hub.folders import load_folder, require_model
 from hf_vq.hub.models import from_hub
-from hf_vq.hub.repository import HubError, require_hub_id
+from hf_vq.hub.repository import require_hub_id
+from hf_vq.hub.samples import is_sample, local_model
 from hf_vq.kinds import kind_of
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
 
@@ -18,7 +19,8 @@ def load_model(
     """Loads a model in eval mode and its image processor, from a folder or, pinned and verified, from the Hub.
 
     Args:
-        name: Folder, or id of a repository on the Hub.
+        name: Folder, name of a sample model such as `"emoji-tokenizer"`, or id of a repository on the Hub; the first
+            of these that there is. `"hf://user/name"` asks the Hub whatever is here.
         revision: Branch, tag or commit of the repository.
         noun: The kind of model that it must be, as `"tokenizer"`; None for any.
         allow_unverified: Whether cached files may be used that cannot be verified; see `from_hub`.
@@ -44,16 +46,12 @@ def load_tokenizer(
 
 
 def _load(name: str | Path, revision: str | None, what: str, allow_unverified: bool) -> tuple[Any, VQImageProcessor]:
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        require_hub_id(name, f"no {what}")
-        try:
-            return from_hub(str(name), revision=revision, allow_unverified=allow_unverified)
-        except HubError as error:
-            if not folder.parent.is_dir() or folder.parent == Path():
-                raise
-            raise HubError(f"{error} Nor is there a folder '{name}', though there is '{folder.parent}'.") from error
+    folder = local_model(name)
+    if folder is None:
+        repo_id = require_hub_id(name, f"no {what}")
+        return from_hub(repo_id, revision=revision, allow_unverified=allow_unverified)
     if revision is not None:
-        raise ValueError(f"'{name}' is a folder, which has no revision {revision!r}: leave it out")
+        place = "comes with the package and" if is_sample(name) else "is a folder, which"
+        raise ValueError(f"'{name}' {place} has no revision {revision!r}: leave it out")
     require_model(folder, what)
     return load_folder(folder, name)

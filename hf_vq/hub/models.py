@@ -28,6 +28,7 @@ from hf_vq.hub.repository import (
     fetch_file,
     publish_folder,
 )
+from hf_vq.hub.samples import local_model
 from hf_vq.hub.verification import settle_unverified
 from hf_vq.hub.weights import fetch_weights
 from hf_vq.kinds import kind_of, resolve, write_card
@@ -67,8 +68,9 @@ def push_to_hub(
     card that the repository has is kept; only the part between our comments is renewed.
 
     What the card beside the weights knows, in the folder or the commit that the model was loaded from, goes along:
-    recipe, numbers, picture and what a person wrote. Arguments take the place of what it says. If the weights are no
-    longer those, a warning and the new card say so, and nothing of it goes along.
+    recipe, numbers, picture and what a person wrote. Arguments take the place of what it says. So do the state of
+    training (`save_training_state`) and the record of held-out images beside the weights. If the weights are no longer
+    those, a warning and the new card say so, and nothing of it goes along.
 
     Args:
         model: What to publish: a model, or the folder of one, such as `"out/final"` of a run.
@@ -132,10 +134,11 @@ def push_to_hub(
         facts: dict[str, Any] = {"repo_id": repo_id, "license": license, "picture": picture}
         facts["revision"] = branch if branch != MAIN else None
         card = str(write_card(model, metrics or {}, dataset, split, recipe, **facts))
-        if origin is not None and known and is_same:
-            rows = [key.replace("_", " ") for key in recipe] + ["data set"] * bool(dataset)
-            card = keep_known(card, known, rows=rows, metrics=bool(metrics), picture=picture is not None)
-            origin.copy_pictures(card, folder)
+        if origin is not None and is_same:
+            if known:
+                rows = [key.replace("_", " ") for key in recipe] + ["data set"] * bool(dataset)
+                card = keep_known(card, known, rows=rows, metrics=bool(metrics), picture=picture is not None)
+            origin.copy_what_belongs(card, folder)
         save_card(ModelCard(card), folder)
         return publish_folder(
             folder,
@@ -241,15 +244,16 @@ def sample_picture(model: Any, processor: VQImageProcessor, images: Sequence[Any
 
 
 def _load_from(folder: Path) -> PreTrainedModel:
-    """The model in a folder.
+    """The model in a folder, or the sample of that name.
 
     Raises:
         FileNotFoundError: There is no such folder, or no model in it.
         ValueError: What is in it is no whole model.
     """
-    folder = folder.expanduser()
-    if not folder.is_dir():
+    found = local_model(folder)
+    if found is None:
         raise FileNotFoundError(f"there is no folder '{folder}'. To copy a repository, load it with `from_hub` first")
+    folder = found
     require_model(folder, "model")
     return load_folder(folder, folder)[0]
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from hf_vq.cards.files import CARD_FILE
 from hf_vq.cards.keeping import pictures_in
 from hf_vq.cards.merging import has_part
-from hf_vq.hub.folders import PROCESSOR_FILE
+from hf_vq.hub.folders import OF_THE_RUN, PROCESSOR_FILE
 from hf_vq.hub.repository import fetch_file
 from hf_vq.hub.weights import fetch_weights
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
@@ -79,9 +79,12 @@ class Origin:
                 return False
         return found
 
-    def copy_pictures(self, card: str, folder: Path) -> None:
-        """Copies the pictures that a card shows into its folder, but for those that are there."""
-        for name in pictures_in(card):
+    def copy_what_belongs(self, card: str, folder: Path) -> None:
+        """Copies the pictures that a card shows, and what a run left beside its model, into the card's folder.
+
+        What is there stays.
+        """
+        for name in (*pictures_in(card), *OF_THE_RUN):
             path = None if (folder / name).exists() else self.find(name)
             if path is not None:
                 shutil.copyfile(path, folder / name)
@@ -132,7 +135,9 @@ def _read(path: Path, name: str) -> torch.Tensor:
 
 
 def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors have the same bits; numbers that are not ones count, too."""
+    """Whether two tensors have the same bits, if need be after `one` is widened; NaNs count, too."""
+    if one.is_floating_point() and torch.promote_types(one.dtype, other.dtype) == other.dtype:
+        one = one.to(other.dtype)
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
     return torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))

@@ -5,6 +5,7 @@ Whatever the folder holds, a model or a data set, it is published by `publish_fo
 
 from __future__ import annotations
 
+import difflib
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -31,17 +32,21 @@ from huggingface_hub.errors import (
 from hf_vq.cards.files import CARD_FILE, RESULTS_FILE
 from hf_vq.cards.merging import fill_card, has_part
 from hf_vq.hub.client import HubError, hub_api
+from hf_vq.hub.folders import OF_THE_RUN
 from hf_vq.hub.lost_answers import find_commit
 from hf_vq.hub.new_branches import NewBranch
+from hf_vq.hub.samples import is_sample, sample_names
 from hf_vq.hub.verification import verify
+from hf_vq.utils.text import FINAL_FOLDER, HUB_PREFIX, plain_id
 
 MAIN = "main"
 
 # A whole file of weights would be loaded in place of newer shards, and old parquet files along with new ones. The
-# first group is what the pieces belong to: the model, or a split.
+# first group is what the pieces belong to: the model, a split, or the package of a Space.
 _PARTS = {
     "model": re.compile(r"(model)(?:-\d+-of-\d+)?\.safetensors(?:\.index\.json)?"),
     "dataset": re.compile(r"(\w+)-\d{5,}\.parquet"),
+    "space": re.compile(r"(hf_vq)/.+"),  # modules of an older version of the package
 }
 
 
@@ -52,7 +57,7 @@ def create_repository(
 
     Args:
         repo_id: `"user/name"`, or `"name"` for one of the user who is logged in.
-        repo_type: `"model"` or `"dataset"`.
+        repo_type: `"model"`, `"dataset"` or `"space"`.
         private: Of a new repository; None for the namespace's default.
         token: As everywhere on the Hub; by default the stored one.
 
@@ -65,7 +70,9 @@ def create_repository(
     """
     api = hub_api(token)
     try:
-        full_name = str(api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id)
+        sdk = "gradio" if repo_type == "space" else None
+        made = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, space_sdk=sdk)
+        full_name = str(made.repo_id)
         is_private = api.repo_info(full_name, repo_type=repo_type).private if private else True
     except HFValidationError:
         raise
@@ -105,12 +112,13 @@ def publish_folder(
     same machine takes it for one that does not exist.
 
     A card (README.md) that the repository has is kept; see `fill_card`. Weights and tokens that an earlier push has
-    cut in other pieces are deleted in the same commit; other files that the folder does not have stay.
+    cut in other pieces are deleted in the same commit, and so is what a run left beside older weights. Other files
+    that the folder does not have stay.
 
     Args:
         folder: What to publish, complete.
         repo_id: Where; created if it does not exist.
-        repo_type: `"model"` or `"dataset"`.
+        repo_type: `"model"`, `"dataset"` or `"space"`.
         revision: Branch; `"main"` by default. One that does not exist is made, from `"main"`.
         private: Of a new repository.
         create_pr: Whether to open a pull request instead of moving the branch `"main"`.
@@ -153,6 +161,8 @@ def publish_folder(
             for path in sorted(old - set(files))
             if (part := parts.fullmatch(path)) and part[1] in renewed
         ]
+        if "model" in renewed:  # what belonged to the weights that were there
+            deletions += [CommitOperationDelete(path) for path in OF_THE_RUN if path in old and path not in files]
         if RESULTS_FILE in old and RESULTS_FILE not in files and _is_ours(files.get(CARD_FILE)):
             deletions.append(CommitOperationDelete(RESULTS_FILE))  # numbers of an earlier card
         # The large files go first: they are seen by nobody before a commit names them.
@@ -218,10 +228,36 @@ def branch_to_push(revision: str | None, create_pr: bool) -> str:
     return revision or MAIN
 
 
-def require_hub_id(name: str | Path, what: str) -> None:
-    """Raises a `FileNotFoundError` that begins with `what` if a name is no repository's; nor is it a folder's."""
-    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(name)) is None or str(name).startswith("."):
+def require_hub_id(name: str | Path, what: str, prefix: str = HUB_PREFIX) -> str:
+    """The repository that a name means which is not here; a mistyped folder is told before the Hub is asked.
+
+    Args:
+        name: As a user gave it: a folder that is not there, an id, or the prefix and an id.
+        what: What was looked for, for the message, as `"no tokenizer"`.
+        prefix: What asks the Hub, whatever is here.
+
+    Raises:
+        FileNotFoundError: It is no repository's name, or hardly one: it has no owner, its first part is a folder that
+            is here, or its second what the model of a run is called.
+    """
+    told = str(name)
+    repo_id = told.removeprefix(prefix)
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo_id) is None or repo_id.startswith("."):
         raise FileNotFoundError(f"{what} in '{name}': there is no such folder, and it is no Hub id such as user/name")
+    path = Path(told)
+    if repo_id == told and (len(path.parts) == 1 or path.parent.is_dir() or path.name == FINAL_FOLDER):
+        near = difflib.get_close_matches(told, sample_names(), n=1) if prefix == HUB_PREFIX else []
+        hint = f". Or did you mean {near[0]!r}, which comes with the package?" if near else ""
+        raise FileNotFoundError(
+            f"{what} in '{name}': there is no such folder here; ask the Hub for it with {prefix}{name}{hint}"
+        )
+    return repo_id
+
+
+def require_findable(name: str | Path, what: str, prefix: str = HUB_PREFIX) -> None:
+    """Raises the error of `require_hub_id` where nothing is here under a name; the Hub is not asked."""
+    if not Path(name).expanduser().exists() and not (prefix == HUB_PREFIX and is_sample(name)):
+        require_hub_id(name, what, prefix)
 
 
 def fetch_file(
@@ -236,7 +272,7 @@ def fetch_file(
     """Fetches a file of a repository, or finds it in the cache, and verifies its content.
 
     Args:
-        repo_id: `"user/name"`.
+        repo_id: `"user/name"`, also with `"hf://"` before it.
         name: The file's path in the repository.
         revision: Branch, tag or commit; `"main"` by default.
         token: As everywhere on the Hub; by default the stored one.
@@ -252,6 +288,7 @@ def fetch_file(
         HubError: There is no such repository or revision, access is denied, the file is neither reachable nor cached,
             its content is not what the Hub has, or nobody can tell.
     """
+    repo_id = plain_id(repo_id)
     try:
         path = Path(hf_hub_download(repo_id, name, repo_type=repo_type, revision=revision or MAIN, token=token))
     except LocalEntryNotFoundError as error:
@@ -259,8 +296,8 @@ def fetch_file(
         if cached is _CACHED_NO_EXIST:
             raise FileNotFoundError(name) from error
         raise HubError(
-            f"'{name}' of '{repo_id}' ({revision or MAIN}) is not in the cache and the Hub cannot be reached. Go "
-            "online (without HF_HUB_OFFLINE) once, with the same `revision`."
+            f"'{name}' of '{repo_id}' ({revision or MAIN}) is not in the cache and the Hub cannot be reached. Check "
+            "the name and the connection; offline, only what was loaded once by the same `revision` is found."
         ) from error
     except EntryNotFoundError as error:
         raise FileNotFoundError(name) from error
