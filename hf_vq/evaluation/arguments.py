@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_vq.data.held_out import HELD_OUT
+from hf_vq.hub.samples import is_sample
 from hf_vq.metrics.features import FEATURES, SHRUNK_PIXELS
 from hf_vq.metrics.generation import SAMPLE_SIZE
 from hf_vq.modeling.options_maskgit import MaskGitSampling
@@ -25,7 +26,7 @@ class EvaluationArguments:
     """
 
     dataset: str = field(
-        metadata={"help": "Hub id, folder of images, parquet file(s), or noto-emoji-32, the sample."},
+        metadata={"help": "Hub id, folder of images, parquet or tar file(s), or noto-emoji-32, the sample."},
     )
     model: str | None = field(
         default=None, metadata={"help": "Folder or Hub id of a tokenizer or a generator; user/name@revision, too."}
@@ -113,6 +114,11 @@ class EvaluationArguments:
             raise ValueError(f"features must be one of {', '.join(FEATURES)}, got {self.features!r}.")
         if self.update_cards and any(split_revision(name)[1] for name in self.names):
             raise ValueError("update_cards writes to the branch main: leave the revision after '@' out.")
+        if self.update_cards and any(map(is_sample, self.names)):
+            raise ValueError(
+                "update_cards writes into folders and repositories, not into the models that come with the package. "
+                "Copy the folder that hf_vq.sample_model gives, and name the copy."
+            )
         self.sampling()
 
     def sampling(self) -> MaskGitSampling:

@@ -19,6 +19,7 @@ from hf_vq.evaluation.report import Report, metric
 from hf_vq.hub.repository import fetch_file, publish_folder
 from hf_vq.kinds import write_card
 from hf_vq.utils.files import write_text
+from hf_vq.utils.text import plain_id
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def update_cards(report: Report, models: Sequence[tuple[str, PreTrainedModel]]) 
             existing = fetch_file(name, CARD_FILE).read_text(encoding="utf-8")
         except FileNotFoundError:
             existing = ""
-        ours = evaluated_card(existing, report, result, model, repo_id=name)
+        ours = evaluated_card(existing, report, result, model, repo_id=plain_id(name))
         cards.append((name, ours, results_in(ModelCard(ours).data.to_dict())[1]))
     for name, card, results in cards:
         folder = Path(name).expanduser()
@@ -70,7 +71,9 @@ def update_cards(report: Report, models: Sequence[tuple[str, PreTrainedModel]]) 
         with tempfile.TemporaryDirectory() as temporary:
             (Path(temporary) / CARD_FILE).write_text(card, encoding="utf-8")
             save_results(results, Path(temporary))
-            logger.info("Updated %s", publish_folder(temporary, name, commit_message="Add evaluation results"))
+            logger.info(
+                "Updated %s", publish_folder(temporary, plain_id(name), commit_message="Add evaluation results")
+            )
 
 
 def evaluated_card(

@@ -16,7 +16,7 @@ import torchmetrics
 import transformers
 
 from hf_vq.data.held_out import HELD_OUT, find_held_out
-from hf_vq.data.sources import load_images, pinned_revision
+from hf_vq.data.sources import load_images, pinned_revision, require_place
 from hf_vq.evaluation.arguments import EvaluationArguments
 from hf_vq.evaluation.cards import update_cards
 from hf_vq.evaluation.images import ImageBatches, describe_preprocessing
@@ -25,7 +25,7 @@ from hf_vq.evaluation.subjects import common_processor, held_out_by, load_subjec
 from hf_vq.kinds import kind_of, resolve
 from hf_vq.metrics.features import make_extractor
 from hf_vq.modeling.version_vq import __version__
-from hf_vq.utils.processes import processes_of_run
+from hf_vq.utils.processes import on_every_process, processes_of_run
 from hf_vq.utils.text import public_name, shorten
 
 logger = logging.getLogger(__name__)
@@ -46,8 +46,10 @@ def evaluate(args: EvaluationArguments) -> Report:
         ModuleNotFoundError: The features need an extra that is not installed.
         ValueError: The models cannot be compared, or the data set is empty or of other classes than a generator.
     """
+    require_place(args.dataset)
     state = processes_of_run(args.use_cpu)
-    with state.main_process_first():  # one process downloads, the others read its cache
+
+    def load() -> tuple[Any, Any, Any, Any, Any]:
         subjects = load_subjects(args.names, allow_unverified=args.allow_unverified)
         processor = common_processor(subjects, args.image_size)
         revision = pinned_revision(args.dataset, args.dataset_revision)
@@ -58,6 +60,10 @@ def evaluate(args: EvaluationArguments) -> Report:
         else:
             images = load_images(args.dataset, args.split, streaming=args.streaming, **where)
         extractor = make_extractor(args.features, processor.num_channels, args.inception_weights)
+        return subjects, processor, revision, images, extractor
+
+    # One process of a node downloads, the others read its cache.
+    subjects, processor, revision, images, extractor = on_every_process(load, state)
     if state.is_main_process:  # hours before the numbers go there
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     extractor.to(state.device)
@@ -83,7 +89,7 @@ def evaluate(args: EvaluationArguments) -> Report:
     if fewest < extractor.num_features:
         logger.warning(
             "%d images are fewer than the %d features: the Fréchet distance says more about their number than about "
-            "the models. Compare it with no other number of images",
+            "the models. Compare it only with distances of as many images.",
             fewest,
             extractor.num_features,
         )

@@ -13,8 +13,8 @@ import PIL.Image
 import torch
 from accelerate.utils import gather_object
 
+from hf_vq.data.places import AnyDataset
 from hf_vq.data.reading import Example, ImageReader, Row, split_rows
-from hf_vq.data.sources import AnyDataset
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
 from hf_vq.utils.processes import sum_over_processes
 

@@ -9,7 +9,6 @@ from typing import Any
 import PIL.Image
 import torch
 from accelerate import PartialState
-from tqdm.auto import tqdm
 
 from hf_vq.evaluation.arguments import EvaluationArguments
 from hf_vq.evaluation.images import ImageBatches, to_bytes, to_pil
@@ -23,6 +22,7 @@ from hf_vq.metrics.reconstruction import IMAGE_METRICS, TokenizerMetrics
 from hf_vq.modeling.pixel_range_vq import SIGNED, convert_pixels
 from hf_vq.plots.images import reconstruction_grid, sample_sheet
 from hf_vq.utils.processes import sum_over_processes
+from hf_vq.utils.progress import track
 from hf_vq.utils.text import shorten
 
 PICTURE_COLUMNS = 8
@@ -65,6 +65,8 @@ def evaluate_tokenizers(
         length = int(metrics[number].code_counts().sum()) // num_images
         codebooks = 1 if config.share_codebook else config.num_groups
         values |= bits_per_image(length, config.num_codes, values["perplexity"], codebooks)
+        pixels_per_image = length // config.num_groups * config.downsample_factor**2
+        values["bits_per_pixel"] = values["bits_per_image"] / pixels_per_image
         if num_images > 1:
             values[metric_key("frechet", "tokenizer", extractor.name)] = distances[number].compute()
         results.append(values)
@@ -153,7 +155,7 @@ def _samples(
     """Numbers and uint8 images of this process's batches of samples; image i is drawn with a seed of its own."""
     state = PartialState()
     firsts = range(state.process_index * args.batch_size, total, state.num_processes * args.batch_size)
-    for first in tqdm(firsts, unit="batch", desc=subject.label, disable=_is_quiet(args)):
+    for first in track(firsts, len(firsts), unit="batches", desc=subject.label, silent=_is_quiet(args)):
         numbers = torch.arange(first, min(first + args.batch_size, total))
         yield numbers, _sample(subject, shares, numbers, total, sampling, args.seed)
 
@@ -213,7 +215,7 @@ def _require_images(batches: ImageBatches, args: EvaluationArguments) -> int:
 
 
 def _with_progress(batches: ImageBatches, args: EvaluationArguments) -> Any:
-    return tqdm(batches, unit="batch", desc="images", total=batches.num_batches, disable=_is_quiet(args))
+    return track(batches, batches.num_batches, unit="batches", desc="images", silent=_is_quiet(args))
 
 
 def _is_quiet(args: EvaluationArguments) -> bool:

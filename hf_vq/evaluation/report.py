@@ -57,6 +57,7 @@ _LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
 _BETTER = {key: metric.more_is_better for key, metric in IMAGE_METRICS.items()} | {"lpips": False, "usage": True}
 _METRICS = {key: Metric(shown.title, shown.format, _BETTER.get(key)) for key, shown in TOKENIZER_METRICS.items()} | {
     "bits_per_image": Metric("Bits per image, fixed length", "{:,.0f}", None),
+    "bits_per_pixel": Metric("Bits per pixel, fixed length", "{:.4g}", None),
     "entropy_bits_per_image": Metric("Bits per image, entropy of the codes", "{:,.1f}", None),
 }
 _COMPARISONS = {

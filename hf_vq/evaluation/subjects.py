@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_vq.data.held_out import SPLIT_FILE, HeldOut, read_held_out
+from hf_vq.data.held_out import HeldOut, read_held_out
 from hf_vq.evaluation.arguments import split_revision
 from hf_vq.evaluation.images import describe_preprocessing, resized
+from hf_vq.hub.folders import SPLIT_FILE
 from hf_vq.hub.loading import load_model
-from hf_vq.hub.repository import fetch_file
+from hf_vq.hub.repository import fetch_file, require_findable
+from hf_vq.hub.samples import local_model
 from hf_vq.kinds import KINDS, kind_of
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
 from hf_vq.modeling.pixel_range_vq import pixel_range_of
 from hf_vq.utils.hashes import weights_sha256
+from hf_vq.utils.text import plain_id
+
+logger = logging.getLogger(__name__)
 
 
 class Subject:
@@ -40,7 +46,7 @@ class Subject:
         """For the results: name, commit, precision, and hash of the weights."""
         path = split_revision(self.name)[0]
         return {
-            "name": self.label if Path(path).expanduser().is_dir() else path,
+            "name": self.label if Path(path).expanduser().is_dir() else plain_id(path),
             "label": self.label,
             "revision": getattr(self.model.config, "_commit_hash", None),
             "dtype": str(self.model.dtype).removeprefix("torch."),
@@ -54,6 +60,8 @@ def load_subjects(names: Sequence[str], *, allow_unverified: bool = False) -> li
     Raises:
         ValueError: Some are tokenizers and some generators, one is neither, or one has pixels in neither range.
     """
+    for name in names:
+        require_findable(split_revision(name)[0], "no model")
     subjects = []
     for name, label in zip(names, short_names(names), strict=True):
         model, processor = load_model(*split_revision(name), allow_unverified=allow_unverified)
@@ -77,33 +85,46 @@ def load_subjects(names: Sequence[str], *, allow_unverified: bool = False) -> li
 
 
 def held_out_by(subjects: Sequence[Subject]) -> HeldOut:
-    """What says which images the runs of all models held out.
+    """What says which images the runs of the models held out.
+
+    A model whose run held nothing out, such as the one that another was fine-tuned from, is measured on the images
+    that the others held out; a warning names it.
 
     Raises:
-        ValueError: A model does not say it, is a generator, or two held out others.
+        ValueError: No model says it, or two held out others.
     """
-    records = []
+    records: dict[str, HeldOut] = {}
     for subject in subjects:
-        if subject.kind == "generator":
-            raise ValueError(f"'{subject.name}' is a generator, whose run held out tokens: name a split of the images")
         name, revision = split_revision(subject.name)
-        folder = Path(name).expanduser()
+        folder = local_model(name)
         try:
-            if folder.is_dir():  # beside a run's final model, the run itself says the names
+            if folder is not None:  # beside a run's final model, the run itself says the names
                 small, whole = folder / SPLIT_FILE, folder.absolute().parent / SPLIT_FILE
                 file = whole if small.exists() and whole.exists() else small
             else:
                 file = fetch_file(name, SPLIT_FILE, getattr(subject.model.config, "_commit_hash", None) or revision)
-            records.append(read_held_out(file))
+            records[subject.name] = read_held_out(file)
         except FileNotFoundError:
-            raise ValueError(
-                f"'{subject.name}' has no {SPLIT_FILE}: its run held nothing out of its training split. Name a split"
-            ) from None
-    first = records[0]
-    for subject, record in zip(subjects, records, strict=True):
-        if dataclasses.replace(record, names=None) != dataclasses.replace(first, names=None):
-            raise ValueError(f"'{subjects[0].name}' and '{subject.name}' held out different images: name a split")
-    return first
+            continue
+    if not records:
+        names = " nor ".join(f"'{subject.name}'" for subject in subjects)
+        raise ValueError(
+            f"Nothing beside {names} says which images were held out ({SPLIT_FILE}): the run held nothing out of its "
+            "training split. Name a split"
+        )
+    first = next(iter(records))
+    for name, record in records.items():
+        if dataclasses.replace(record, names=None) != dataclasses.replace(records[first], names=None):
+            raise ValueError(f"'{first}' and '{name}' held out different images: name a split")
+    for subject in subjects:
+        if subject.name not in records:
+            logger.warning(
+                "'%s' does not say what its run held out: it is measured on the images that '%s' held out, of which "
+                "it may have seen some.",
+                subject.name,
+                first,
+            )
+    return records[first]
 
 
 def common_processor(subjects: Sequence[Subject], image_size: int | None = None) -> VQImageProcessor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import shutil
 from collections import Counter
@@ -21,6 +22,7 @@ from hf_vq import (
     VQModel,
     VQModelForImageClassification,
 )
+from hf_vq.data.held_out import hold_out
 from hf_vq.data.images import ImageDataset
 from hf_vq.data.sources import load_images
 from hf_vq.evaluation.arguments import EvaluationArguments
@@ -65,6 +67,7 @@ def test_tokenizers_are_measured_side_by_side(models: Path, images: Path, tmp_pa
         assert metrics["usage"] == (counts > 0).double().mean().item()
         assert metrics["perplexity"] == pytest.approx(perplexity(counts))
         assert metrics["bits_per_image"] == length * math.log2(codes / codebooks)
+        assert metrics["bits_per_pixel"] == metrics["bits_per_image"] / 16**2
         per_codebook = [math.log2(perplexity(part)) for part in counts.view(codebooks, -1)]
         entropy = length * sum(per_codebook) / codebooks
         assert metrics["entropy_bits_per_image"] == pytest.approx(entropy, rel=1e-9)
@@ -117,6 +120,26 @@ def test_another_size_is_measured_on_request(models: Path, images: Path, tmp_pat
     report = evaluate(EvaluationArguments(str(images), compare=both, image_size=32, **fields))
     assert report.protocol["preprocessing"]["crop"] == "center, 32 x 32"
     assert report.results[0]["metrics"]["bits_per_image"] == 4 * 32 * 3
+
+
+def test_the_model_before_fine_tuning_is_measured_on_what_the_one_after_it_held_out(
+    models: Path, images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A warning says whose images these are; models that held out others are not compared."""
+    for name in ("a", "b"):
+        shutil.copytree(models / name, tmp_path / name)
+    given = {"split": "held-out"}
+    with pytest.raises(ValueError, match="Nothing beside '.*/a' nor '.*/b' says which images .* Name a split"):
+        evaluate(arguments(tmp_path, "a b", images, tmp_path / "out", **given))
+    record = hold_out(load_images(str(images)), str(images), "train", 0.3, seed=0)[2]
+    record.write(tmp_path / "b")
+    with caplog.at_level(logging.WARNING):
+        report = evaluate(arguments(tmp_path, "a b", images, tmp_path / "out", **given))
+    assert [result["metrics"]["num_images"] for result in report.results] == [3, 3]
+    assert f"'{tmp_path}/a' does not say what its run held out" in caplog.text and "/b' does not" not in caplog.text
+    dataclasses.replace(record, seed=1).write(tmp_path / "a")
+    with pytest.raises(ValueError, match="held out different images: name a split"):
+        evaluate(arguments(tmp_path, "a b", images, tmp_path / "out", **given))
 
 
 def test_a_single_image_has_errors_and_no_distance(models: Path, images: Path, tmp_path: Path) -> None:
