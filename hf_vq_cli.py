@@ -22,6 +22,7 @@ COMMANDS = {
     "tokenize": ("tokenize_dataset", "train"),
     "generate": ("generate", "train"),
     "evaluate": ("evaluate", "eval"),
+    "app": ("app", "app"),
     "convert": ("convert_checkpoint", "train"),
     "demo": ("demo", "train"),
 }

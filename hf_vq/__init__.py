@@ -5,8 +5,37 @@
 """Vector-quantized image tokenizers in the Hugging Face way.
 
 Importing this package registers its classes, so that `AutoConfig`, `AutoModel`, `AutoImageProcessor` and `pipeline`
-load its checkpoints without `trust_remote_code`. Everything that is not needed for this is imported on first use. The
-trainers and `load_token_dataset` need the extra `hf_vq[train]`: `from hf_vq import *` has them where it is installed.
+load its checkpoints without `trust_remote_code`. Everything that is not needed for this is imported on first use.
+`help(hf_vq.VQModel)` and the like say more; `help(hf_vq)` itself goes on with all methods of all classes.
+
+Layers that quantize, `z_q, out = layer(z)`:
+
+    VectorQuant, GroupVectorQuant, ResidualVectorQuant    the nearest code of a list
+    FiniteScalarQuant, LookupFreeQuant, BinarySphericalQuant, ResidualFiniteScalarQuant, ResidualLookupFreeQuant
+                                                          codes without a list: FSQ, LFQ, BSQ
+    SimVectorQuant, IndexBackpropQuant                    SimVQ, IBQ
+    RECOMMENDED_QUANTIZER                                 the arguments of VectorQuant that measured best
+    Quantizer, QuantizerOutput, register_quantizer        the base class, for kinds of your own
+    no_vq, get_vq_layers, micro_batch                     quantization off; the layers of a model; micro batches
+    ProjectedQuant, MaxVecPool2d, SoftMaxVecPool2d        codes of another size than the vectors; pooling of vectors
+
+Models:
+
+    VQModel, VQConfig, VQImageProcessor                   images to tokens and back
+    MaskGitModel, MaskGitConfig, MaskGitSampling          makes images of a class; draw_mask is its masking
+    VQModelForImageClassification, VQImageClassificationConfig
+    ImageTokenizationPipeline, ImageGenerationPipeline    pipeline("image-tokenization"), pipeline("image-generation")
+    sample_model                                          a trained tokenizer that comes with the package
+    from_hub, push_to_hub                                 verified files and a card, in one commit
+
+Training, with the extra `hf_vq[train]` (`from hf_vq import *` has these names where it is installed):
+
+    TokenizerTrainer, TokenizerTrainingArguments
+    GeneratorTrainer, GeneratorTrainingArguments          on tokens that load_token_dataset reads
+    ClassifierTrainer, ClassifierTrainingArguments
+
+Sub-packages: `data` (images and tokens), `convert` (weights of other projects), `evaluation`, `metrics`, `plots`,
+`losses`, `hub`. `__version__` is the version.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -19,10 +48,13 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from hf_vq.kinds import KINDS
 from hf_vq.modeling import (
     RECOMMENDED_QUANTIZER,
+    BinarySphericalQuant,
     FiniteScalarQuant,
     GroupVectorQuant,
     ImageGenerationPipeline,
     ImageTokenizationPipeline,
+    IndexBackpropQuant,
+    LookupFreeQuant,
     MaskGitConfig,
     MaskGitModel,
     MaskGitSampling,
@@ -30,7 +62,10 @@ from hf_vq.modeling import (
     ProjectedQuant,
     Quantizer,
     QuantizerOutput,
+    ResidualFiniteScalarQuant,
+    ResidualLookupFreeQuant,
     ResidualVectorQuant,
+    SimVectorQuant,
     SoftMaxVecPool2d,
     VectorQuant,
     VQConfig,
@@ -52,6 +87,7 @@ if TYPE_CHECKING:
     from hf_vq.data.tokens import load_token_dataset as load_token_dataset
     from hf_vq.hub.models import from_hub as from_hub
     from hf_vq.hub.models import push_to_hub as push_to_hub
+    from hf_vq.hub.samples import sample_model as sample_model
     from hf_vq.training.arguments import ClassifierTrainingArguments as ClassifierTrainingArguments
     from hf_vq.training.arguments import GeneratorTrainingArguments as GeneratorTrainingArguments
     from hf_vq.training.arguments import TokenizerTrainingArguments as TokenizerTrainingArguments
@@ -84,6 +120,7 @@ _lazy, __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "hub.models": ["from_hub", "push_to_hub"],
+        "hub.samples": ["sample_model"],
         "data.tokens": ["load_token_dataset"],
         "training.arguments": [
             "ClassifierTrainingArguments",
@@ -100,10 +137,13 @@ _lazy, __getattr__, __dir__ = lazy_names(
 
 __all__ = [
     "RECOMMENDED_QUANTIZER",
+    "BinarySphericalQuant",
     "FiniteScalarQuant",
     "GroupVectorQuant",
     "ImageGenerationPipeline",
     "ImageTokenizationPipeline",
+    "IndexBackpropQuant",
+    "LookupFreeQuant",
     "MaskGitConfig",
     "MaskGitModel",
     "MaskGitSampling",
@@ -111,7 +151,10 @@ __all__ = [
     "ProjectedQuant",
     "Quantizer",
     "QuantizerOutput",
+    "ResidualFiniteScalarQuant",
+    "ResidualLookupFreeQuant",
     "ResidualVectorQuant",
+    "SimVectorQuant",
     "SoftMaxVecPool2d",
     "VQConfig",
     "VQImageClassificationConfig",
@@ -127,6 +170,7 @@ __all__ = [
     "no_vq",
     "push_to_hub",
     "register_quantizer",
+    "sample_model",
 ]
 if is_installed("accelerate", "datasets", "matplotlib", "torchmetrics", "tqdm"):
     # Without the training extra, a star import has to work as well. It leaves these names out, and whoever asks for

@@ -210,13 +210,13 @@ def run(command: str, **options: Any) -> None:
     subprocess.run([sys.executable, "-m", "hf_vq", command, *words], check=True)
 
 
-def draw_samples(model: MaskGitModel) -> Image.Image:
+def draw_samples(model: MaskGitModel, sampling: dict[str, Any] = SAMPLING) -> Image.Image:
     """Draws a row for each class: real training emoji, a gap, and generated ones."""
     rows = load_images("noto-emoji-32", "train")
     names = rows.features["label"].names
     labels = [number for number in range(len(names)) for _ in range(GENERATED)]
     generators = [torch.Generator().manual_seed(seed) for seed in range(len(labels))]
-    generated = model.generate(class_labels=labels, generator=generators, **SAMPLING).images
+    generated = model.generate(class_labels=labels, generator=generators, **sampling).images
     images: list[Image.Image] = []
     for number in range(len(names)):
         members = [index for index, label in enumerate(rows["label"]) if label == number]

@@ -11,7 +11,6 @@ parts of an image anew; the mask is white there. With `--keep_pixels` the rest c
 1 2 4 8` draws the same images with each strength of the guidance, one row for each.
 """
 
-import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,10 +22,10 @@ from hf_vq.commands.parsing import parse_command_line
 from hf_vq.commands.running import command, errors_in_a_line
 from hf_vq.hub.loading import load_model
 from hf_vq.modeling.class_names_maskgit import class_numbers
-from hf_vq.modeling.image_processing_vq import VQImageProcessor
-from hf_vq.modeling.inpainting_maskgit import keep_outside, read_image_and_mask
+from hf_vq.modeling.inpainting_maskgit import read_image_and_mask
 from hf_vq.modeling.modeling_maskgit import MaskGitModel
 from hf_vq.modeling.options_maskgit import MaskGitSampling
+from hf_vq.plots.canvases import render, to_grid
 from hf_vq.utils.fields import RepeatedFields
 
 SAMPLING = RepeatedFields(MaskGitSampling)
@@ -40,8 +39,11 @@ VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wm
 class GenerateArguments:
     """What to generate, and where to write it. The options of `MaskGitSampling` are fields, too."""
 
-    model: str = field(metadata={"help": "Folder or Hub id of a generator."})
-    output: Path = field(metadata={"help": "A picture (.png, .jpg), an animation (.gif, .webp) or a folder."})
+    model: str = field(metadata={"help": "Folder, Hub id, or emoji-generator, the sample."})
+    output: Path = field(
+        default=Path("generated.png"),
+        metadata={"help": "A picture (.png, .jpg), an animation (.gif, .webp) or a folder."},
+    )
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the repository."})
     allow_unverified: bool = field(
         default=False,
@@ -154,36 +156,6 @@ def generate(
     return images, frames
 
 
-@torch.no_grad()
-def render(
-    model: MaskGitModel, tokens: torch.Tensor, kept: tuple[torch.Tensor, torch.Tensor] | None = None
-) -> list[Image.Image]:
-    """Decodes tokens to pictures with gray cells for tokens that are missing.
-
-    Args:
-        model: The generator.
-        tokens: (batch, h, w) or (batch, h, w, groups), -1 where there is no token yet.
-        kept: An image (1, channels, height, width) whose pixels are kept, and the mask (1, height, width) of the rest.
-    """
-    config = model.config.vq_config
-    missing = tokens < 0
-    # A missing token of a later group gets the first code of its group.
-    first = torch.arange(config.num_groups, device=tokens.device) * (
-        0 if config.share_codebook else model.config.codebook_size
-    )
-    filled = torch.where(missing, first if config.num_groups > 1 else first[0], tokens)
-    pixel_values = model.tokenizer.decode(filled).decoded_pixel_values
-    empty = missing.all(-1) if config.num_groups > 1 else missing
-    factor = config.downsample_factor
-    cells = empty.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
-    if kept is not None:
-        given, mask = kept[0].expand_as(pixel_values), kept[1].expand(len(pixel_values), -1, -1)
-        pixel_values, cells = keep_outside(given, pixel_values, mask, factor), cells & mask
-    gray = sum(config.pixel_range) / 2
-    pixel_values = pixel_values.masked_fill(cells.unsqueeze(1), gray)
-    return VQImageProcessor.for_config(config).postprocess(pixel_values)  # type: ignore[return-value]
-
-
 def write(images: list[Image.Image], frames: list[list[Image.Image]], output: Path, duration: int) -> None:
     """Writes a grid, an animated grid, or single files."""
     kind = kind_of(output)
@@ -223,17 +195,6 @@ def save_picture(picture: Image.Image, output: Path) -> None:
 
 def _number(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def to_grid(images: list[Image.Image]) -> Image.Image:
-    """Puts images of one size on a grid with about as many rows as columns."""
-    columns = math.ceil(math.sqrt(len(images)))
-    rows = math.ceil(len(images) / columns)
-    width, height = images[0].size
-    grid = Image.new(images[0].mode, (columns * width, rows * height), "white")
-    for number, image in enumerate(images):
-        grid.paste(image, (number % columns * width, number // columns * height))
-    return grid
 
 
 if __name__ == "__main__":

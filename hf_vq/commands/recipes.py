@@ -23,5 +23,9 @@ def find_recipe(name: str | Path) -> Path:
         return path
     if str(name) in recipe_names():
         return shipped
+    if path.stem in recipe_names():  # scripts/configs/NAME.yaml, where they were before they came with the package
+        raise ValueError(
+            f"There is no file '{name}'. Recipes are found by name: --config {path.stem} (hf-vq recipes lists them)."
+        )
     names = ", ".join(recipe_names())
     raise ValueError(f"There is no recipe '{name}'. Give the path of a YAML file, or one of {names}.")

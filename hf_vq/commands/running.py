@@ -67,6 +67,8 @@ def _set_up_messages() -> None:
     """Messages of the main process go to stderr as they are; other processes keep to errors."""
     level = logging.INFO if is_main_process() else logging.ERROR
     logging.basicConfig(format="%(message)s", level=level)
+    for name in ("huggingface_hub", "datasets"):  # they have handlers of their own, and would say all twice
+        logging.getLogger(name).propagate = False
     for name in ("httpx", "httpx2"):  # a line for each request
         logging.getLogger(name).setLevel(logging.WARNING)
     if not is_main_process():

@@ -2,9 +2,9 @@
 
     hf-vq tokenize --tokenizer out/final --dataset noto-emoji-32 --output_dir tokens
 
-The data set is a folder of images, parquet files, a Hub id, or the sample. All its splits are tokenized. If a run was
-stopped, give the same command again, and it continues. Any number of processes (`--num_processes 8`) write the same
-files. `accelerate launch -m hf_vq.commands.tokenize_dataset` works as well.
+The data set is a folder of images, parquet or tar files, a Hub id, or the sample. All its splits are tokenized. If a
+run was stopped, give the same command again, and it continues. Any number of processes (`--num_processes 8`) write the
+same files. `accelerate launch -m hf_vq.commands.tokenize_dataset` works as well.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from __future__ import annotations
 from transformers import set_seed
 
 from hf_vq.commands.running import command, errors_in_a_line
-from hf_vq.commands.runs import read_training_command
+from hf_vq.commands.runs import model_config, read_training_command
 from hf_vq.modeling.configuration_vq_classifier import VQImageClassificationConfig
 from hf_vq.modeling.modeling_vq_classifier import VQModelForImageClassification
 from hf_vq.training.arguments import ClassifierTrainingArguments
@@ -29,22 +29,24 @@ from hf_vq.training.trainer import train_to_the_end
 def main(words: list[str]) -> None:
     """Parses the command line, builds data and model, and trains."""
     with errors_in_a_line():
-        args, model_fields, goes_on = read_training_command(
+        args, model_fields, goes_on, processor = read_training_command(
             "train-classifier", ClassifierTrainingArguments, VQImageClassificationConfig, words, __doc__
         )
     with stop_signals():
         with errors_in_a_line():
             point = None if goes_on else load_starting_point(args, "classifier")
-            config = VQImageClassificationConfig(**model_fields) if point is None else point.config(model_fields)
+            if point is None:
+                config = model_config(VQImageClassificationConfig, model_fields, goes_on)
+            else:
+                config = point.config(model_fields)
             train_images, eval_images = build_image_datasets(args, config)
             config = classifier_config(config, train_images)
             set_seed(args.seed)
             model = VQModelForImageClassification(config)
-            if point is None:
-                trainer = ClassifierTrainer(model, args, train_images, eval_images)
-            else:
-                processor = point.fitted_processor(config)
-                trainer = ClassifierTrainer(point.fit(model), args, train_images, eval_images, processor)
+            if point is not None:
+                model, processor = point.fit(model), point.fitted_processor(config)
+            trainer = ClassifierTrainer(model, args, train_images, eval_images, processor)
+            if point is not None:
                 trainer.start_from(point)
         train_to_the_end(trainer)
 

@@ -30,7 +30,7 @@ from hf_vq.training.trainer import train_to_the_end
 def main(words: list[str]) -> None:
     """Parses the command line, loads tokenizer and tokens, builds the model, and trains."""
     with errors_in_a_line():
-        args, model_fields, goes_on = read_training_command(
+        args, model_fields, goes_on, _ = read_training_command(
             "train-generator", GeneratorTrainingArguments, MaskGitConfig, words, __doc__
         )
     with stop_signals():

@@ -14,7 +14,7 @@ from __future__ import annotations
 from transformers import set_seed
 
 from hf_vq.commands.running import command, errors_in_a_line
-from hf_vq.commands.runs import read_training_command
+from hf_vq.commands.runs import model_config, read_training_command
 from hf_vq.modeling.configuration_vq import VQConfig
 from hf_vq.modeling.image_processing_vq import VQImageProcessor
 from hf_vq.modeling.modeling_vq import VQModel
@@ -30,18 +30,21 @@ from hf_vq.training.trainer import train_to_the_end
 def main(words: list[str]) -> None:
     """Parses the command line, builds data and model, and trains."""
     with errors_in_a_line():
-        args, model_fields, goes_on = read_training_command(
+        args, model_fields, goes_on, processor = read_training_command(
             "train-tokenizer", TokenizerTrainingArguments, VQConfig, words, __doc__
         )
     with stop_signals():
         with errors_in_a_line():
             point = None if goes_on else load_starting_point(args, "tokenizer")
-            config = VQConfig(**model_fields) if point is None else point.config(model_fields)
+            config = model_config(VQConfig, model_fields, goes_on) if point is None else point.config(model_fields)
             set_seed(args.seed)
             train_images, eval_images = build_image_datasets(args, config)
-            processor = VQImageProcessor.for_config(config) if point is None else point.fitted_processor(config)
+            if point is not None:
+                processor = point.fitted_processor(config)
             model = VQModel(config) if point is None else point.fit(VQModel(config))
-            trainer = TokenizerTrainer(model, args, train_images, eval_images, processor)
+            trainer = TokenizerTrainer(
+                model, args, train_images, eval_images, processor or VQImageProcessor.for_config(config)
+            )
             if point is not None:
                 trainer.start_from(point)
         train_to_the_end(trainer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,13 @@ def test_a_star_import_is_complete() -> None:
     imported = {alias.name for front in fronts for alias in front.names}
     assert imported | set(hf_vq._lazy) | {"__version__"} == set(hf_vq.__all__) == set(names) - {"__builtins__"}
     assert len(set(hf_vq.__all__)) == len(hf_vq.__all__)
+
+
+def test_help_begins_with_a_list_of_all_names() -> None:
+    """pydoc goes on with thousands of lines on the classes, so the docstring says what there is."""
+    assert hf_vq.__doc__ is not None
+    assert [name for name in hf_vq.__all__ if not re.search(rf"\b{name}\b", hf_vq.__doc__)] == []
+    assert len(hf_vq.__doc__.splitlines()) < 50
 
 
 @pytest.mark.parametrize(

@@ -30,10 +30,12 @@ class Noise(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
 def main(folder: Path, kind: str) -> None:
     """Runs on each rank and writes `rank-R.json`."""
     set_seed(0)
-    settings: dict[str, Any] = {"quantizer_type": "fsq", "levels": [4, 4, 4, 4]}
+    register_quantizer("signs", SignQuantizer)
+    settings: dict[str, Any] = {"quantizer_type": kind, "num_codes": 16}
     if kind == "signs":
-        register_quantizer("signs", SignQuantizer)
-        settings = {"quantizer_type": "signs", "num_codes": 16, "quantizer_options": {"scale": 0.5}}
+        settings["quantizer_options"] = {"scale": 0.5}
+    elif kind == "fsq":
+        settings |= {"levels": [4, 4, 4, 4], "num_codes": 256}
     config = VQConfig(architecture="sqvae", image_size=16, base_channels=8, embed_dim=4, num_res_blocks=1, **settings)
     args = TokenizerTrainingArguments(
         output_dir=str(folder / "run"),

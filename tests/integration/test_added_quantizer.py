@@ -17,7 +17,7 @@ ADDED = {
         "from .residual_vq import ResidualVectorQuant\n": "from .signs_vq import SignQuantizer\n",
         '    "fsq": FiniteScalarQuant,\n': '    "signs": SignQuantizer,\n',
     },
-    "configuration_quantizer_vq.py": {'QUANTIZER_TYPES = ("vector", "group", "residual", "fsq"': ', "signs"'},
+    "checks_quantizer_vq.py": {'QUANTIZER_TYPES = ("vector", "group", "residual", "fsq"': ', "signs"'},
 }
 
 TRAIN = """

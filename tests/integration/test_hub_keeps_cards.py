@@ -16,7 +16,8 @@ from transformers import AutoModel
 
 import hf_vq
 from hf_vq import VQConfig, VQModel
-from hf_vq.hub.folders import load_folder
+from hf_vq.data.held_out import HeldOut
+from hf_vq.hub.folders import SPLIT_FILE, STATE_FILE, load_folder
 from hf_vq.training.arguments import TokenizerTrainingArguments
 from hf_vq.training.tokenizer import TokenizerTrainer
 
@@ -27,7 +28,9 @@ NAME = "alice/vq"
 
 
 class Noise(torch.utils.data.Dataset):
-    """A few images."""
+    """A few images, held out of twice as many."""
+
+    held_out = HeldOut("dots", "train", 12, 6, seed=0)
 
     def __len__(self) -> int:
         return 6
@@ -53,6 +56,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, An
     args = TokenizerTrainingArguments(
         output_dir=str(folder), dataset="alice/dots", eval_split="test", max_steps=2, train_batch_size=2,
         eval_batch_size=6, learning_rate=0.00123, use_cpu=True, disable_tqdm=True, report_to=[],
+        save_training_state=True,
     )  # fmt: skip
     trainer = TokenizerTrainer(model, args, Noise(), Noise())
     trainer.train()
@@ -112,6 +116,9 @@ def test_every_way_keeps_recipe_numbers_and_picture(hub: HubServer, trained: tup
     assert "path/to/this/folder" not in here.text and here.text.count("hf_vq: begin") == 1
     assert hub.store.read(NAME, "reconstructions.png") == (folder / "reconstructions.png").read_bytes()
     assert "](reconstructions.png)" in here.text
+    assert hub.store.read(NAME, STATE_FILE) == (folder / STATE_FILE).read_bytes()
+    assert hub.store.read(NAME, SPLIT_FILE) == (folder / SPLIT_FILE).read_bytes()
+    assert f"| training state | in {STATE_FILE}, for --init_from |" in here.text
     entries = parse_eval_result_entries(yaml.safe_load(text(hub, file=".eval_results/hf_vq.yaml")))
     psnr = next(entry for entry in entries if entry.task_id == "psnr")
     assert psnr.dataset_id == "alice/dots" and "split test" in str(psnr.notes) and psnr.value > 0
@@ -154,7 +161,9 @@ def test_changed_weights_do_not_inherit(
     assert "weights are not those of 'emoji-vq' any more" in caplog.text
     assert "Not measured." in text(hub) and "0.00123" not in text(hub)
     assert "| made of | emoji-vq, whose weights were changed |" in text(hub)
-    assert ".eval_results/hf_vq.yaml" not in hub.store.files(NAME)
+    for name in (".eval_results/hf_vq.yaml", STATE_FILE, SPLIT_FILE):
+        assert name not in hub.store.files(NAME), name
+    assert STATE_FILE not in text(hub)
 
 
 def test_arguments_take_the_place_of_what_was_known(hub: HubServer, trained: tuple[Path, Any]) -> None:

@@ -84,9 +84,13 @@ def test_both_ranks_end_with_the_same_state(ranks: list[dict[str, Any]]) -> None
 
 
 def test_a_run_of_two_processes_resumes_bit_equal(ranks: list[dict[str, Any]]) -> None:
-    """Each rank goes on with its own random numbers and data: the state is that of the uninterrupted run."""
+    """Each rank goes on with its own random numbers and data: the state is that of the uninterrupted run.
+
+    The first one reads the checkpoint for both, as the second one has a folder of its own.
+    """
     for rank in ranks:
         assert rank["resumed"] == rank["state"]
+    assert "checkpoint-6" in ranks[0]["written"] and not ranks[1]["written"]
 
 
 def test_the_number_of_processes_changes_where_it_is_asked_for(ranks: list[dict[str, Any]]) -> None:

@@ -116,18 +116,21 @@ def main(folder: Path) -> None:
     rank = trainer.accelerator.process_index
     result["world_size"] = torch.distributed.get_world_size()
     assert result["world_size"] == trainer.accelerator.num_processes == 2
-    result["batches"] = DataOrder(21, 2, 0, rank, 2).batches_of_epoch(0)
+    result["batches"] = list(DataOrder(21, 2, 0, rank, 2).batches_of_epoch(0))
     result["metrics"] = trainer.train()
     result["state"] = fingerprint(trainer)
 
-    stopped = make_trainer(folder / "resumed")
+    # As on nodes with disks of their own: the second process has no checkpoint to read.
+    own = folder / f"disk-{rank}" / "resumed"
+    stopped = make_trainer(own)
     stop_after_step_4(stopped)
     try:
         stopped.train()
     except KeyboardInterrupt:
         pass
-    resumed = make_trainer(folder / "resumed", resume_from_checkpoint="latest")
+    resumed = make_trainer(own, resume_from_checkpoint="latest")
     resumed.train()
+    result["written"] = sorted(path.name for path in own.glob("*"))
     result["resumed"] = fingerprint(resumed)
 
     changed = make_trainer(folder / "one", max_steps=4, allow_changes=True, resume_from_checkpoint="latest")

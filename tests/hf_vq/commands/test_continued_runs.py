@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 
-from hf_vq.commands import evaluate, train_classifier, train_generator, train_tokenizer
-from hf_vq.data.held_out import SPLIT_FILE
+from hf_vq.commands import convert_checkpoint, evaluate, generate, train_classifier, train_generator, train_tokenizer
+from hf_vq.commands import tokenize_dataset as tokenize_dataset_command
 from hf_vq.data.images import ImageDataset
 from hf_vq.data.tokenize import TokenizationArguments, tokenize_dataset
-from hf_vq.hub.repository import publish_folder
+from hf_vq.evaluation.images import ImageBatches
+from hf_vq.hub.folders import SPLIT_FILE
+from hf_vq.hub.models import push_to_hub
+from hf_vq.modeling.image_processing_vq import VQImageProcessor
 from hf_vq.modeling.version_vq import VERSION_KEY
 from hf_vq.training.checkpoints import STATE_FILE
 
@@ -80,6 +84,16 @@ def state(run: Path, step: int) -> Any:
     return json.loads((run / f"checkpoint-{step}" / STATE_FILE).read_text())
 
 
+def evaluate_held_out(model: Path, dataset: Path, output_dir: Path, *words: str) -> Any:
+    """The report of an evaluation on the four images that a model's run held out."""
+    told = ["--model", str(model), "--dataset", str(dataset), "--split", "held-out", "--use_cpu", "--disable_tqdm"]
+    evaluate.main([*told, "--output_dir", str(output_dir), *words])
+    forget()
+    report = json.loads((output_dir / "evaluation.json").read_text())
+    assert report["protocol"]["dataset"] | {"num_images": 4, "split": "held-out"} == report["protocol"]["dataset"]
+    return report
+
+
 @pytest.mark.parametrize("kind", COMMANDS)
 def test_the_folder_and_a_new_length_are_all_that_a_longer_run_needs(kind: str, folder: Path) -> None:
     """Everything else is as the run was told; what is given and agrees is fine, what changes takes the flag."""
@@ -124,6 +138,10 @@ def test_what_cannot_be_is_told_before_anything_is_read(
     monkeypatch.setattr(ImageDataset, "find_bad_images", refuse)
     monkeypatch.setattr("socket.socket.connect", refuse)
     for words, message in (
+        (
+            ["--output_dir", "elsewhere", "--resume_from_checkpoint", "latest"],
+            "There is no run in 'elsewhere' to go on",
+        ),
         ([*data, "--output_dir", run], "already holds a run"),
         (["--output_dir", run, "--resume_from_checkpoint", "latest", f"--{model}", "12"], f"model.{model}: .* 12 now"),
         (["--output_dir", run, "--resume_from_checkpoint", "latest", "--seed", "5"], "seed: 0 in .* 5 now .never"),
@@ -131,10 +149,57 @@ def test_what_cannot_be_is_told_before_anything_is_read(
     ):
         with pytest.raises(SystemExit, match=f"error: .*(?s:.*){message}"):
             main([*words, "--allow_changes"])
-    if kind != "generator":
-        with pytest.raises(SystemExit, match="no such folder .*; ask the Hub for it with hf://datasets/nowhere"):
-            main([*data, "--output_dir", str(tmp_path / "out")])
+    hint = "there is no such folder here; ask the Hub for it with"
+    other = ["--tokenizer", "alice/vq"] if kind == "generator" else []
+    for words, message in (
+        (data, f"in 'nowhere': {hint} hf://datasets/nowhere"),
+        (["--init_from", "nowhere", *data], f"no model in 'nowhere': {hint} hf://nowhere"),
+        (["--init_from", "alice/vq", *data], f"in 'nowhere': {hint} hf://datasets/nowhere"),
+    ):
+        with pytest.raises(SystemExit, match=f"error: .*{message}$"):
+            main([*words, *other, "--output_dir", str(tmp_path / "out")])
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("main", "words", "message"),
+    [
+        (
+            train_generator.main,
+            "--tokens alice/tokens --tokenizer vq/final",
+            "tokenizer in 'vq/final': HERE hf://vq/final",
+        ),
+        (tokenize_dataset_command.main, "--tokenizer final --dataset images", "tokenizer in 'final': HERE hf://final"),
+        (
+            tokenize_dataset_command.main,
+            "--tokenizer alice/vq --dataset x",
+            "images found in 'x': HERE hf://datasets/x",
+        ),
+        (evaluate.main, "--compare alice/vq vq/final --dataset images", "model in 'vq/final': HERE hf://vq/final"),
+        (evaluate.main, "--model alice/vq --dataset imgs", "images found in 'imgs': HERE hf://datasets/imgs"),
+        (evaluate.main, "--model ./alice/vq --dataset images", "model in './alice/vq': there is no such folder, and"),
+        (generate.main, "--model vq/final", "generator in 'vq/final': HERE hf://vq/final"),
+        (
+            convert_checkpoint.main,
+            "--checkpoint vq/final --to diffusers",
+            "tokenizer in 'vq/final': HERE hf://vq/final",
+        ),
+    ],
+)
+def test_the_name_of_a_folder_mistyped_is_told_before_the_hub_is_asked(
+    main: Callable[[list[str]], None], words: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever else the words name; nothing is written."""
+    (tmp_path / "vq").mkdir()
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "0.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the network was asked"))
+    told = message.replace("HERE", "there is no such folder here; ask the Hub for it with")
+    output = "--output" if main is generate.main else "--output_dir"
+    with pytest.raises(SystemExit, match=f"^error: no {told}"):
+        main([*words.split(), output, "out"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "vq"]
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_knows_its_settings(
@@ -164,25 +229,19 @@ def test_held_out_images_are_evaluated_by_name(
     small = json.loads((run / "final" / SPLIT_FILE).read_text())
     assert small == {name: value for name, value in record.items() if name != "names"}
 
-    tokens = json.loads((folder / "generator" / SPLIT_FILE).read_text())  # of a generator, the numbers of its images
-    assert (tokens["dataset"], len(tokens["names"])) == ("tokens", 4)
-
     def measure(model: Path, dataset: Path) -> Any:
-        words = ["--model", str(model), "--dataset", str(dataset), "--split", "held-out", "--use_cpu"]
-        evaluate.main([*words, "--disable_tqdm", "--output_dir", str(tmp_path / "evaluation")])
-        forget()
-        report = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
-        assert report["protocol"]["dataset"] | {"num_images": 4, "split": "held-out"} == report["protocol"]["dataset"]
-        return report["results"][0]["metrics"]["mse"]
+        return evaluate_held_out(model, dataset, tmp_path / "evaluation")["results"][0]["metrics"]["mse"]
 
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     expected = [line["mse"] for line in lines if line["split"] == "eval"][-1]
     assert measure(run / "final", images) == pytest.approx(expected, rel=1e-5)
+    monkeypatch.chdir(folder)
+    assert measure(run / "final", Path("images")) == pytest.approx(expected, rel=1e-5)
     alone, more = tmp_path / "alone", tmp_path / "more"
     (run / "final").rename(alone)
     try:
         assert measure(alone, images) == pytest.approx(expected, rel=1e-5)
-        images.rename(more)
+        shutil.copytree(images, more)
         Image.new("RGB", (20, 24)).save(more / "cats" / "00a.png")
         with pytest.raises(SystemExit, match=r"does not hold the images of the run .*4 of the 16 images .* are 17"):
             measure(alone, more)
@@ -192,9 +251,39 @@ def test_held_out_images_are_evaluated_by_name(
         with pytest.raises(SystemExit, match="1 of the 4 images that the run held out are not in"):
             measure(run / "final", more)
     finally:
-        for path, place in ((alone, run / "final"), (more, images)):
-            if path.exists():
-                path.rename(place)
+        if alone.exists():
+            alone.rename(run / "final")
+
+
+def test_a_generator_is_measured_on_the_images_whose_tokens_it_held_out(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the folder of the run, where the names are, and from its model elsewhere, where only a hash of them is."""
+    run, images = folder / "generator", folder / "images"
+    record = json.loads((run / SPLIT_FILE).read_text())
+    assert (record["dataset"], record["split"], record["num_rows"], len(record["names"])) == ("images", "train", 16, 4)
+    keys = pq.read_table(folder / "tokens" / "train-00000.parquet").column("key").to_pylist()
+    order = np.random.default_rng(0).permutation(16)
+    assert set(record["names"]) == {keys[number] for number in order[:4]}
+
+    measured: list[list[str]] = []
+
+    def note(images: Any, *arguments: Any, **settings: Any) -> ImageBatches:
+        measured.append([row["path"] for row in images["image"]])
+        return ImageBatches(images, *arguments, **settings)
+
+    monkeypatch.setattr("hf_vq.evaluation.evaluator.ImageBatches", note)
+    words = ["--num_steps", "2", "--num_samples", "4", "--sample_size", "4"]
+    evaluate_held_out(run / "final", images, tmp_path / "evaluation", *words)
+    shutil.copytree(run / "final", tmp_path / "alone")
+    monkeypatch.chdir(folder)
+    evaluate_held_out(tmp_path / "alone", Path("images"), tmp_path / "evaluation", *words)
+    assert measured == [
+        [f"{images}/{name}" for name in record["names"]],
+        [f"images/{name}" for name in record["names"]],
+    ]
+    with pytest.raises(SystemExit, match=r"noto-emoji-32' does not hold the images of the run any more"):
+        evaluate_held_out(tmp_path / "alone", Path("noto-emoji-32"), tmp_path / "evaluation", *words)
 
 
 def test_no_held_out_split_means_none(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -206,7 +295,7 @@ def test_no_held_out_split_means_none(folder: Path, tmp_path: Path, caplog: pyte
     assert "held out" not in caplog.text
     assert "Not measured." in (tmp_path / "out" / "final" / "README.md").read_text()
     assert not (tmp_path / "out" / SPLIT_FILE).exists()
-    with pytest.raises(SystemExit, match="held nothing out of its training split"):
+    with pytest.raises(SystemExit, match="the run held nothing out of its training split"):
         words = [
             "--dataset",
             str(folder / "images"),
@@ -223,7 +312,10 @@ def test_no_held_out_split_means_none(folder: Path, tmp_path: Path, caplog: pyte
 def test_a_model_of_each_kind_is_fine_tuned(
     kind: str, folder: Path, tmp_path: Path, hub: HubServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """From a folder, its name is in the card; from the Hub, the card's metadata link to it. A resume keeps both."""
+    """From a folder, its name is in the card; from the Hub, the card's metadata link to it. A resume keeps both.
+
+    It keeps the image processor of the starting point, too.
+    """
     main, run = COMMANDS[kind], folder / kind
     data = ["--tokens", str(folder / "tokens")] if kind == "generator" else ["--dataset", str(folder / "images")]
     words = [*data, *"--max_steps 1 --train_batch_size 4 --use_cpu --disable_tqdm".split()]
@@ -235,16 +327,20 @@ def test_a_model_of_each_kind_is_fine_tuned(
     assert f"| fine-tuned from | {kind} |" in card and "base_model" not in card
     assert str(folder) not in card
 
-    commit = publish_folder(out / "final", f"alice/{kind}", private=True)
+    processor = VQImageProcessor.from_pretrained(out / "final")
+    processor.resample = Image.Resampling.NEAREST
+    processor.save_pretrained(out / "final")
+    commit = push_to_hub(out / "final", f"alice/{kind}", private=True)
     again = tmp_path / "again"
     with caplog.at_level(logging.INFO):
-        main([*words, "--init_from", f"alice/{kind}", "--output_dir", str(again)])
+        main([*words, "--init_from", f"hf://alice/{kind}", "--output_dir", str(again)])
     forget()
     assert f"'alice/{kind}' brings the state of its training: moments of" in caplog.text
     main(["--resume_from_checkpoint", "latest", "--max_steps", "2", "--output_dir", str(again)])
     card = (again / "final" / "README.md").read_text()
     assert f"| fine-tuned from | alice/{kind}@{commit.oid[:12]} |" in card
     assert f"\nbase_model: alice/{kind}\n" in card
+    assert VQImageProcessor.from_pretrained(again / "final").resample == 0
     config = [json.loads((each / "final" / "config.json").read_text()) for each in (run, again)]
     for name in ("base_channels", "hidden_size", "num_codes"):
         assert config[0].get(name) == config[1].get(name)

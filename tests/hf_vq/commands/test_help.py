@@ -89,11 +89,9 @@ def test_a_field_is_shown_with_type_and_default(capsys: pytest.CaptureFixture[st
 
     assert "--learning_rate FLOAT Peak learning rate of AdamW. (default: 0.0003)" in text
     assert "--lr_scheduler {constant,cosine,onecycle} Learning rate" in text
-    assert (
-        "--num_codes INT Codes in total, over all groups. At least 1. Of fsq, the product of levels. (default: 1024)"
-        in text
-    )
-    assert "--channel_multiplier INT ... vqgan only." in text
+    assert "--num_codes INT Codes in total, over all groups. At least 1. Of fsq, the product of levels;" in text
+    assert "It may be left out there. (default: 1024)" in text
+    assert "--channel_multiplier INT ... Not in sqvae." in text
     assert "--random_flip BOOL" in text and "--norm {none,l2,clip,bn,gn,in}" in text
 
 

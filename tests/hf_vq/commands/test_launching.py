@@ -52,6 +52,7 @@ def test_two_processes_are_two(tmp_path: Path) -> None:
     assert code == 0, text
     assert "| processes | 2 x cpu |" in (tmp_path / "out" / "final" / "README.md").read_text()
     assert text.count("The finished model is in") == 1 and "elastic" not in text and "accelerate launch" not in text
+    assert "Warning" not in text, text
 
     code, text = finish(start(*words))
     assert code == 1

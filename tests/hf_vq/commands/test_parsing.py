@@ -102,6 +102,10 @@ def test_an_unknown_recipe_field_names_the_nearest_field(tmp_path: Path, text: s
         (("--lr_scheduler", "cosinus"), "invalid choice: 'cosinus'"),
         (("--warmup_steps", "10", "--max_steps", "10"), "warmup_steps .* must be smaller than max_steps"),
         (("--config", "nowhere.yaml"), "There is no recipe 'nowhere.yaml'"),
+        (
+            ("--config", "scripts/configs/noto_emoji_32.yaml"),
+            r"no file 'scripts/configs/noto_emoji_32.yaml'. .* by name: --config noto_emoji_32 \(hf-vq recipes",
+        ),
         (("stray",), "Expected --field value, got 'stray'"),
     ],
 )

@@ -113,7 +113,7 @@ def test_two_killed_processes_end_with_the_files_of_one(
     assert 0 < len(missing) <= SHARDS - 5, "the kill came too late to test anything"
     (killed / ".tmp-0123abcd").write_bytes(b"half a fi")  # as a kill amid the writing leaves it
 
-    log = finish(start(tokenizer, killed))
+    log = finish(start(tokenizer, killed, "--streaming"))  # where every process reads rows of its own
     main(["--tokenizer", tokenizer, "--output_dir", str(tmp_path / "straight"), *WORDS, "--disable_tqdm"])
 
     assert "tokenizing in 2 process(es) on cpu" in log, log
@@ -163,16 +163,21 @@ def test_a_process_that_looks_late_goes_on_with_the_others(
 
 
 def test_the_sample_is_tokenized_with_both_splits(
-    main: Callable[[list[str]], None], tokenizer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    main: Callable[[list[str]], None],
+    tokenizer: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Every split becomes labeled tokens; the bar shows images/s, and after a restart counts what is left."""
+    monkeypatch.setattr("hf_vq.utils.progress.can_draw_bars", lambda: True)  # as on a terminal
     words = ["--tokenizer", tokenizer, "--dataset", "noto-emoji-32", "--output_dir", str(tmp_path / "tokens")]
     main([*words, "--images_per_shard", "500"])
     first = capsys.readouterr().err
     (tmp_path / "tokens" / "train-00003.parquet").unlink()
     main([*words, "--images_per_shard", "500"])
 
-    assert "206/206" in first and "1700/1700" in first and "img/s" in first
+    assert "206/206" in first and "1700/1700" in first and "images/s" in first
     assert "200/200" in capsys.readouterr().err
     test, train = (load_token_dataset(tmp_path / "tokens", split) for split in ("test", "train"))
     assert (len(test), len(train)) == (206, 1700)

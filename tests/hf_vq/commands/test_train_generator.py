@@ -97,6 +97,18 @@ def test_it_makes_a_repository_from_tokens(main: Main, tokens: Path, tokenizer: 
         assert str(tokens) not in text and str(tokenizer) not in text
 
 
+def test_it_streams_tokens(main: Main, tokens: Path, tokenizer: Path, tmp_path: Path) -> None:
+    """--streaming trains on the same classes, counts the same epochs, and goes on from a checkpoint."""
+    stream = words(tokens, tokenizer, tmp_path / "out", "--streaming", "--logging_steps", "1")
+    main(stream)
+    main([*stream, "--max_steps", "9", "--resume_from_checkpoint", "latest"])
+
+    config = MaskGitConfig.from_pretrained(tmp_path / "out" / "final")
+    assert config.num_classes == 2 and config.id2label == {0: "cats", 1: "dogs"}
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert {line["step"]: line["epoch"] for line in lines}[6] == 1  # 6 batches of 4 for 12 images in 2 views
+
+
 def test_images_are_held_out_with_all_their_views(
     tokens: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
