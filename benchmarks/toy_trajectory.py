@@ -14,7 +14,7 @@ import PIL.Image
 import torch
 from torch import nn
 
-from hf_vq.modeling.quantizer_vq import VectorQuant, no_vq
+from hf_vq import VectorQuant, no_vq
 from hf_vq.plots.style import FAINT, FRAME, INK, PAPER, RUN_COLORS, legend_below, new_figure, picture, style
 
 LR, BETA, NU = 0.55, 0.7, 0.3
