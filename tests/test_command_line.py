@@ -50,7 +50,7 @@ def test_the_overview_has_a_line_for_each_command(capsys: pytest.CaptureFixture[
         assert callable(command.main)
         line = next(line for line in listed.splitlines() if line.startswith(f"  {name} "))
         summary = str(command.__doc__).split("\n")[0]
-        assert summary.startswith(line.removeprefix(f"  {name}").strip())
+        assert summary.partition(". ")[0].removesuffix(".") == line.removeprefix(f"  {name}").strip()
         assert len(line) <= 119, line
 
 

@@ -22,7 +22,7 @@ LAYERS = (
     {"kinds"},
     {"hub"},
     {"data", "convert"},
-    {"training", "evaluation"},
+    {"training", "evaluation", "app"},
     {"commands"},
     {"scripts", "__main__"},
 )

@@ -10,6 +10,7 @@ import pytest
 import hf_vq
 
 ROOT = Path(__file__).parents[1]
+SAMPLES = ("emoji-generator", "emoji-tokenizer")
 
 
 def test_every_package_is_listed():
@@ -43,6 +44,7 @@ def test_package_data_is_shipped():
     """The sample images, the cards' template, the recipes and the marker for type checkers come with the package."""
     package = resources.files("hf_vq")
     names = ("py.typed", "data/noto_emoji_32/train.parquet", "data/noto_emoji_32/test.parquet")
+    names += tuple(f"samples/{name}/{file}" for name in SAMPLES for file in ("config.json", "model.safetensors"))
     for name in (*names, "cards/template.md", "recipes/noto_emoji_32.yaml"):
         assert (package / name).is_file()
 

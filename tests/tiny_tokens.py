@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -12,9 +12,6 @@ import torch
 
 from hf_vq import VQConfig, VQImageProcessor, VQModel
 from hf_vq.data.tokenize import TokenizationArguments
-
-if TYPE_CHECKING:
-    pass
 
 PROCESSOR = VQImageProcessor(image_size=16)
 
