@@ -18,6 +18,7 @@ from hf_vq.modeling.configuration_vq import VQConfig
 from hf_vq.modeling.configuration_vq_classifier import VQImageClassificationConfig
 from hf_vq.training.arguments import ImageTrainingArguments
 from hf_vq.training.base_arguments import NO_SPLIT
+from hf_vq.training.order import is_stream
 from hf_vq.utils.processes import on_each_node, processes_of_run, require_equal_on_nodes
 
 logger = logging.getLogger(__name__)
@@ -102,7 +103,12 @@ def check_images(dataset: Any, config: VQConfig | VQImageClassificationConfig, w
 def _check_first_item(dataset: Any, config: VQConfig | VQImageClassificationConfig, which: str) -> None:
     if isinstance(dataset, dict):  # a DatasetDict
         found, name = f"is a dict of {', '.join(map(repr, dataset))}", f"dataset[{next(iter(dataset), 'train')!r}]"
-    elif isinstance(dataset, datasets.IterableDataset) or (hasattr(dataset, "__getitem__") and len(dataset)):
+    elif not is_stream(dataset) and not hasattr(dataset, "__len__"):
+        raise ValueError(
+            f"The {which} set has no `__len__`, which rows by index need, for each epoch takes every row once. Give "
+            "its class one, or make it a `torch.utils.data.IterableDataset`."
+        )
+    elif isinstance(dataset, datasets.IterableDataset) or (not is_stream(dataset) and len(dataset)):
         first = next(iter(dataset), {}) if isinstance(dataset, datasets.IterableDataset) else dataset[0]
         if isinstance(first, Mapping) and isinstance(first.get("pixel_values"), (torch.Tensor, np.ndarray)):
             return

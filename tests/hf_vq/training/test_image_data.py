@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +67,34 @@ def test_what_the_message_advises_trains(streamed: bool, tmp_path: Path) -> None
 
     assert metrics["num_images"] == 8
     assert (tmp_path / "out" / "final" / "model.safetensors").is_file()
+
+
+class Stream(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
+    """A stream of one's own, which torch gives a `__getitem__` but no length."""
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        yield from [{"pixel_values": torch.rand(3, 32, 32)}] * 4
+
+
+class Rows:
+    """Rows by index, with no length."""
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"pixel_values": torch.rand(3, 32, 32)}
+
+
+def test_a_stream_of_ones_own_trains_and_is_measured_on(tmp_path: Path) -> None:
+    """It is not asked for its length, nor for its first item, which would be gone."""
+    trainer = make_trainer(tmp_path / "out", Stream(), Stream())
+
+    metrics = trainer.train()
+    trainer.close()
+
+    assert metrics["num_images"] == 4
+
+
+def test_rows_without_a_length_are_told(tmp_path: Path) -> None:
+    """Which rows a step takes can't be drawn without knowing how many there are."""
+    with pytest.raises(ValueError, match="The training set has no `__len__`"):
+        make_trainer(tmp_path / "out", Rows())
+    assert not (tmp_path / "out").exists()
