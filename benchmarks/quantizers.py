@@ -94,7 +94,7 @@ def run(key: dict[str, Any], candidate: Candidate, photos: Path | None) -> dict[
         metrics = autoencoder.evaluate(model, test, model.config.num_codes)
         if network is not None:
             metrics["network_distance"] = network_distance(model, test, network)
-    metrics["milliseconds"] = 1000 * clock.seconds / key["steps"]
+    metrics["cpu_milliseconds"] = 1000 * clock.cpu_seconds / key["steps"]  # of wall time, other rows may take a part
     metrics["memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {**key, **dataclasses.asdict(candidate), **metrics}
 
@@ -146,7 +146,7 @@ def table(records: list[dict[str, Any]], data: str, steps: int) -> str:
             "network",
             "codes used",
             "perplexity",
-            "ms a step",
+            "CPU ms a step",
             "MB",
             "seeds",
         ]
@@ -163,7 +163,7 @@ def table(records: list[dict[str, Any]], data: str, steps: int) -> str:
                 mean_deviation(of["network_distance"], 3),
                 "" if no_codes else mean_deviation([100 * value for value in of["usage"]], 1) + "%",
                 "" if no_codes else mean_deviation(of["perplexity"], 0),
-                mean_deviation(of["milliseconds"], 0),
+                mean_deviation(of["cpu_milliseconds"], 0),
                 mean_deviation(of["memory_mb"], 0),
                 ", ".join(map(str, of["seed"])),
             ]
@@ -199,10 +199,10 @@ def main() -> None:
             rows = [(kind, row) for kind in every for row in (every[kind] if options.tune else [None])]
             if not options.tune:
                 rows.append((FLOOR, every["plain VQ"][1]))
-            for kind, row in rows:
+            for kind, given in rows:
                 if options.kinds and kind not in options.kinds:
                     continue
-                candidate = row or chosen(records, kind, num_codes)
+                candidate = given or chosen(records, kind, num_codes)
                 if candidate is None:
                     print(f"{kind}, {num_codes:,} codes: not tuned yet, see --tune")
                     continue
@@ -216,7 +216,8 @@ def main() -> None:
                 }
                 if holds(records, key | {"knobs": candidate.knobs}):
                     continue
-                records.append(alone({**key, "threads": options.threads}, candidate, options.photos))
+                row = alone({**key, "threads": options.threads}, candidate, options.photos)
+                records = [*load_records(path), row]  # anew, for another process may run other kinds
                 print(json.dumps(records[-1]), flush=True)
                 save_records(path, protocol, records, table(records, options.data, STEPS["table"]))
     print(table(records, options.data, options.steps or STEPS["table"]))
