@@ -96,7 +96,7 @@ def run(key: dict[str, Any], candidate: Candidate, photos: Path | None) -> dict[
             metrics["network_distance"] = network_distance(model, test, network)
     metrics["cpu_milliseconds"] = 1000 * clock.cpu_seconds / key["steps"]  # of wall time, other rows may take a part
     metrics["memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {**key, **dataclasses.asdict(candidate), **metrics}
+    return {**dataclasses.asdict(candidate), **key, **metrics}  # with the number of codes that was asked for
 
 
 def alone(*arguments: Any) -> dict[str, Any]:
