@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import statistics
 import sys
 import tempfile
 import time
@@ -105,7 +106,7 @@ def bare_steps(side: int, dataset: Any, workers: int) -> Iterator[None]:
 
 
 def timed(tasks: dict[str, Callable[[], Iterator[None]]], steps: int, rounds: int, warm_up: int) -> dict[str, float]:
-    """Milliseconds a step, the least of rounds that the tasks take in turns."""
+    """Milliseconds a step, the medians of rounds that the tasks take in turns, and that of the first two's ratios."""
     running = {name: task() for name, task in tasks.items()}
     times: dict[str, list[float]] = {name: [] for name in tasks}
     for iterator in running.values():
@@ -119,7 +120,9 @@ def timed(tasks: dict[str, Callable[[], Iterator[None]]], steps: int, rounds: in
             times[name].append((time.perf_counter() - began) / steps * 1000)
     for iterator in running.values():
         iterator.close()  # type: ignore[attr-defined]
-    return {name: min(values) for name, values in times.items()}
+    first, second = list(times.values())[:2]
+    ratio = statistics.median(mine / other for mine, other in zip(first, second, strict=True))
+    return {name: statistics.median(values) for name, values in times.items()} | {"ratio": ratio}
 
 
 def measure_training(side: int, streaming: bool, workers: int, steps: int, rounds: int) -> dict[str, Any]:
@@ -154,7 +157,7 @@ def measure_compiled(side: int, steps: int, rounds: int) -> dict[str, Any]:
         folder = Path(tempfile.gettempdir()) / f"compiled-{compiled}"
         return trainer_steps(make_trainer(side, ImageDataset(rows, side), folder, 0, torch_compile=compiled))
 
-    tasks = {"eager": lambda: task(False), "compiled": lambda: task(True)}
+    tasks = {"compiled": lambda: task(True), "eager": lambda: task(False)}
     return {"part": "compiled", "size": side, **timed(tasks, steps, rounds, warm_up=4)}
 
 
@@ -230,11 +233,6 @@ def table(records: list[dict[str, Any]]) -> str:
             for record in records
             if record["part"] == part
         ]
-        for row in rows:
-            if "bare loop" in row:
-                row["ratio"] = row["trainer"] / row["bare loop"]
-            if "compiled" in row:
-                row["ratio"] = row["compiled"] / row["eager"]
         names = list(dict.fromkeys(name for row in rows for name in row))
         lines += [f"**{part}**", "", "| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
         for row in rows:
@@ -250,10 +248,15 @@ def main() -> None:
     parts = ["reading", "memory", "training-32", "training-256", "compiled"]
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--parts", nargs="+", default=parts, choices=parts)
-    parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--rounds", type=int, default=5)
+    # Whole epochs: a part of one would be read ahead, and a bare loop's workers would never start anew.
+    parser.add_argument("--epochs", type=int, default=1, help="of a round")
+    parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
     path = RESULTS / "scale.json"
+
+    def steps(side: int) -> int:
+        return options.epochs * SIZES[side]["images"] // SIZES[side]["batch"]
+
     datasets.disable_progress_bars()
     records = load_records(path)
     for part in options.parts:
@@ -262,21 +265,16 @@ def main() -> None:
         elif part == "memory":
             new = measure_memory()
         elif part == "compiled":
-            new = [measure_compiled(32, options.steps, options.rounds)]
+            new = [measure_compiled(32, steps(32), options.rounds)]
         else:
             side = int(part.split("-")[1])
             cases = [(streaming, workers) for streaming in (False, True) for workers in (0, 2)]
             new = []
             for case in cases:
-                new.append(measure_training(side, *case, options.steps, options.rounds))
+                new.append(measure_training(side, *case, steps(side), options.rounds))
                 print(new[-1], flush=True)
         records = [record for record in records if record["part"] != part] + new
-        protocol = {
-            "steps": options.steps,
-            "rounds": options.rounds,
-            "threads": torch.get_num_threads(),
-            "sizes": SIZES,
-        }
+        protocol = {"epochs": options.epochs, "rounds": options.rounds, "threads": torch.get_num_threads()}
         save_records(path, protocol | {"sizes": SIZES}, records, table(records))
     print(table(records))
 
