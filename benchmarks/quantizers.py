@@ -108,11 +108,12 @@ def alone(*arguments: Any) -> dict[str, Any]:
 def chosen(records: list[dict[str, Any]], kind: str, num_codes: int) -> Candidate | None:
     """The candidate with the lowest error, or None if some have not been tried."""
     tried = [r for r in records if (r["part"], r["kind"], r["num_codes"]) == ("tuning", kind, num_codes)]
+    errors = {record["knobs"]: record["mse"] for record in tried}
     every = candidates(num_codes)[kind]
-    if len(tried) < len(every):
+    if any(candidate.knobs not in errors for candidate in every):
         return None
-    best = min(tried, key=lambda record: record["mse"] if math.isfinite(record["mse"]) else math.inf)
-    return next(candidate for candidate in every if candidate.knobs == best["knobs"])
+    finite = {name: error if math.isfinite(error) else math.inf for name, error in errors.items()}
+    return min(every, key=lambda candidate: finite[candidate.knobs])
 
 
 def leads(best: list[float], other: list[float]) -> bool:

@@ -50,13 +50,13 @@ def candidates(num_codes: int) -> dict[str, list[Candidate]]:
     late = {"replace_freq": max(20, 10 * num_codes // 2048), "replace_policy": "kmeans"}
     full = {**RECOMMENDED_QUANTIZER, **(late if num_codes > 4096 else {})}
     return {
-        "full method": grid(full, (3, 4, 8), (1.0, 0.3)),
-        "full method with a Wasserstein term": grid(full, (3, 4, 8), (1.0,), wasserstein_weight=(0.1, 1.0)),
-        "full method without synchronized commitment": grid({**full, "sync_nu": 0.0}, (3, 4, 8), (1.0, 0.3)),
-        "plain VQ": grid(PLAIN, (3, 4, 8), (1.0, 0.3)),
-        "plain VQ with a Wasserstein term": grid(PLAIN, (3, 4, 8), (1.0,), wasserstein_weight=(0.1, 1.0)),
-        "EMA": grid(EMA, (3, 4, 8), (1.0, 0.25)),
-        "EMA, rotation trick": grid({**EMA, "gradient_estimator": "rotation"}, (3, 4, 8), (1.0, 0.25)),
+        "full method": grid(full, (3, 4), (1.0, 0.3, 0.1)),
+        "full method with a Wasserstein term": grid(full, (3, 4, 8), (0.3,), wasserstein_weight=(0.1, 1.0)),
+        "full method without synchronized commitment": grid({**full, "sync_nu": 0.0}, (3, 4), (1.0, 0.3, 0.1)),
+        "plain VQ": grid(PLAIN, (3, 4), (1.0, 0.3, 0.1)),
+        "plain VQ with a Wasserstein term": grid(PLAIN, (3, 4, 8), (0.3,), wasserstein_weight=(0.1, 1.0)),
+        "EMA": grid(EMA, (3, 4), (1.0, 0.25, 0.1)),
+        "EMA, rotation trick": grid({**EMA, "gradient_estimator": "rotation"}, (3, 4), (1.0, 0.25, 0.1)),
         "DiVeQ": grid({**KEPT, "gradient_estimator": "diveq"}, (3, 4, 8), (0.0, 0.1)),
         "DiVeQ with alternating steps": grid(
             {**full, "sync_nu": 0.0, "gradient_estimator": "diveq"}, (3, 4, 8), (0.0, 0.1)

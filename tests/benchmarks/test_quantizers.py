@@ -62,7 +62,7 @@ def test_the_table_stars_what_is_behind_beyond_the_noise(modules) -> None:
 
 
 def test_the_best_candidate_is_chosen_when_all_were_tried(modules) -> None:
-    """One that did not stay finite never is."""
+    """One that did not stay finite never is, nor one that is no candidate any more."""
     benchmark, rows = modules[0], modules[1].candidates(1024)["SimVQ"]
     errors = [5.0, float("nan"), 3.0, 4.0, 6.0, 7.0]
     records = [
@@ -70,6 +70,9 @@ def test_the_best_candidate_is_chosen_when_all_were_tried(modules) -> None:
     ]
     assert benchmark.chosen(records[:5], "SimVQ", 1024) is None
     assert benchmark.chosen(records, "SimVQ", 1024).knobs == rows[2].knobs
+    former = record("SimVQ", 1.0, 0, part="tuning", knobs="no candidate any more")
+    assert benchmark.chosen([*records, former], "SimVQ", 1024).knobs == rows[2].knobs
+    assert benchmark.chosen([*records[:5], former], "SimVQ", 1024) is None
 
 
 def test_a_trial_is_run_once(benchmark: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
