@@ -75,8 +75,9 @@ def bound(key: dict[str, Any], train: torch.Tensor, test: torch.Tensor) -> dict[
         vectors = vectors_of(model, train).flatten(0, -2)
     torch.manual_seed(seed)
     chosen = torch.randperm(len(vectors))[: 256 * num_codes]
+    codebook: Any = model.quantize.codebook
     with torch.no_grad():
-        model.quantize.codebook.weight.copy_(kmeans(vectors[chosen], num_codes))
+        codebook.weight.copy_(kmeans(vectors[chosen], num_codes))
     found["codes put in"] = error(model)
     adapt_decoder(model, train, steps, seed)
     found["decoder adapted"] = error(model)
