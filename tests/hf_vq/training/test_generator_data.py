@@ -16,7 +16,7 @@ from hf_vq.data.token_stream import TokenStream
 from hf_vq.training.generator_data import check_tokens
 
 from .generator_runs import MakeTrainer, token_set
-from .test_generator_resume import stop_after
+from .stopped_runs import stop_after
 
 
 class Stream(IterableDataset[dict[str, Any]]):

@@ -14,24 +14,7 @@ from hf_vq.training.checkpoints import STATE_FILE, CheckpointError
 from hf_vq.utils.hashes import weights_sha256
 
 from .generator_runs import MakeTrainer
-
-
-class Stopped(Exception):
-    """What a test stops a run with."""
-
-
-def stop_after(trainer: Any, step: int) -> None:
-    """Lets a trainer run until a step is done, without saving there, as a kill would."""
-    train_step = trainer.train_step
-
-    def stopping(batches: Any) -> Any:
-        if trainer.step == step:
-            raise Stopped
-        return train_step(batches)
-
-    trainer.train_step = stopping
-    with pytest.raises(Stopped):
-        trainer.train()
+from .stopped_runs import stop_after
 
 
 def test_a_resumed_run_equals_the_uninterrupted_one(

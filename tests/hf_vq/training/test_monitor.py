@@ -16,28 +16,12 @@ from hf_vq.training.monitor import CodebookMonitor, _shown
 from hf_vq.training.random_state import random_state
 from hf_vq.training.snapshots import CodebookSnapshot, load_snapshots
 
+from .stopped_runs import stop_after
+
 MakeTrainer = Callable[..., Any]
 
 
 SEEN = (0, 1, 2, 4, 5)  # five of seven images, evenly spaced
-
-
-class Stopped(Exception):
-    """What a test stops a run with."""
-
-
-def stop_after(trainer: Any, step: int) -> None:
-    """Lets a trainer run until a step is done, without saving there, as a kill would."""
-    train_step = trainer.train_step
-
-    def stopping(batches: Any) -> Any:
-        if trainer.step == step:
-            raise Stopped
-        return train_step(batches)
-
-    trainer.train_step = stopping
-    with pytest.raises(Stopped):
-        trainer.train()
 
 
 def assert_same_snapshots(first: list[CodebookSnapshot], second: list[CodebookSnapshot]) -> None:

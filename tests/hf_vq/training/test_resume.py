@@ -15,25 +15,9 @@ from hf_vq.training.checkpoints import STATE_FILE, CheckpointError, list_checkpo
 from hf_vq.training.run_folder import OutputFolderInUseError
 from hf_vq.training.trainer import NonFiniteLossError
 
+from .stopped_runs import stop_after
+
 MakeTrainer = Callable[..., Any]
-
-
-class Stopped(Exception):
-    """What a test stops a run with."""
-
-
-def stop_after(trainer: Any, step: int) -> None:
-    """Lets a trainer run until a step is done, without saving there, as a kill would."""
-    train_step = trainer.train_step
-
-    def stopping(batches: Any) -> Any:
-        if trainer.step == step:
-            raise Stopped
-        return train_step(batches)
-
-    trainer.train_step = stopping
-    with pytest.raises(Stopped):
-        trainer.train()
 
 
 def test_a_resumed_run_equals_the_uninterrupted_one(
