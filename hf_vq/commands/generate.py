@@ -27,6 +27,7 @@ from hf_vq.modeling.modeling_maskgit import MaskGitModel
 from hf_vq.modeling.options_maskgit import MaskGitSampling
 from hf_vq.plots.canvases import render, to_grid
 from hf_vq.utils.fields import RepeatedFields
+from hf_vq.utils.text import counted
 
 SAMPLING = RepeatedFields(MaskGitSampling)
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -105,7 +106,7 @@ def main(words: list[str]) -> None:
         else:
             images, frames = generate(model, labels, count, options, sampling)
             write(images, frames, options.output, options.duration)
-            print(f"Wrote {_number(len(images), 'image')} to {options.output}")
+            print(f"Wrote {counted(len(images), 'image')} to {options.output}")
 
 
 def kind_of(output: Path) -> Literal["picture", "animation", "folder"]:
@@ -184,17 +185,13 @@ def write_sweep(sweep: dict[float, list[Image.Image]], output: Path) -> None:
         labels = [f"guidance {scale:g}" for scale in sweep]
         output.parent.mkdir(parents=True, exist_ok=True)
         save_picture(sample_sheet(images, row_labels=labels, columns=total // len(sweep)), output)
-    print(f"Wrote {_number(total, 'image')} with {_number(len(sweep), 'guidance scale')} to {output}")
+    print(f"Wrote {counted(total, 'image')} with {counted(len(sweep), 'guidance scale')} to {output}")
 
 
 def save_picture(picture: Image.Image, output: Path) -> None:
     """Saves a picture as the name says, JPEGs at a quality at which pixels stay sharp."""
     options: dict[str, Any] = {"quality": 95, "subsampling": 0} if output.suffix.lower() in (".jpg", ".jpeg") else {}
     picture.save(output, **options)
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from hf_vq.utils.hashes import file_sha256, json_sha256
 from hf_vq.utils.locks import FolderLock, FolderLockedError
 from hf_vq.utils.processes import on_main_process
 from hf_vq.utils.settings import differences
-from hf_vq.utils.text import first_line, shorten
+from hf_vq.utils.text import counted, first_line, shorten
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -156,7 +156,8 @@ def finish(folder: Path, split: str, num_shards: int) -> None:
         ],
     }
     _write(manifest, folder)
-    logger.info("%s: %d rows of %d images in %d file(s)", split, num_rows, num_images, num_shards)
+    found = counted(num_rows, "row"), counted(num_images, "image"), counted(num_shards, "file")
+    logger.info("%s: %s of %s in %s", split, *found)
     if skipped:
         logger.warning(
             "%s: skipped %d of %d images that cannot be read: %s",

@@ -74,7 +74,7 @@ from hf_vq.utils.processes import (
     require_shared_folder,
 )
 from hf_vq.utils.progress import progress
-from hf_vq.utils.text import public_name
+from hf_vq.utils.text import counted, public_name
 
 logger = logging.getLogger(__name__)
 
@@ -245,7 +245,8 @@ def tokenize_split(
     mine = missing[first:end]
     silent = args.disable_tqdm or not state.is_main_process
     tokens, rows_of = settings["image_tokens"], _RowsOf(images, stream)
-    logger.info("%s: tokenizing in %d process(es) on %s", split, state.num_processes, model.device.type)
+    processes = counted(state.num_processes, "process", "processes")
+    logger.info("%s: tokenizing in %s on %s", split, processes, model.device.type)
     with (
         _computing_threads(args.cpu_threads),
         ThreadPoolExecutor(args.num_threads) as executor,

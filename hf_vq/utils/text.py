@@ -27,6 +27,11 @@ def shorten(names: Collection[str], limit: int = MAX_NAMES, *, quoted: bool = Fa
     return ", ".join(repr(name) if quoted else name for name in islice(names, limit)) + more
 
 
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """A number and what it counts: "1 image", "1,700 images", "2 processes"."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
 def first_line(reason: BaseException) -> str:
     """What an error says, without the lines that follow, for a message of one line."""
     return next(iter(str(reason).strip().splitlines()), "").rstrip(".") or type(reason).__name__

@@ -116,7 +116,7 @@ def test_two_killed_processes_end_with_the_files_of_one(
     log = finish(start(tokenizer, killed, "--streaming"))  # where every process reads rows of its own
     main(["--tokenizer", tokenizer, "--output_dir", str(tmp_path / "straight"), *WORDS, "--disable_tqdm"])
 
-    assert "tokenizing in 2 process(es) on cpu" in log, log
+    assert "tokenizing in 2 processes on cpu" in log, log
     assert len(list(killed.glob("*.parquet"))) == SHARDS
     assert contents(killed) == contents(tmp_path / "straight")
     assert len(load_token_dataset(killed, "test", tokenizer=tokenizer)) == 4 * 206

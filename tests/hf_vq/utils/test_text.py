@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_vq.utils.text import is_hub_id, public_name, shorten
+from hf_vq.utils.text import counted, is_hub_id, public_name, shorten
 
 
 def test_long_lists_are_cut_and_counted() -> None:
@@ -17,6 +17,12 @@ def test_long_lists_are_cut_and_counted() -> None:
     assert shorten(names[:10]).endswith(", 9.png") and shorten([]) == ""
     assert shorten(names).endswith(", 9.png and 2,001 more")
     assert shorten({"a": 1, "b": 2, "c": 3}, 2, quoted=True) == "'a', 'b' and 1 more"
+
+
+def test_one_is_no_plural() -> None:
+    """Thousands are separated, and a plural of its own can be said."""
+    assert [counted(count, "file") for count in (0, 1, 1700)] == ["0 files", "1 file", "1,700 files"]
+    assert [counted(count, "process", "processes") for count in (1, 2)] == ["1 process", "2 processes"]
 
 
 def test_links_and_patterns_in_public_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
