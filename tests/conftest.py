@@ -34,6 +34,7 @@ os.environ |= {"HF_ENDPOINT": _SERVER.url, "HF_HOME": _HOME.name, "HF_HUB_DISABL
 # Marker -> the package whose older versions lack something, the version that brought it, and what it is.
 _LATER: dict[str, tuple[str, tuple[int, int], str]] = {
     "compiles": ("torch", (2, 8), "compiling and exporting the models"),
+    "shards": ("torch", (2, 7), "sharding weights with quantizers left whole"),
     "same_numbers": ("torch", (2, 8), "the floating point numbers of the stored runs"),
     "local_code": ("transformers", (5, 12), "loading the code of a local folder whose files import each other"),
     "module_names": ("transformers", (5, 20), "this name of a module in a backbone"),

@@ -47,6 +47,7 @@ def ranks(folder: Path) -> list[dict[str, Any]]:
     return run(folder, "train", 2)
 
 
+@pytest.mark.shards
 @pytest.mark.parametrize("kind", ["generator", "tokenizer"])
 def test_sharded_training_is_that_of_whole_copies(ranks: list[dict[str, Any]], folder: Path, kind: str) -> None:
     """Losses and gradients of 20 steps, weights and averages at the end, and what is measured; half the memory."""
@@ -66,6 +67,7 @@ def test_sharded_training_is_that_of_whole_copies(ranks: list[dict[str, Any]], f
     assert all(torch.isfinite(weight).all() for weight in final.parameters())
 
 
+@pytest.mark.shards
 def test_four_sharded_processes_go_on_with_the_run_of_two(ranks: list[dict[str, Any]], folder: Path) -> None:
     """With the same images per step, the losses of two processes with whole copies follow, but for rounding."""
     resumed = run(folder, "resume", 4)

@@ -46,6 +46,7 @@ def test_the_launcher_is_followed(
     assert args.fsdp is False
 
 
+@pytest.mark.shards
 def test_shards_are_the_trainers_own(monkeypatch: pytest.MonkeyPatch, make_trainer: MakeTrainer) -> None:
     """`--use_fsdp` of a launcher is `--fsdp`. Accelerate does not hear of it, and one process has nothing to shard."""
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
@@ -69,7 +70,12 @@ def test_shards_are_the_trainers_own(monkeypatch: pytest.MonkeyPatch, make_train
         ({}, {"mixed_precision": "fp16", "use_cpu": True}, "fp16 needs a GPU, and this run computes on the CPU"),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "asks for DeepSpeed"),
         ({"ACCELERATE_USE_FSDP": "true"}, {"fsdp": False}, r"fsdp is on \(--use_fsdp\) for the launcher and False in"),
-        ({}, {"fsdp": True, "torch_compile": True}, "fsdp does not go with torch_compile: leave"),
+        pytest.param(
+            {},
+            {"fsdp": True, "torch_compile": True},
+            "fsdp does not go with torch_compile: leave",
+            marks=pytest.mark.shards,
+        ),
         ({"ACCELERATE_USE_MEGATRON_LM": "true"}, {}, "asks for Megatron-LM"),
         ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, {}, "asks for a parallelism config"),
     ],
